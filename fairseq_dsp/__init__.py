@@ -1,0 +1,13 @@
+"""fairseq_dsp: train a Transformer under a budget of attention heads, and get a checkpoint with exactly that many.
+
+The plug-in's entry: `--user-dir fairseq_dsp` imports this package, which registers the task, the architectures, the
+criterion and the optimizer with fairseq.
+"""
+
+__version__ = "0.1.0"
+
+import fairseq_dsp.compat  # isort: skip  # noqa: F401  # first: repairs what the others rely on
+import fairseq_dsp.criterion
+import fairseq_dsp.model
+import fairseq_dsp.optim
+import fairseq_dsp.task  # noqa: F401

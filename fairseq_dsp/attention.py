@@ -1,0 +1,303 @@
+"""`PrunableAttention`: multi-head attention with any number of heads, none included, and a gate on every head.
+
+    Attention(X, Y) = sum_i  g_i · softmax(X Q_i (Y K_i)^T / sqrt(d)) Y V_i O_i  +  b
+
+i runs over the h heads that exist, g_i is the gate of a head (1 where no gates are installed), b the output bias. The
+gates scale the columns of the output projection, which is the same function as scaling every head's context but costs
+C x C instead of T x B x C, and it holds on every path, because every path ends in that projection.
+
+It takes the place of fairseq's `MultiheadAttention` after construction (`surgery.make_prunable`) and keeps its parameter
+names, so that dense checkpoints load. Where the attention weights are not asked for it calls PyTorch's fused kernel, in
+cross-attention too, where stock fairseq never does. Shapes: B batch, T query length, S key length, C embedding, h heads,
+d head size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Dict, Optional, Protocol, Tuple  # noqa: UP035 (TorchScript reads these)
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_instances = itertools.count()
+
+
+class Gates(Protocol):
+    """What a site asks for its gates, anew in every forward pass."""
+
+    def __call__(self) -> Tensor:
+        """The gates of the site's heads: [h], float32."""
+
+
+class PrunableAttention(nn.Module):
+    """Multi-head attention over the heads that exist.
+
+    Args:
+        attention: fairseq's attention whose projections (and dropout) this one takes over.
+
+    Attributes:
+        num_heads: h, heads that exist.
+        head_dim: d, the size of a head; independent of h.
+        gates: what yields the gates [h], or None.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.embed_dim: int = attention.embed_dim
+        self.num_heads: int = attention.num_heads
+        self.head_dim: int = attention.head_dim
+        self.self_attention: bool = attention.self_attention
+        self.encoder_decoder_attention: bool = attention.encoder_decoder_attention
+        self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
+        self.out_proj = attention.out_proj
+        self.dropout_module = attention.dropout_module
+        self.beam_size = 1
+        self.gates: Gates | None = None
+        # fairseq keeps one flat dictionary of caches for the whole decoder
+        self.cache_key = f"prunable_attention_{next(_instances)}.attn_state"
+
+    def keep_heads(self, heads: Sequence[int]) -> None:
+        """Removes every other head, for good: rows of q, k and v, columns of the output projection.
+
+        Args:
+            heads: which of the heads that exist now to keep, in increasing order; may be empty.
+        """
+        rows = head_rows(heads, self.head_dim).to(self.out_proj.weight.device)
+        # A parameter without elements gets no gradient, and DistributedDataParallel waits for every parameter that wants one.
+        trainable = len(heads) > 0
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            projection.weight = _parameter(projection.weight, rows, 0, trainable)
+            if projection.bias is not None:
+                projection.bias = _parameter(projection.bias, rows, 0, trainable)
+            projection.out_features = rows.numel()
+        self.out_proj.weight = _parameter(self.out_proj.weight, rows, 1, trainable)
+        self.out_proj.in_features = rows.numel()
+        self.num_heads = len(heads)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor],
+        value: Optional[Tensor],
+        key_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Optional[Tensor] = None,
+        need_head_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Attends.
+
+        Args:
+            query: [T, B, C].
+            key: [S, B, C], or None where the cache holds it; with beam search B may be the beams' or the sentences'.
+            value: as key.
+            key_padding_mask: [B, S], true at padding.
+            incremental_state: the decoder's caches; ours holds keys and values of the heads that exist.
+            need_weights: return the attention weights, averaged over the heads: [B, T, S].
+            static_kv: keys and values do not change between steps.
+            attn_mask: [T, S], added to the scores.
+            need_head_weights: return the weights of every head: [h, B, T, S].
+
+        Returns:
+            output [T, B, C] and the weights; None for weights where they are not asked for or no head is left.
+        """
+        length, batch, _ = query.size()
+        if self.num_heads == 0:
+            return self._bias(query), None
+        k, v, key_padding_mask = self._keys_and_values(
+            query, key, value, key_padding_mask, incremental_state, static_kv
+        )
+        q = self._split(self.q_proj(query))
+        kv_batch = k.size(0)
+        if kv_batch != batch:  # beams of a sentence share its keys: lay them side by side as further queries
+            q = q.view(kv_batch, -1, self.num_heads, length, self.head_dim).transpose(1, 2)
+            q = q.reshape(kv_batch, self.num_heads, -1, self.head_dim)
+            if attn_mask is not None:
+                attn_mask = attn_mask.repeat(q.size(2) // length, 1)
+        mask = _additive_mask(attn_mask, key_padding_mask, q)
+        weights: Optional[Tensor] = None
+        if need_weights or need_head_weights:
+            context, weights = self._attend_with_weights(q, k, v, mask)
+        else:
+            dropout = self.dropout_module.p if self._dropout_applies() else 0.0
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if kv_batch != batch:
+            context = self._unfold_beams(context, batch, length)
+            if weights is not None:
+                weights = self._unfold_beams(weights, batch, length)
+        context = context.permute(2, 0, 1, 3).reshape(length, batch, self.num_heads * self.head_dim)
+        output, live = self._project(context)
+        if weights is not None:
+            weights = weights.transpose(0, 1)  # [h, B, T, S]
+            if live is not None:  # a masked head has no say in an alignment
+                weights = weights[live]
+            if weights.size(0) == 0:
+                weights = None
+            elif not need_head_weights:
+                weights = weights.mean(dim=0)
+        return output, weights
+
+    def _project(self, context: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+        """Output projection [T, B, C] of the gated heads, and which heads are live if a mask has removed some: [h] bool."""
+        if self.gates is None:
+            return self.out_proj(context), None
+        gates = self.gates()
+        columns = gates.repeat_interleave(self.head_dim)
+        # In float32 even for a half-precision model: the gradient of a gate sums C x d products.
+        weight = (self.out_proj.weight.float() * columns).to(self.out_proj.weight.dtype)
+        live = None if self.training else gates != 0
+        return F.linear(context, weight, self.out_proj.bias), live
+
+    def _bias(self, query: Tensor) -> Tensor:
+        """What a sublayer without heads still adds: its output bias. The norms around it act as always."""
+        bias = self.out_proj.bias
+        if bias is None:
+            return torch.zeros_like(query)
+        return bias.expand(query.size(0), query.size(1), -1)
+
+    def _keys_and_values(
+        self,
+        query: Tensor,
+        key: Optional[Tensor],
+        value: Optional[Tensor],
+        key_padding_mask: Optional[Tensor],
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
+        static_kv: bool,
+    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Keys and values [B, h, S, d], cached steps included, and the padding mask [B, S] that belongs to them."""
+        cache = self._get_input_buffer(incremental_state)
+        past_key, past_value = cache.get("prev_key"), cache.get("prev_value")
+        if static_kv and past_key is not None and past_value is not None:
+            return past_key, past_value, cache.get("prev_key_padding_mask")
+        if self.self_attention:
+            key = value = query
+        assert key is not None and value is not None
+        if self.encoder_decoder_attention and self.beam_size > 1 and query.size(1) == key.size(1):
+            # fairseq repeats the encoder's output for every beam; project it once a sentence
+            key = value = key.view(key.size(0), -1, self.beam_size, key.size(2))[:, :, 0]
+            if key_padding_mask is not None:
+                key_padding_mask = key_padding_mask.view(-1, self.beam_size, key_padding_mask.size(1))[:, 0]
+        k, v = self._split(self.k_proj(key)), self._split(self.v_proj(value))
+        if past_key is not None and past_value is not None:
+            key_padding_mask = _join_padding(
+                cache.get("prev_key_padding_mask"), key_padding_mask, k.size(0), past_key.size(2), k.size(2)
+            )
+            k, v = torch.cat([past_key, k], dim=2), torch.cat([past_value, v], dim=2)
+        if incremental_state is not None:
+            cache = {"prev_key": k, "prev_value": v, "prev_key_padding_mask": key_padding_mask}
+            self._set_input_buffer(incremental_state, cache)
+        return k, v, key_padding_mask
+
+    def _attend_with_weights(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+        scores = torch.matmul(q / math.sqrt(self.head_dim), k.transpose(2, 3))
+        if mask is not None:
+            scores = scores + mask
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+        return torch.matmul(self.dropout_module(weights.type_as(scores)), v), weights
+
+    def _dropout_applies(self) -> bool:
+        return self.dropout_module.training or self.dropout_module.apply_during_inference
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[T, B, h·d] -> [B, h, T, d]."""
+        return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+
+    def _unfold_beams(self, x: Tensor, batch: int, length: int) -> Tensor:
+        """[sentences, h, beams·T, n] -> [sentences·beams, h, T, n]."""
+        x = x.view(x.size(0), self.num_heads, -1, length, x.size(3)).transpose(1, 2)
+        return x.reshape(batch, self.num_heads, length, x.size(4))
+
+    # What fairseq's decoder layers, beam search and checkpoint loader ask of an attention.
+
+    def set_beam_size(self, beam_size: int) -> None:
+        """Tells how many hypotheses share a source sentence."""
+        self.beam_size = beam_size
+
+    @torch.jit.export
+    def reorder_incremental_state(
+        self, incremental_state: Dict[str, Dict[str, Optional[Tensor]]], new_order: Tensor
+    ) -> Dict[str, Dict[str, Optional[Tensor]]]:
+        """Follows the beam search's reshuffling of hypotheses."""
+        cache = self._get_input_buffer(incremental_state)
+        for name, cached in cache.items():
+            if cached is None:
+                continue
+            order = new_order
+            if self.encoder_decoder_attention:
+                if cached.size(0) * self.beam_size == new_order.size(0):
+                    return incremental_state  # one entry a sentence: beams may move within it
+                if self.beam_size > 1:  # sentences have left the batch
+                    order = new_order.reshape(-1, self.beam_size)[:, 0] // self.beam_size
+            cache[name] = cached.index_select(0, order)
+        if len(cache) > 0:
+            self._set_input_buffer(incremental_state, cache)
+        return incremental_state
+
+    def _get_input_buffer(
+        self, incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]]
+    ) -> Dict[str, Optional[Tensor]]:
+        empty: Dict[str, Optional[Tensor]] = {}
+        if incremental_state is None or self.cache_key not in incremental_state:
+            return empty
+        return incremental_state[self.cache_key]
+
+    def _set_input_buffer(
+        self, incremental_state: Dict[str, Dict[str, Optional[Tensor]]], buffer: Dict[str, Optional[Tensor]]
+    ) -> Optional[Dict[str, Dict[str, Optional[Tensor]]]]:
+        incremental_state[self.cache_key] = buffer
+        return incremental_state
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
+        """Splits the joint `in_proj_weight` and `in_proj_bias` of fairseq's oldest checkpoints."""
+        for kind in ("weight", "bias"):
+            joint = state_dict.pop(f"{name}.in_proj_{kind}", None)
+            if joint is not None:
+                for projection, part in zip("qkv", joint.chunk(3), strict=True):
+                    state_dict[f"{name}.{projection}_proj.{kind}"] = part
+
+
+def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
+    """Rows of q, k and v (columns of the output projection) that belong to the heads: [len(heads) · d]."""
+    starts = torch.tensor(list(heads), dtype=torch.long).unsqueeze(1) * head_dim
+    return (starts + torch.arange(head_dim)).flatten()
+
+
+def _parameter(parameter: Tensor, rows: Tensor, dim: int, trainable: bool) -> nn.Parameter:
+    # index_select copies: a view would drag the whole dense storage into the checkpoint
+    chosen = parameter.detach().index_select(dim, rows)
+    return nn.Parameter(chosen, requires_grad=trainable and parameter.requires_grad)
+
+
+def _additive_mask(attn_mask: Optional[Tensor], key_padding_mask: Optional[Tensor], q: Tensor) -> Optional[Tensor]:
+    """Both masks as one that is added to the scores: [T, S] or [B, 1, T or 1, S]; None without masks."""
+    mask = attn_mask
+    if mask is not None:
+        mask = mask.to(q.dtype)
+    if key_padding_mask is not None:
+        padding = key_padding_mask.to(torch.bool)[:, None, None, :]
+        if mask is None:
+            mask = torch.zeros(padding.size(), dtype=q.dtype, device=q.device)
+        mask = mask.masked_fill(padding, float("-inf"))
+    return mask
+
+
+def _join_padding(
+    past: Optional[Tensor], new: Optional[Tensor], batch: int, past_length: int, new_length: int
+) -> Optional[Tensor]:
+    """Padding masks of cached and new positions, either of which may be absent, as one: [B, S]."""
+    if past is None and new is None:
+        return None
+    if new is not None and new.size(1) == past_length + new_length:
+        return new  # covers the cached positions already
+    template = past if past is not None else new
+    assert template is not None
+    if past is None:
+        past = torch.zeros([batch, past_length], dtype=template.dtype, device=template.device)
+    if new is None:
+        new = torch.zeros([batch, new_length], dtype=template.dtype, device=template.device)
+    return torch.cat([past, new], dim=1)

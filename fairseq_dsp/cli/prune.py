@@ -1,0 +1,72 @@
+"""`fairseq-dsp-prune IN OUT`: rewrites a checkpoint so that only its chosen heads exist."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from fairseq_dsp.checkpoint import Rewrite, refuse_to_overwrite, rewrite, write_checkpoint
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.heads import STACK_NAMES, HeadLayout
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairseq-dsp-prune",
+        description="Rewrites a fairseq transformer checkpoint so that only the chosen attention heads exist.",
+    )
+    parser.add_argument("input", metavar="IN", help="checkpoint trained with a head budget, or any dense transformer's")
+    parser.add_argument("output", metavar="OUT", help="where to write the small checkpoint")
+    parser.add_argument("--layout", metavar="TEXT", help="keep these heads: enc:…/dec:…/cross:…, 1 or 0 for every head")
+    parser.add_argument("--unpruned-heads", metavar="K", help="keep the K most important heads, not the trained budget")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+        Refusal: the request cannot be honoured; nothing has been written.
+    """
+    args = get_parser().parse_args(arguments)
+    refuse_to_overwrite(args.output, args.force)
+    done = rewrite(args.input, args.layout, whole_number(args.unpruned_heads, "--unpruned-heads"))
+    write_checkpoint(done.state, args.output)
+    report(done, args.input, args.output)
+
+
+def cli_main() -> None:
+    with exit_on_refusal():
+        main()
+
+
+def whole_number(text: str | None, option: str) -> int | None:
+    """An option's number; a `Refusal` where it is none."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise Refusal(f"`{option}` must be a whole number, but is {text!r}.") from None
+
+
+def report(done: Rewrite, source: str, target: str) -> None:
+    """Prints the before/after table, the grid of kept heads and the layout."""
+    full = HeadLayout.full(done.layout.grid).by_type()
+    kept = done.layout.by_type()
+    table = Table(title=f"{source} -> {target}", title_justify="left")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    for stack, name in STACK_NAMES.items():
+        table.add_row(f"{name} heads", str(full[stack][1]), str(kept[stack][0]))
+    table.add_row("heads", str(done.layout.grid.total), str(done.layout.count))
+    table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
+    table.add_row("megabytes on disk", *(f"{os.path.getsize(path) / 1e6:.1f}" for path in (source, target)))
+    console = Console()
+    console.print(table)
+    print(done.layout.drawing())
+    print(f"layout {done.layout}")
+    print(f"checked: masked and rewritten model differ by at most {done.difference:.1e} in log-probability")

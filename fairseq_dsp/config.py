@@ -1,0 +1,142 @@
+"""Every option of ours that travels with the model, declared once. Read by `model`, `task`, `methods` and `checkpoint`.
+
+The options live in the checkpoint's `cfg.model`, next to fairseq's own, because plain `fairseq-generate` builds its task
+from the command line and would lose anything that only the task knows. `cfg.model` is an argparse Namespace after
+`fairseq-train` and an OmegaConf dict after `fairseq-hydra-train`; this module reads and writes both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+from fairseq_dsp.errors import Refusal
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """Options of head pruning. Help texts are the metadata; `None` means "not given"."""
+
+    head_selection: str | None = field(
+        default=None,
+        metadata={
+            "help": "how the heads are chosen: dsp (Gumbel soft top-K, the default), ste (straight-through top-K) or "
+            "fixed (drawn at random with --seed, or given by --head-layout, and trained from the start)",
+        },
+    )
+    unpruned_heads: int | None = field(default=None, metadata={"help": "K, how many heads the model may keep"})
+    head_layout: str | None = field(
+        default=None,
+        metadata={
+            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…) or a checkpoint to take it from"
+        },
+    )
+    pipelined: bool = field(
+        default=False,
+        metadata={"help": "train the importance variables alone, on top of a dense checkpoint (--finetune-from-model)"},
+    )
+    initial_temperature: float | None = field(
+        default=None, metadata={"help": "temperature of dsp at the first update (default: 0.1)"}
+    )
+    final_temperature: float | None = field(
+        default=None, metadata={"help": "temperature of dsp at the end of the cooldown (default: 1e-8)"}
+    )
+    cooldown_updates: int | None = field(
+        default=None,
+        metadata={"help": "updates after which the chosen heads are fixed (default: 15000, with --pipelined 250)"},
+    )
+    keep_sampling: bool = field(
+        default=False,
+        metadata={"help": "go on drawing heads after the cooldown, as the paper's code does, instead of fixing them"},
+    )
+    seed: int = 1
+
+    @classmethod
+    def from_model_cfg(cls, cfg: argparse.Namespace | DictConfig) -> PruningConfig:
+        """Reads the options from a model's cfg, filling in defaults.
+
+        Raises:
+            Refusal: a value of the wrong type, or a key that looks like a misspelt option of ours.
+        """
+        reasons = [
+            f"`{key}` is not an option; did you mean `{match}`?" for key, match in _misspelt_options(cfg).items()
+        ]
+        values: dict[str, Any] = {}
+        for option in fields(cls):
+            try:
+                values[option.name] = _convert(get_option(cfg, option.name, option.default), str(option.type))
+            except (TypeError, ValueError):
+                kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+                wanted = kind[str(option.type).split(" ")[0]]
+                reasons.append(f"{flag(option.name)} must be {wanted}, but is {get_option(cfg, option.name)!r}.")
+        if reasons:
+            raise Refusal(*reasons)
+        return cls(**values)
+
+
+def flag(name: str) -> str:
+    """The option as a user writes it: `unpruned_heads` -> `--unpruned-heads`."""
+    return "`--" + name.replace("_", "-") + "`"
+
+
+def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Declares the model's options for fairseq's command lines. The budget is declared by the task, the seed by fairseq."""
+    for option in fields(PruningConfig):
+        if option.name in ("unpruned_heads", "seed"):
+            continue
+        name = "--" + option.name.replace("_", "-")
+        if option.type == "bool":
+            parser.add_argument(name, action="store_true", help=option.metadata["help"])
+        else:
+            kind = {"int": int, "float": float, "str": str}[str(option.type).split(" ")[0]]
+            parser.add_argument(name, type=kind, help=option.metadata["help"])
+
+
+def get_option(cfg: argparse.Namespace | DictConfig, name: str, default: Any = None) -> Any:
+    """An option of a cfg of either kind; `default` where the cfg has none."""
+    value = cfg.get(name) if isinstance(cfg, DictConfig) else getattr(cfg, name, None)
+    return default if value is None else value
+
+
+def set_option(cfg: argparse.Namespace | DictConfig, name: str, value: Any) -> None:
+    """Writes an option into a cfg of either kind, in place, so that the checkpoint carries it."""
+    if isinstance(cfg, DictConfig):
+        with open_dict(cfg):
+            cfg[name] = value
+    else:
+        setattr(cfg, name, value)
+
+
+def _convert(value: Any, type_name: str) -> Any:
+    if value is None or type_name.startswith("str"):
+        return value if value is None else str(value)
+    if type_name.startswith("bool"):
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() not in ("true", "false"):
+            raise ValueError
+        return str(value).lower() == "true"
+    if type_name.startswith("int"):
+        if isinstance(value, bool) or isinstance(value, float) and value != int(value):
+            raise ValueError
+        return int(value)
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _misspelt_options(cfg: argparse.Namespace | DictConfig) -> dict[str, str]:
+    """Keys that only a typo explains: hydra has no schema for `model` and would accept them in silence."""
+    if not isinstance(cfg, DictConfig):
+        return {}  # argparse has refused unknown options already
+    ours = [option.name for option in fields(PruningConfig)]
+    found = {}
+    for key in map(str, cfg):
+        match = difflib.get_close_matches(key, ours, n=1, cutoff=0.8)
+        if key not in ours and match:
+            found[key] = match[0]
+    return found

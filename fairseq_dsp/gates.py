@@ -1,0 +1,171 @@
+"""`HeadGates`: the importance variables of a model and the gates they yield. Built by `model`, read by every site.
+
+One module a model owns all variables; an attention holds a `SiteGates`, a plain object that asks it for a slice (a
+shared module on every layer would appear in the state once a layer). In training the gates are drawn once a forward
+pass of the model. In evaluation they are a pure function of the parameters, because `fairseq-generate` calls encoder
+and decoder and never the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.methods import Method
+from fairseq_dsp.subset import hard_top_k
+
+# fairseq copies this attribute of a parameter into its float32 copies, so the optimizer can tell by it.
+IMPORTANCE_GROUP = "head_importance"
+
+_UNDECIDED = -1.0
+
+
+class HeadGates(nn.Module):
+    """Importance variables and gates of all heads of a model.
+
+    Args:
+        grid: the heads.
+        kept: K, how many of them the deployed model keeps.
+        method: how gates are made from importance while training.
+
+    Attributes:
+        importance: [H] float32, whatever the model's precision.
+        fixed_mask: [H] float32, the chosen heads (0/1) once the cooldown is over, -1 everywhere before. A float, because
+            fairseq's moving average multiplies every entry of the state.
+    """
+
+    def __init__(self, grid: HeadGrid, kept: int, method: Method) -> None:
+        super().__init__()
+        self.grid = grid
+        self.kept = kept
+        self.method = method
+        self.update = 0
+        self.importance = nn.Parameter(initial_importance(grid))
+        self.importance.param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
+        self.register_buffer("fixed_mask", torch.full((grid.total,), _UNDECIDED))
+        self._drawn: Tensor | None = None
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """fairseq calls this before every micro-batch, and before it loads a checkpoint."""
+        self.update = num_updates
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the kept heads are decided for good: the cooldown is over and the method fixes them then."""
+        return self.method.fixes_at is not None and self.update >= self.method.fixes_at
+
+    def decided_mask(self) -> Tensor:
+        """The heads that evaluation and rewriting keep, exactly K of them: [H], 0/1, no gradient."""
+        fixed = self.fixed_mask.detach()
+        # Anything but exact marks (an averaged state) falls back on the importance, which decided them.
+        if bool(((fixed == 0) | (fixed == 1)).all()) and int(fixed.sum()) == self.kept and fixed.numel():
+            return fixed
+        return hard_top_k(self.importance, self.kept)
+
+    def layout(self) -> HeadLayout:
+        """`decided_mask` as a layout of the grid."""
+        return HeadLayout.of_mask(self.grid, self.decided_mask())
+
+    def gates(self) -> Tensor:
+        """The gates of the current pass: [H] float32, with gradient in training."""
+        if not self.training:
+            return self.decided_mask()
+        return self._drawn if self._drawn is not None else self._draw()
+
+    def _draw(self) -> Tensor:
+        if not self.is_fixed:
+            return self.method.gates(self.importance, self.kept, self.update)
+        if self.fixed_mask.numel() and self.fixed_mask[0] == _UNDECIDED:
+            self.fixed_mask.copy_(hard_top_k(self.importance, self.kept))
+        # Zero times the importance keeps it in the graph: DistributedDataParallel waits for its gradient.
+        return self.decided_mask() + 0.0 * self.importance
+
+    def before_forward(self, model: nn.Module, inputs: Any) -> None:
+        """Hook of the model: one draw serves all sites, and its gradient is computed once."""
+        self._drawn = self._draw() if self.training else None
+
+    def after_forward(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """Hook of the model: forgets the draw, whose graph the backward pass frees."""
+        self._drawn = None
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Moves between devices with the model, but stays in float32 where it is halved."""
+        probe = fn(torch.empty(0, device=self.importance.device))
+        with torch.no_grad():
+            self.importance.data = self.importance.data.to(probe.device)
+            self.fixed_mask.data = self.fixed_mask.data.to(probe.device)
+        return self
+
+
+class SiteGates:
+    """The gates of one site, as its attention asks for them.
+
+    Args:
+        owner: the model's gates.
+        span: the site's slice of the flat order.
+    """
+
+    def __init__(self, owner: HeadGates, span: slice) -> None:
+        self.owner = owner
+        self.span = span
+        self.handed: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        return self.handed if self.handed is not None else self.owner.gates()[self.span]
+
+
+class GatedCheckpoint:
+    """Forward of a layer whose activations are recomputed (`--checkpoint-activations`).
+
+    fairseq's checkpointing runs the layer twice and backpropagates the second run by itself. Gates read from outside
+    would lead every layer's private backward pass into the one draw they share. So they are handed in as an input:
+    the layer sees the same values in both runs, and the draw gets one gradient.
+
+    Args:
+        forward: the layer's checkpointed forward, a partial of fairseq's wrapper over (inner forward, offload).
+        sites: the gates of the layer's attentions.
+    """
+
+    def __init__(self, forward: functools.partial, sites: list[SiteGates]) -> None:
+        self.sites = sites
+        self.wrapper = forward.func
+        self.inner, *self.rest = forward.args
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapper(self._forward_with, *self.rest, *(site() for site in self.sites), *args, **kwargs)
+
+    def ungated(self) -> functools.partial:
+        """The checkpointed forward as fairseq made it."""
+        return functools.partial(self.wrapper, self.inner, *self.rest)
+
+    def _forward_with(self, *args: Any, **kwargs: Any) -> Any:
+        count = len(self.sites)
+        for site, gates in zip(self.sites, args[:count], strict=True):
+            site.handed = gates
+        try:
+            return self.inner(*args[count:], **kwargs)
+        finally:
+            for site in self.sites:
+                site.handed = None
+
+
+class ConstantGates:
+    """Gates that never change: the masked model that a rewritten one is compared with."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self) -> Tensor:
+        return self.mask
+
+
+def initial_importance(grid: HeadGrid) -> Tensor:
+    """Xavier-uniform values for a matrix of sites x heads (Li et al. 2021, official code): [H] float32."""
+    sites = [site for site in grid.sites if grid.heads(site)]
+    widest = max((grid.heads(site) for site in sites), default=0)
+    bound = (6.0 / max(len(sites) + widest, 1)) ** 0.5
+    return torch.empty(grid.total).uniform_(-bound, bound)

@@ -1,0 +1,110 @@
+"""Differentiable subset pruning (Li, Cotterell and Sachan, TACL 2021) and its straight-through form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.subset import annealed_temperature, gumbel_noise, relaxed_top_k, straight_through_top_k
+
+# The paper's recipe for IWSLT14 (its repository's README).
+INITIAL_TEMPERATURE, FINAL_TEMPERATURE = 0.1, 1e-8
+COOLDOWN_UPDATES, PIPELINED_COOLDOWN_UPDATES = 15000, 250
+
+
+def cooldown_of(config: PruningConfig) -> int:
+    """S, in updates: as given, or the paper's."""
+    if config.cooldown_updates is not None:
+        return config.cooldown_updates
+    return PIPELINED_COOLDOWN_UPDATES if config.pipelined else COOLDOWN_UPDATES
+
+
+@dataclass(frozen=True)
+class DifferentiableSubset:
+    """Gates are a relaxed sample of K heads whose temperature falls until the sample is hard.
+
+        g = relaxed_top_k(w + Gumbel(seed, update), K, t(update))        (Li et al. 2021)
+
+    The noise is one draw an update. When the cooldown is over the K most important heads are fixed, unless the paper's
+    endless sampling is asked for.
+    """
+
+    name: ClassVar[str] = "dsp"
+    learned: ClassVar[bool] = True
+    seed: int
+    initial_temperature: float
+    final_temperature: float
+    cooldown_updates: int
+    fixes_at: int | None
+
+    @classmethod
+    def objections(cls, config: PruningConfig) -> list[str]:
+        initial, final = _temperatures(config)
+        found = _cooldown_objections(config)
+        for name, value in (("initial_temperature", initial), ("final_temperature", final)):
+            if not 0 < value < float("inf"):
+                found.append(f"{flag(name)} must be a number above 0, but is {value}.")
+        if not found and final > initial:
+            found.append(f"{flag('final_temperature')} must be at most the initial one ({initial}), but is {final}.")
+        return found
+
+    @classmethod
+    def from_config(cls, config: PruningConfig) -> DifferentiableSubset:
+        initial, final = _temperatures(config)
+        cooldown = cooldown_of(config)
+        return cls(config.seed, initial, final, cooldown, None if config.keep_sampling else cooldown)
+
+    def gates(self, importance: Tensor, kept: int, update: int) -> Tensor:
+        noise = gumbel_noise(importance.numel(), self.seed, update).to(importance)
+        return relaxed_top_k(importance + noise, kept, self.temperature(update))
+
+    def temperature(self, update: int) -> float:
+        return annealed_temperature(update, self.initial_temperature, self.final_temperature, self.cooldown_updates)
+
+    def penalty(self, importance: Tensor, update: int) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """Gates are the hard top-K of the importance; the backward pass takes them for the importance itself."""
+
+    name: ClassVar[str] = "ste"
+    learned: ClassVar[bool] = True
+    fixes_at: int | None
+
+    @classmethod
+    def objections(cls, config: PruningConfig) -> list[str]:
+        found = _cooldown_objections(config)
+        for name in ("initial_temperature", "final_temperature"):
+            value = getattr(config, name)
+            if value is not None:
+                found.append(f"{flag(name)} belongs to dsp: `--head-selection ste` has no temperature, but it is {value}.")
+        return found
+
+    @classmethod
+    def from_config(cls, config: PruningConfig) -> StraightThrough:
+        return cls(None if config.keep_sampling else cooldown_of(config))
+
+    def gates(self, importance: Tensor, kept: int, update: int) -> Tensor:
+        return straight_through_top_k(importance, kept)
+
+    def temperature(self, update: int) -> float | None:
+        return None
+
+    def penalty(self, importance: Tensor, update: int) -> Tensor | None:
+        return None
+
+
+def _temperatures(config: PruningConfig) -> tuple[float, float]:
+    initial = INITIAL_TEMPERATURE if config.initial_temperature is None else config.initial_temperature
+    final = FINAL_TEMPERATURE if config.final_temperature is None else config.final_temperature
+    return initial, final
+
+
+def _cooldown_objections(config: PruningConfig) -> list[str]:
+    cooldown = cooldown_of(config)
+    return [] if cooldown >= 0 else [f"{flag('cooldown_updates')} must be at least 0, but is {cooldown}."]

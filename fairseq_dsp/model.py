@@ -1,0 +1,293 @@
+"""The `dsp_transformer` architectures: fairseq's transformers of the same suffix, with heads that can be gated and gone.
+
+fairseq builds the model with all of its options; afterwards the attentions are replaced, shrunk to the layout in the cfg
+and gated if a method asks for it. Called by fairseq (training, generation, hub) and by `checkpoint`.
+
+Registered without a dataclass: fairseq's command line and hydra then both hand over a flat cfg, and neither ignores an
+option in silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
+from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fairseq_dsp.compat import drop_fused_encoder_copies
+from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.gates import HeadGates
+from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.methods import method_class
+from fairseq_dsp.surgery import (
+    attentions,
+    install_gates,
+    layout_of_state,
+    make_prunable,
+    remove_gates,
+    shrink_model,
+    shrink_state,
+)
+
+ARCHITECTURES = (
+    "transformer",
+    "transformer_tiny",
+    "transformer_iwslt_de_en",
+    "transformer_wmt_en_de",
+    "transformer_wmt_en_de_big",
+    "transformer_wmt_en_de_big_t2t",
+    "transformer_vaswani_wmt_en_de_big",
+    "transformer_vaswani_wmt_en_fr_big",
+)
+
+
+class DspTransformerDecoder(TransformerDecoderBase):
+    """fairseq's decoder, whose alignment comes from the last layer that has a cross-attention head.
+
+    Attributes:
+        alignment_layer: index of that layer; the last layer where none has one.
+    """
+
+    alignment_layer: int | None = None
+
+    def extract_features(
+        self,
+        prev_output_tokens,
+        encoder_out=None,
+        incremental_state=None,
+        full_context_alignment: bool = False,
+        alignment_layer=None,
+        alignment_heads=None,
+    ):
+        """As in fairseq; `alignment_layer` defaults to the last layer that can align."""
+        return self.extract_features_scriptable(
+            prev_output_tokens,
+            encoder_out,
+            incremental_state,
+            full_context_alignment,
+            self.alignment_layer if alignment_layer is None else alignment_layer,
+            alignment_heads,
+        )
+
+
+@register_model("dsp_transformer")
+class DspTransformerModel(TransformerModel):
+    """A transformer that has the heads of its layout, and gates on them while a method is choosing.
+
+    Attributes:
+        layout: heads that the model has, in original ids.
+        head_gates: importance variables and gates; None where no method is choosing.
+        adopts_dense_state: whether loading a state without importance variables starts from fresh ones. Set by the task
+            when it trains: a checkpoint that is merely loaded must bring its own.
+    """
+
+    def __init__(self, args: Any, encoder: Any, decoder: Any) -> None:
+        super().__init__(args, encoder, decoder)
+        self.layout = HeadLayout.full(make_prunable(self))
+        self.head_gates: HeadGates | None = None
+        self.adopts_dense_state = False
+
+    @classmethod
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
+        """Adds fairseq's options of a transformer and ours."""
+        super().add_args(parser)
+        add_arguments(parser)
+
+    @classmethod
+    def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: Any) -> DspTransformerDecoder:
+        decoder = DspTransformerDecoder(args, tgt_dict, embed_tokens, no_encoder_attn=args.no_cross_attention)
+        decoder.dropout_module.module_name = "TransformerDecoder"  # as --retain-dropout-modules knows it
+        return decoder
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace | DictConfig, task: Any) -> DspTransformerModel:
+        """Builds the model that the cfg describes; writes a layout that was drawn or looked up into the cfg.
+
+        Raises:
+            SystemExit: options that cannot be honoured, each named on stderr.
+        """
+        with exit_on_refusal():
+            config = PruningConfig.from_model_cfg(args)
+            method = method_class(config)
+            reasons = _objections(args, config)
+            if reasons:
+                raise Refusal(*reasons)
+            model = super().build_model(args, task)
+            model._take_heads(args, config)
+            if method.learned:
+                gates = HeadGates(model.layout.surviving, config.unpruned_heads, method.from_config(config))
+                install_gates(model, model.layout.surviving, gates)
+                if config.pipelined:
+                    for parameter in model.parameters():
+                        parameter.requires_grad_(parameter is gates.importance)
+            else:
+                # Nothing of this model is grouped, but the optimizer can tell by it that the model is one of ours.
+                for _, attention in attentions(model, model.layout.grid):
+                    attention.out_proj.bias.param_group = "default"
+            return model
+
+    def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
+        """Shrinks the fresh model to the layout that the options give or draw."""
+        grid, budget = self.layout.grid, config.unpruned_heads
+        layout = self.layout
+        if config.head_layout is not None:
+            from fairseq_dsp.checkpoint import resolve_layout
+
+            layout = resolve_layout(config.head_layout)
+            if layout.grid != grid:
+                raise Refusal(f"`--head-layout` must fit the model, whose heads are {_counts(grid)}, but is {layout}.")
+        if budget is not None and not 0 <= budget <= layout.count:
+            raise Refusal(
+                f"`--unpruned-heads` must be between 0 and {layout.count} (the heads of this model), but is {budget}."
+            )
+        if not method_class(config).learned and budget is not None:
+            layout = layout.random_subset(budget, config.seed)
+        if config.head_layout is not None or not method_class(config).learned:
+            shrink_model(self, layout)
+            set_option(args, "head_layout", str(layout))
+        self.layout = layout
+        self._find_alignment_layer()
+
+    def deployed_layout(self) -> HeadLayout:
+        """The heads that evaluation and rewriting keep, in original ids."""
+        return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
+
+    def bake(self) -> None:
+        """Turns the gated model, in place and for good, into the small one that computes the same."""
+        if self.head_gates is None:
+            return
+        layout = self.deployed_layout()
+        remove_gates(self, self.layout.grid)
+        shrink_model(self, layout, current=self.layout)
+        self.layout = layout
+        self._find_alignment_layer()
+
+    def prepare_for_inference_(self, cfg: DictConfig) -> None:
+        """fairseq calls this in generate, interactive and hub: deploys exactly the chosen heads."""
+        with exit_on_refusal():
+            self.bake()
+            wanted = [name for name in ("print_alignment", "replace_unk") if getattr(cfg.generation, name, None)]
+            if wanted and not any(self.layout.by_type()["cross"][:1]):
+                flags = " and ".join("--" + name.replace("_", "-") for name in wanted)
+                raise Refusal(f"`{flags}` needs a cross-attention head to align with, but this model keeps {self.layout}.")
+        super().prepare_for_inference_(cfg)
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: argparse.Namespace | None = None,
+    ) -> Any:
+        """As in fairseq, for a state of the same heads, or a dense one that is to be gated or shrunk.
+
+        Raises:
+            SystemExit: the state has other heads than the model; the sentence says which option to add.
+        """
+        drop_fused_encoder_copies(state_dict)
+        with exit_on_refusal():
+            self.upgrade_state_dict(state_dict)
+            state_dict = self._fit_heads(state_dict)
+            self._fit_gates(state_dict)
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
+
+    def _fit_heads(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state with the model's heads: the state itself, or a dense one shrunk to the model's layout."""
+        theirs = layout_of_state(state, self.layout.grid)
+        has_layout = any(hasattr(attention, "kept_mask") for _, attention in attentions(self, self.layout.grid))
+        if theirs is None and has_layout:
+            gated = {name: value for name, value in state.items() if name.startswith("head_gates.")}
+            dims = {site: attention.head_dim for site, attention in attentions(self, self.layout.grid)}
+            state = shrink_state(state, self.layout, dims)
+            if self.head_gates is not None:
+                state.update(gated)
+        elif theirs is not None and (not has_layout or theirs != self.layout):
+            ours = f"other heads ({self.layout})" if has_layout else "all heads"
+            raise Refusal(f"the checkpoint keeps {theirs.count} heads and this model {ours}: add `--head-layout {theirs}`.")
+        return state
+
+    def _fit_gates(self, state: dict[str, Tensor]) -> None:
+        """Supplies fresh importance variables to a dense state where that is meant, in place."""
+        names = [name for name in state if name.startswith("head_gates.")]
+        if self.head_gates is None:
+            for name in names:  # asked for explicitly: a layout without a budget
+                del state[name]
+            return
+        if not names:
+            if not self.adopts_dense_state:
+                raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
+            state.update({f"head_gates.{name}": value for name, value in self.head_gates.state_dict().items()})
+            return
+        fixed = state.get("head_gates.fixed_mask")
+        if fixed is not None and fixed.numel() and bool(((fixed == 0) | (fixed == 1)).all()):
+            if int(fixed.sum()) != self.head_gates.kept:
+                raise Refusal(
+                    f"`--unpruned-heads` must stay {int(fixed.sum())}, for the checkpoint's cooldown is over and its heads "
+                    f"are fixed, but is {self.head_gates.kept}."
+                )
+
+    def _find_alignment_layer(self) -> None:
+        able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.heads(site)]
+        self.decoder.alignment_layer = able[-1] if able else self.decoder.num_layers - 1
+
+
+def _objections(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
+    """Every reason why the options cannot be honoured."""
+    method = method_class(config)
+    found = list(method.objections(config))
+    if config.unpruned_heads is None and config.head_layout is None:
+        found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
+    elif config.unpruned_heads is None and method.learned:
+        found.append(f"`--unpruned-heads` must be given for `--head-selection {method.name}`: how many heads to keep.")
+    if method.learned:
+        for part, ours in (
+            ("task", "translation_dsp"),
+            ("criterion", "label_smoothed_cross_entropy_dsp"),
+            ("optimizer", "dsp_adam"),
+        ):
+            given = get_option(args, part, ours if isinstance(args, DictConfig) and part != "task" else None)
+            if isinstance(given, str) and given != ours or given is None and part == "task":
+                found.append(f"`--{part}` must be {ours} for `--head-selection {method.name}`, but is {given}.")
+    for name, rule in _UNSUPPORTED.items():
+        value = get_option(args, name)
+        if value not in (None, False, 0, "", "0", "None") and (name != "ddp_backend" or value == "fully_sharded"):
+            found.append(f"`--{name.replace('_', '-')}` {rule}, but is {value}.")
+    return found
+
+
+_UNSUPPORTED = {
+    "encoder_layers_to_keep": "is not supported by dsp_transformer: a layout names the heads of every layer",
+    "decoder_layers_to_keep": "is not supported by dsp_transformer: a layout names the heads of every layer",
+    "quant_noise_pq": "is not supported by dsp_transformer: its blocks do not survive the removal of heads",
+    "quant_noise_scalar": "is not supported by dsp_transformer: it wraps the attention that we replace",
+    "xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
+    "encoder_xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
+    "decoder_xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
+    "scale_heads": "is not supported by dsp_transformer: its scales do not follow the heads",
+    "no_cross_attention": "is not supported by dsp_transformer: there must be cross-attention to prune",
+    "base_layers": "is not supported by dsp_transformer: it inserts layers of another kind",
+    "ddp_backend": "must be one that keeps whole parameters (pytorch_ddp, legacy_ddp, no_c10d)",
+}
+
+
+def _counts(grid: HeadGrid) -> str:
+    return f"enc {grid.enc}, dec {grid.dec}, cross {grid.cross}"
+
+
+def _register(stock: str) -> None:
+    @register_model_architecture("dsp_transformer", f"dsp_{stock}")
+    def architecture(args: argparse.Namespace | DictConfig) -> None:
+        ARCH_CONFIG_REGISTRY[stock](args)
+        # fairseq-train takes --bf16 for a TPU, and would flatten all parameters into one under --fp16, importance too
+        if get_option(args, "bf16", False) and get_option(args, "tpu", False):
+            set_option(args, "tpu", False)
+        if get_option(args, "fp16", False) and get_option(args, "optimizer") == "dsp_adam":
+            set_option(args, "fp16_no_flatten_grads", True)
+
+
+for _stock in ARCHITECTURES:
+    _register(_stock)

@@ -1,0 +1,132 @@
+"""The maths of choosing K of n things: noise, relaxations, hard choices. Called by `heads` and `methods`.
+
+Pure functions of tensors; nothing here knows about attention, models or fairseq.
+
+Sources: Li, Cotterell and Sachan, "Differentiable Subset Pruning of Transformer Heads", TACL 2021 (its official code for
+the recursion and the annealing); Xie and Ermon, "Reparameterizable Subset Sampling via Continuous Relaxations", IJCAI
+2019 (the relaxation itself); Bengio et al. 2013 (straight-through).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# The recursion needs room below float32's 1e-38: log(1 - p) of a head that was chosen must outweigh any importance.
+_EPSILON = torch.finfo(torch.float64).tiny
+
+# One near-tie at temperature 1e-8 has a derivative near 1e8, and several multiply. Unbounded, a single such update fills
+# Adam's second moment for thousands of updates, or overflows float32. No gradient of a useful update comes near.
+_LARGEST_GRADIENT = 1e4
+
+
+def annealed_temperature(update: int, initial: float, final: float, cooldown: int) -> float:
+    """Temperature of an update: exponential from `initial` to `final`, then constant.
+
+    t(s) = exp(ln T0 - (s / S) (ln T0 - ln T1)) for s < S, else T1 (Li et al. 2021, official code).
+
+    Args:
+        update: number of updates done before this one, s >= 0.
+        initial: T0 > 0.
+        final: T1 > 0.
+        cooldown: S >= 0, in updates.
+    """
+    if update >= cooldown:
+        return final
+    return math.exp(math.log(initial) - update / cooldown * (math.log(initial) - math.log(final)))
+
+
+def gumbel_noise(count: int, seed: int, update: int) -> Tensor:
+    """Standard Gumbel noise as a function of the seed and the update number alone.
+
+    Every process, every micro-batch of an update and every resumed run therefore sees the same draw, on any device: the
+    generator runs on the CPU and is not torch's global one.
+
+    Returns:
+        float64 tensor [count].
+    """
+    # 2**32 updates to a seed, so that no two pairs share a stream; manual_seed takes 64 bits.
+    generator = torch.Generator().manual_seed((seed * 2**32 + update) % 2**63)
+    uniform = torch.rand(count, generator=generator, dtype=torch.float64).clamp_min(_EPSILON)
+    return -torch.log(-torch.log(uniform))
+
+
+def hard_top_k(scores: Tensor, k: int) -> Tensor:
+    """Mask of the k largest scores; ties go to the lower index, so the count is always exactly k.
+
+    Args:
+        scores: [n], finite.
+        k: 0 <= k <= n.
+
+    Returns:
+        0/1 tensor [n] of the scores' dtype, without gradient.
+
+    Raises:
+        ValueError: k outside 0..n.
+    """
+    _check_count(k, scores)
+    # Negated and ascending: a stable descending sort would give ties to the lower index too, but is not supported
+    # for every dtype on every device.
+    order = torch.sort(-scores.detach(), stable=True).indices
+    return torch.zeros_like(scores, requires_grad=False).index_fill_(0, order[:k], 1.0)
+
+
+def straight_through_top_k(scores: Tensor, k: int) -> Tensor:
+    """Hard top-k whose backward pass is the identity (Li et al. 2021, "STE"; Bengio et al. 2013).
+
+    Returns:
+        0/1 tensor [n] with gradient.
+    """
+    return hard_top_k(scores, k) + (scores - scores.detach())
+
+
+def relaxed_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
+    """Soft k-hot vector by k successive softmaxes (Xie and Ermon 2019; Li et al. 2021, official code).
+
+        r_1 = scores,  p_j = softmax(r_j / t),  r_{j+1} = r_j + log max(1 - p_j, eps),  mask = sum_j p_j
+
+    With Gumbel noise added to the scores, the limit t -> 0 samples k of n without replacement. Entries are at least 0
+    and sum to k, but an entry may exceed 1 while t is large. The recursion runs in float64, because log(1 - p) needs
+    the room; the result has the scores' dtype, and its gradient is finite and bounded.
+
+    Args:
+        scores: [n], finite.
+        k: 0 <= k <= n. At 0 and n the result is constant: all zeros, all ones.
+        temperature: t > 0.
+
+    Returns:
+        tensor [n] of the scores' dtype.
+
+    Raises:
+        ValueError: k outside 0..n.
+    """
+    _check_count(k, scores)
+    if k in (0, scores.numel()):
+        return torch.full_like(scores, float(k > 0)) + 0.0 * scores
+    remaining = _BoundedGradient.apply(scores).double()
+    mask = torch.zeros_like(remaining)
+    for j in range(k):
+        chosen = torch.softmax(remaining / temperature, dim=0)
+        mask = mask + chosen
+        if j + 1 < k:
+            remaining = remaining + torch.log((1.0 - chosen).clamp_min(_EPSILON))
+    return mask.to(scores.dtype)
+
+
+class _BoundedGradient(torch.autograd.Function):
+    """Identity whose gradient is finite and at most `_LARGEST_GRADIENT` in size."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.nan_to_num(gradient, 0.0).clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
+
+
+def _check_count(k: int, scores: Tensor) -> None:
+    if not 0 <= k <= scores.numel():
+        raise ValueError(f"k must be between 0 and {scores.numel()}, but is {k}.")

@@ -1,0 +1,166 @@
+"""`translation_dsp`: fairseq's translation task with a head budget, and with no sentence lost.
+
+It holds the budget, sees that all parts of a learned method are there, tells the optimizer when heads are fixed, and
+builds validation and test batches that keep the last one.
+"""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import II
+
+from fairseq_dsp.config import PruningConfig, get_option, set_option
+from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion, unwrap
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.optim import DspAdam
+
+logger = logging.getLogger(__name__)
+
+
+# fairseq reads the types of these fields at run time: no postponed annotations here, and Optional for its parser.
+@dataclass
+class TranslationDspConfig(TranslationConfig):
+    # text, so that a wrong value is ours to explain in one sentence
+    unpruned_heads: Optional[str] = field(
+        default=None, metadata={"help": "how many attention heads the model may keep, 0 to all of them"}
+    )
+    seed: int = II("common.seed")
+    max_update: int = II("optimization.max_update")
+    max_epoch: int = II("optimization.max_epoch")
+    update_freq: Any = II("optimization.update_freq")
+    save_dir: str = II("checkpoint.save_dir")
+    restore_file: str = II("checkpoint.restore_file")
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+
+
+@register_task("translation_dsp", dataclass=TranslationDspConfig)
+class TranslationDspTask(TranslationTask):
+    """Translation under a head budget."""
+
+    cfg: TranslationDspConfig
+
+    def __init__(self, cfg: TranslationDspConfig, src_dict: Any, tgt_dict: Any) -> None:
+        super().__init__(cfg, src_dict, tgt_dict)
+        self._trains = False
+        self._learns_heads = False
+        self._updates_an_epoch: int | None = None
+        self._warned_of_cooldown = False
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Builds the model; when training starts, hands it the budget and refuses what would train dense."""
+        if from_checkpoint:
+            return super().build_model(cfg, from_checkpoint)
+        self._trains = True
+        name = get_option(cfg, "_name") or get_option(cfg, "arch")
+        with exit_on_refusal():
+            if not issubclass(ARCH_MODEL_REGISTRY.get(name, object), DspTransformerModel):
+                raise Refusal(
+                    f"`--arch` must be a dsp_transformer for `--task translation_dsp`, but is {name}, which would train "
+                    "dense: for that, use `--task translation`."
+                )
+            for option, value in (("unpruned_heads", self.cfg.unpruned_heads), ("seed", self.cfg.seed)):
+                given = get_option(cfg, option, value)
+                if value is not None and str(given) != str(value):
+                    raise Refusal(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
+                set_option(cfg, option, given)
+            set_option(cfg, "task", "translation_dsp")
+            config = PruningConfig.from_model_cfg(cfg)
+            if config.pipelined and not self._has_start():
+                raise Refusal(
+                    "`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."
+                )
+        model = super().build_model(cfg, from_checkpoint)
+        model.adopts_dense_state = True
+        self._learns_heads = model.head_gates is not None
+        return model
+
+    def _has_start(self) -> bool:
+        """Whether training starts from a checkpoint: one to fine-tune from, or one to resume."""
+        restore = self.cfg.restore_file or "checkpoint_last.pt"
+        if not os.path.dirname(restore):
+            restore = os.path.join(self.cfg.save_dir or "", restore)
+        return bool(self.cfg.finetune_from_model) or os.path.exists(restore)
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Builds the criterion; refuses one that would lose the penalty."""
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        if self._learns_heads and not isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
+            with exit_on_refusal():
+                raise Refusal(
+                    "`--criterion` must be label_smoothed_cross_entropy_dsp for `--task translation_dsp`, but is "
+                    f"{get_option(cfg, '_name')}."
+                )
+        return criterion
+
+    def train_step(
+        self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
+    ) -> Any:
+        """One micro-batch, as in fairseq."""
+        if self._learns_heads:
+            _dsp_adam(optimizer).wrapper = optimizer if hasattr(optimizer, "_multiply_factor") else None
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        """One update; importance variables stay where they are once the heads are fixed."""
+        if self._learns_heads:
+            _dsp_adam(optimizer).importance_is_fixed = unwrap(model).head_gates.is_fixed
+        super().optimizer_step(optimizer, model, update_num)
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Warns once, at the start, of a cooldown that the run cannot reach."""
+        super().begin_epoch(epoch, model)
+        gates = getattr(unwrap(model), "head_gates", None)
+        if gates is None or gates.method.fixes_at is None or self._warned_of_cooldown:
+            return
+        self._warned_of_cooldown = True
+        limits = []
+        if self.cfg.max_update:
+            limits.append((self.cfg.max_update, f"`--max-update` {self.cfg.max_update}"))
+        if self.cfg.max_epoch and self._updates_an_epoch is not None:
+            updates = self.cfg.max_epoch * self._updates_an_epoch
+            limits.append((updates, f"`--max-epoch` {self.cfg.max_epoch} ({updates} updates)"))
+        for updates, limit in limits:
+            if updates <= gates.method.fixes_at:
+                logger.warning(
+                    "`--cooldown-updates` should be below the end of training, but is %d and %s ends it first: the heads "
+                    "will never be fixed.",
+                    gates.method.fixes_at,
+                    limit,
+                )
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in fairseq, but validation and generation keep the last batch.
+
+        fairseq drops a last batch whose size does not divide by `--required-batch-size-multiple` (8 by default).
+        """
+        training = self._trains and dataset is self.datasets.get(self.cfg.train_subset)
+        if not training:
+            kwargs["required_batch_size_multiple"] = 1
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        if training:
+            frequency = self.cfg.update_freq
+            frequency = frequency if isinstance(frequency, int) else (list(frequency or [1]))[-1]
+            self._updates_an_epoch = -(-len(iterator) // frequency)
+        return iterator
+
+
+def _dsp_adam(optimizer: Any) -> DspAdam:
+    """Our optimizer inside fairseq's half-precision wrappers.
+
+    Raises:
+        SystemExit: it is not there; hydra lets any optimizer through until here.
+    """
+    inner = getattr(optimizer, "fp32_optimizer", None) or getattr(optimizer, "wrapped_optimizer", None) or optimizer
+    if not isinstance(inner, DspAdam):
+        with exit_on_refusal():
+            raise Refusal(
+                f"`--optimizer` must be dsp_adam for `--task translation_dsp`, but is {type(inner).__name__}: importance "
+                "variables would have neither their learning rate nor their schedule."
+            )
+    return inner

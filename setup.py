@@ -1,0 +1,71 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Read `__version__` from the source text: importing the package would need torch and fairseq."""
+    source = (ROOT / "fairseq_dsp" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('fairseq_dsp/__init__.py has no line `__version__ = "..."`.')
+    return match.group(1)
+
+
+setup(
+    name="fairseq-dsp",
+    version=read_version(),
+    description="Differentiable subset pruning of Transformer heads, as a plug-in for fairseq",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="fairseq_dsp authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=["fairseq", "transformer", "attention heads", "pruning", "machine translation"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["fairseq_dsp", "fairseq_dsp.*"]),
+    python_requires=">=3.10",
+    # Ranges, so that the plug-in fits into an existing environment; constraints.txt has CI's exact versions.
+    install_requires=[
+        "torch>=2.5,<3",
+        "numpy>=1.26,<3",
+        "sacrebleu>=2.3,<3",
+        "sentencepiece>=0.2,<1",
+        "sacremoses>=0.1,<1",
+        "subword-nmt>=0.3.8,<1",
+        "matplotlib>=3.8,<4",
+        "rich>=13,<16",
+    ],
+    extras_require={
+        # An extra, not a requirement: fairseq-fixed and fairseq both install the package `fairseq`, so requiring
+        # it would install over a fairseq that the user already has (0.12.2, a checkout, a fork).
+        "fairseq": ["fairseq-fixed==0.12.3.1"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "pre-commit>=4",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "fairseq-dsp-prune = fairseq_dsp.cli.prune:cli_main",
+            "fairseq-dsp-average = fairseq_dsp.cli.average:cli_main",
+        ],
+    },
+)
