@@ -6,8 +6,8 @@ criterion and the optimizer with fairseq.
 
 __version__ = "0.1.0"
 
-import fairseq_dsp.compat  # isort: skip  # noqa: F401  # first: repairs what the others rely on
+import fairseq_dsp.compat  # isort: skip  # first: repairs what the others rely on
 import fairseq_dsp.criterion
 import fairseq_dsp.model
 import fairseq_dsp.optim
-import fairseq_dsp.task  # noqa: F401
+import fairseq_dsp.task

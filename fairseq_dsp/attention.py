@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Dict, Optional, Protocol, Tuple  # noqa: UP035 (TorchScript reads these)
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -81,15 +81,15 @@ class PrunableAttention(nn.Module):
     def forward(
         self,
         query: Tensor,
-        key: Optional[Tensor],
-        value: Optional[Tensor],
-        key_padding_mask: Optional[Tensor] = None,
-        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
         need_weights: bool = True,
         static_kv: bool = False,
-        attn_mask: Optional[Tensor] = None,
+        attn_mask: Tensor | None = None,
         need_head_weights: bool = False,
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Attends.
 
         Args:
@@ -120,7 +120,7 @@ class PrunableAttention(nn.Module):
             if attn_mask is not None:
                 attn_mask = attn_mask.repeat(q.size(2) // length, 1)
         mask = _additive_mask(attn_mask, key_padding_mask, q)
-        weights: Optional[Tensor] = None
+        weights: Tensor | None = None
         if need_weights or need_head_weights:
             context, weights = self._attend_with_weights(q, k, v, mask)
         else:
@@ -142,7 +142,7 @@ class PrunableAttention(nn.Module):
                 weights = weights.mean(dim=0)
         return output, weights
 
-    def _project(self, context: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    def _project(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output projection [T, B, C] of the gated heads, and which heads are live if a mask has removed some: [h] bool."""
         if self.gates is None:
             return self.out_proj(context), None
@@ -163,12 +163,12 @@ class PrunableAttention(nn.Module):
     def _keys_and_values(
         self,
         query: Tensor,
-        key: Optional[Tensor],
-        value: Optional[Tensor],
-        key_padding_mask: Optional[Tensor],
-        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None,
         static_kv: bool,
-    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values [B, h, S, d], cached steps included, and the padding mask [B, S] that belongs to them."""
         cache = self._get_input_buffer(incremental_state)
         past_key, past_value = cache.get("prev_key"), cache.get("prev_value")
@@ -176,7 +176,8 @@ class PrunableAttention(nn.Module):
             return past_key, past_value, cache.get("prev_key_padding_mask")
         if self.self_attention:
             key = value = query
-        assert key is not None and value is not None
+        assert key is not None
+        assert value is not None
         if self.encoder_decoder_attention and self.beam_size > 1 and query.size(1) == key.size(1):
             # fairseq repeats the encoder's output for every beam; project it once a sentence
             key = value = key.view(key.size(0), -1, self.beam_size, key.size(2))[:, :, 0]
@@ -193,7 +194,7 @@ class PrunableAttention(nn.Module):
             self._set_input_buffer(incremental_state, cache)
         return k, v, key_padding_mask
 
-    def _attend_with_weights(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    def _attend_with_weights(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         scores = torch.matmul(q / math.sqrt(self.head_dim), k.transpose(2, 3))
         if mask is not None:
             scores = scores + mask
@@ -220,8 +221,8 @@ class PrunableAttention(nn.Module):
 
     @torch.jit.export
     def reorder_incremental_state(
-        self, incremental_state: Dict[str, Dict[str, Optional[Tensor]]], new_order: Tensor
-    ) -> Dict[str, Dict[str, Optional[Tensor]]]:
+        self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor
+    ) -> dict[str, dict[str, Tensor | None]]:
         """Follows the beam search's reshuffling of hypotheses."""
         cache = self._get_input_buffer(incremental_state)
         for name, cached in cache.items():
@@ -239,20 +240,20 @@ class PrunableAttention(nn.Module):
         return incremental_state
 
     def _get_input_buffer(
-        self, incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]]
-    ) -> Dict[str, Optional[Tensor]]:
-        empty: Dict[str, Optional[Tensor]] = {}
+        self, incremental_state: dict[str, dict[str, Tensor | None]] | None
+    ) -> dict[str, Tensor | None]:
+        empty: dict[str, Tensor | None] = {}
         if incremental_state is None or self.cache_key not in incremental_state:
             return empty
         return incremental_state[self.cache_key]
 
     def _set_input_buffer(
-        self, incremental_state: Dict[str, Dict[str, Optional[Tensor]]], buffer: Dict[str, Optional[Tensor]]
-    ) -> Optional[Dict[str, Dict[str, Optional[Tensor]]]]:
+        self, incremental_state: dict[str, dict[str, Tensor | None]], buffer: dict[str, Tensor | None]
+    ) -> dict[str, dict[str, Tensor | None]] | None:
         incremental_state[self.cache_key] = buffer
         return incremental_state
 
-    def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Splits the joint `in_proj_weight` and `in_proj_bias` of fairseq's oldest checkpoints."""
         for kind in ("weight", "bias"):
             joint = state_dict.pop(f"{name}.in_proj_{kind}", None)
@@ -273,7 +274,7 @@ def _parameter(parameter: Tensor, rows: Tensor, dim: int, trainable: bool) -> nn
     return nn.Parameter(chosen, requires_grad=trainable and parameter.requires_grad)
 
 
-def _additive_mask(attn_mask: Optional[Tensor], key_padding_mask: Optional[Tensor], q: Tensor) -> Optional[Tensor]:
+def _additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
     """Both masks as one that is added to the scores: [T, S] or [B, 1, T or 1, S]; None without masks."""
     mask = attn_mask
     if mask is not None:
@@ -287,8 +288,8 @@ def _additive_mask(attn_mask: Optional[Tensor], key_padding_mask: Optional[Tenso
 
 
 def _join_padding(
-    past: Optional[Tensor], new: Optional[Tensor], batch: int, past_length: int, new_length: int
-) -> Optional[Tensor]:
+    past: Tensor | None, new: Tensor | None, batch: int, past_length: int, new_length: int
+) -> Tensor | None:
     """Padding masks of cached and new positions, either of which may be absent, as one: [B, S]."""
     if past is None and new is None:
         return None

@@ -113,7 +113,9 @@ class HeadLayout:
             name, _, body = part.partition(":")
             layers = body.split(".") if body else []
             if any(not layer or set(layer) - {"0", "1"} for layer in layers):
-                raise ValueError(f"the layers of a layout are made of 1 and 0, with dots between, but {name} is {body!r}.")
+                raise ValueError(
+                    f"the layers of a layout are made of 1 and 0, with dots between, but {name} is {body!r}."
+                )
             counts[name] = tuple(len(layer) for layer in layers)
             marks += "".join(layers)
         return cls(HeadGrid(**counts), tuple(mark == "1" for mark in marks))
@@ -168,7 +170,9 @@ class HeadLayout:
 
     def within(self, other: HeadLayout) -> bool:
         """Whether `other` has the same grid and keeps every head that this one keeps."""
-        return self.grid == other.grid and all(theirs for ours, theirs in zip(self.kept, other.kept, strict=True) if ours)
+        return self.grid == other.grid and all(
+            theirs for ours, theirs in zip(self.kept, other.kept, strict=True) if ours
+        )
 
     def random_subset(self, k: int, seed: int) -> HeadLayout:
         """k of the kept heads, drawn uniformly; a function of the layout, k and the seed.

@@ -173,7 +173,9 @@ class DspTransformerModel(TransformerModel):
             wanted = [name for name in ("print_alignment", "replace_unk") if getattr(cfg.generation, name, None)]
             if wanted and not any(self.layout.by_type()["cross"][:1]):
                 flags = " and ".join("--" + name.replace("_", "-") for name in wanted)
-                raise Refusal(f"`{flags}` needs a cross-attention head to align with, but this model keeps {self.layout}.")
+                raise Refusal(
+                    f"`{flags}` needs a cross-attention head to align with, but this model keeps {self.layout}."
+                )
         super().prepare_for_inference_(cfg)
 
     def load_state_dict(
@@ -207,7 +209,9 @@ class DspTransformerModel(TransformerModel):
                 state.update(gated)
         elif theirs is not None and (not has_layout or theirs != self.layout):
             ours = f"other heads ({self.layout})" if has_layout else "all heads"
-            raise Refusal(f"the checkpoint keeps {theirs.count} heads and this model {ours}: add `--head-layout {theirs}`.")
+            raise Refusal(
+                f"the checkpoint keeps {theirs.count} heads and this model {ours}: add `--head-layout {theirs}`."
+            )
         return state
 
     def _fit_gates(self, state: dict[str, Tensor]) -> None:
@@ -219,7 +223,9 @@ class DspTransformerModel(TransformerModel):
             return
         if not names:
             if not self.adopts_dense_state:
-                raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
+                raise Refusal(
+                    "the checkpoint has no importance variables, though its options say that heads were chosen."
+                )
             state.update({f"head_gates.{name}": value for name, value in self.head_gates.state_dict().items()})
             return
         fixed = state.get("head_gates.fixed_mask")

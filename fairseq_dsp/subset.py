@@ -10,6 +10,7 @@ the recursion and the annealing); Xie and Ermon, "Reparameterizable Subset Sampl
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,11 +120,11 @@ class _BoundedGradient(torch.autograd.Function):
     """Identity whose gradient is finite and at most `_LARGEST_GRADIENT` in size."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return torch.nan_to_num(gradient, 0.0).clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
 
 

@@ -112,7 +112,9 @@ def layout_of_state(state: dict[str, Any], grid: HeadGrid) -> HeadLayout | None:
     names = [f"{site_name(site)}.{KEPT_MASK}" for site in grid.sites]
     if not any(name in state for name in names):
         return None
-    if not all(name in state and state[name].numel() == grid.heads(site) for name, site in zip(names, grid.sites)):
+    if not all(
+        name in state and state[name].numel() == grid.heads(site) for name, site in zip(names, grid.sites, strict=True)
+    ):
         raise Refusal("the checkpoint's kept heads do not fit this model: another number of layers or heads.")
     marks = torch.cat([state[name].float() for name in names]) if names else torch.zeros(0)
     if ((marks - marks.round()).abs() > 0.2).any():  # a half-precision or decayed 1 is still a 1

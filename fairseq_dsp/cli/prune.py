@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fairseq_dsp.checkpoint import Rewrite, refuse_to_overwrite, rewrite, write_checkpoint
+from fairseq_dsp.checkpoint import refuse_to_overwrite, write_checkpoint
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.heads import STACK_NAMES, HeadLayout
+from fairseq_dsp.rewriting import Rewrite, rewrite
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -22,12 +22,14 @@ class Method(Protocol):
     Attributes:
         name: what `--head-selection` takes.
         learned: whether importance variables are trained; if not, the layout is decided when the model is built.
-        fixes_at: number of updates after which the heads are fixed; None where they never are.
     """
 
     name: ClassVar[str]
     learned: ClassVar[bool]
-    fixes_at: int | None
+
+    @property
+    def fixes_at(self) -> int | None:
+        """Number of updates after which the heads are fixed; None where they never are."""
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
@@ -47,7 +49,8 @@ class Method(Protocol):
         """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none."""
 
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (DifferentiableSubset, StraightThrough, Fixed)}
+_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, Fixed)
+METHODS = {method.name: method for method in _CLASSES}
 
 
 def method_class(config: PruningConfig) -> type[Method]:

@@ -82,7 +82,9 @@ class StraightThrough:
         for name in ("initial_temperature", "final_temperature"):
             value = getattr(config, name)
             if value is not None:
-                found.append(f"{flag(name)} belongs to dsp: `--head-selection ste` has no temperature, but it is {value}.")
+                found.append(
+                    f"{flag(name)} belongs to dsp: `--head-selection ste` has no temperature, but it is {value}."
+                )
         return found
 
     @classmethod

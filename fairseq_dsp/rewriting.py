@@ -1,0 +1,186 @@
+"""From a trained checkpoint to a small one with exactly the chosen heads. Called by the `prune` command.
+
+A rewritten checkpoint is an ordinary one of fairseq whose `cfg.model` names a `dsp_transformer` and its `head_layout`; the
+entry `fairseq_dsp` says where it came from. It is built again from its own cfg, loaded strictly and compared with the
+masked model before anyone sees it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+import fairseq_dsp
+from fairseq_dsp.checkpoint import load_model, parse_layout, read_checkpoint
+from fairseq_dsp.config import PruningConfig, get_option, set_option
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadLayout, HeadScores
+from fairseq_dsp.surgery import attentions, mask_heads, shrink_state
+
+if TYPE_CHECKING:
+    from fairseq_dsp.model import DspTransformerModel
+
+FORMAT = 1
+PROVENANCE = "fairseq_dsp"
+
+# Largest difference between log-probabilities of masked and rewritten model, both in float32.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What `rewrite` made of a checkpoint.
+
+    Attributes:
+        state: the rewritten checkpoint, ready to be saved.
+        layout: heads that it keeps, in original ids.
+        parameters_before: parameters of the model that was read, importance variables not counted.
+        parameters_after: parameters of the rewritten model.
+        difference: largest difference of log-probabilities between masked and rewritten model.
+    """
+
+    state: dict[str, Any]
+    layout: HeadLayout
+    parameters_before: int
+    parameters_after: int
+    difference: float
+
+
+def rewrite(path: str, layout_text: str | None = None, budget: int | None = None) -> Rewrite:
+    """The checkpoint with exactly the chosen heads, checked against the masked model.
+
+    Optimizer state, moving averages, importance variables and the best score go; weights keep their precision.
+
+    Args:
+        path: a checkpoint of a transformer, of ours or of stock fairseq.
+        layout_text: heads to keep; None for the model's own choice.
+        budget: K, another number of heads than the trained one; None for the trained one.
+
+    Raises:
+        Refusal: the checkpoint or the choice is not fit.
+    """
+    state = read_checkpoint(path)
+    _refuse_not_finite(state["model"], path)
+    model = load_model(state)
+    layout = choose_layout(model, layout_text, budget, rewritten=PROVENANCE in state)
+    weights = dict(state["model"])
+    model.upgrade_state_dict(weights)
+    dims = {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
+    small_weights = shrink_state(weights, layout, dims, model.layout)
+
+    cfg = copy.deepcopy(state["cfg"])
+    provenance = _provenance(cfg.model, model, layout)
+    for option in fields(PruningConfig):
+        if option.name != "seed":
+            set_option(cfg.model, option.name, option.default)
+    set_option(cfg.model, "head_layout", str(layout))
+    if get_option(cfg.task, "unpruned_heads") is not None:
+        set_option(cfg.task, "unpruned_heads", None)
+    small = load_model({"cfg": cfg, "model": small_weights})
+    before = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head_gates."))
+    mask_heads(model, layout, model.layout)
+    difference = largest_difference(model, small)
+    if not difference <= TOLERANCE:
+        raise Refusal(
+            f"rewritten and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."
+        )
+    extra = {name: value for name, value in state["extra_state"].items() if name not in ("best", "val_loss")}
+    rewritten = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": small_weights,
+        "criterion": None,
+        "optimizer_history": state["optimizer_history"][-1:],
+        "task_state": state.get("task_state", {}),
+        "extra_state": {name: value for name, value in extra.items() if not name.startswith("ema")},
+        PROVENANCE: provenance,
+    }
+    return Rewrite(rewritten, layout, before, sum(p.numel() for p in small.parameters()), difference)
+
+
+def choose_layout(model: DspTransformerModel, text: str | None, budget: int | None, rewritten: bool) -> HeadLayout:
+    """The heads to keep: those given, or the model's own choice at the trained budget or another.
+
+    Args:
+        rewritten: the checkpoint is one of ours already.
+
+    Raises:
+        Refusal: no choice can be made, or it does not fit the model.
+    """
+    if text is not None:
+        layout = parse_layout(text, "--layout")
+        if not layout.within(model.layout):
+            raise Refusal(f"`--layout` must name heads that the model has ({model.layout}), but is {layout}.")
+        if budget is not None and budget != layout.count:
+            raise Refusal(
+                f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."
+            )
+        return layout
+    gates = model.head_gates
+    if gates is None:
+        total = model.layout.grid.total
+        if not rewritten and budget in (None, model.layout.count) and model.layout.count < total:
+            return model.layout  # trained with these heads from the start: only the training state goes
+        what = "was rewritten already" if rewritten else "has no importance variables"
+        raise Refusal(
+            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which with `--layout`."
+        )
+    if budget is None:
+        return model.deployed_layout()
+    if not 0 <= budget <= gates.grid.total:
+        raise Refusal(
+            f"`--unpruned-heads` must be between 0 and {gates.grid.total} (the heads of this model), but is {budget}."
+        )
+    return model.layout.narrow(HeadScores(gates.grid, gates.importance.detach()).keep_top(budget).kept)
+
+
+def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -> float:
+    """Largest difference of log-probabilities on a random batch with padding, in float32.
+
+    Both models are left in float32 and evaluation mode.
+    """
+    generator = torch.Generator().manual_seed(0)
+    words = [len(side.embed_tokens.weight) for side in (model.encoder, model.decoder)]
+    longest = min(7, *model.max_positions())
+    source, target = (torch.randint(min(4, n - 1), n, (3, longest), generator=generator) for n in words)
+    lengths = torch.tensor([longest, max(longest - 2, 1), max(longest - 4, 1)])
+    source[torch.arange(longest) >= lengths[:, None]] = model.encoder.padding_idx
+    outputs = []
+    with torch.no_grad():
+        for each in (model, other):
+            each.float().eval()
+            net_output = each(source, lengths, target)
+            outputs.append(each.get_normalized_probs(net_output, log_probs=True, sample={"target": target}))
+    return (outputs[0] - outputs[1]).abs().max().item()
+
+
+def _provenance(cfg: Any, model: DspTransformerModel, layout: HeadLayout) -> dict[str, Any]:
+    config = PruningConfig.from_model_cfg(cfg)
+    learned = "dsp" if model.head_gates is not None else "given"
+    return {
+        "format": FORMAT,
+        "version": fairseq_dsp.__version__,
+        "method": config.head_selection or learned,
+        "pipelined": config.pipelined,
+        "seed": config.seed,
+        "kept": layout.count,
+        "total": layout.grid.total,
+        "layout": str(layout),
+    }
+
+
+def _refuse_not_finite(weights: dict[str, Any], path: str) -> None:
+    broken = [
+        name
+        for name, value in weights.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    if broken:
+        raise Refusal(
+            f"the checkpoint's weights must be finite, but {path} has NaN or infinity in {', '.join(broken[:5])}."
+        )
