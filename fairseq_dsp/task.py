@@ -7,7 +7,7 @@ builds validation and test batches that keep the last one.
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import register_task
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 @dataclass
 class TranslationDspConfig(TranslationConfig):
     # text, so that a wrong value is ours to explain in one sentence
-    unpruned_heads: str | None = field(
+    unpruned_heads: Optional[str] = field(
         default=None, metadata={"help": "how many attention heads the model may keep, 0 to all of them"}
     )
     seed: int = II("common.seed")
@@ -36,7 +36,7 @@ class TranslationDspConfig(TranslationConfig):
     update_freq: Any = II("optimization.update_freq")
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
-    finetune_from_model: str | None = II("checkpoint.finetune_from_model")
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
 
 
 @register_task("translation_dsp", dataclass=TranslationDspConfig)
