@@ -1,0 +1,104 @@
+"""Options that do not go together: one sentence each, exit code 2, no file, all reasons at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import OURS, QUIET, STOCK, Result, assert_refused, budget, train
+
+SHORT = [*QUIET, "--max-update", 2]
+FULL = "enc:11.11/dec:11.11/cross:11.11"
+
+
+@pytest.fixture
+def attempt(data: Path, tmp_path: Path):
+    """Runs a training that must be refused before it writes a checkpoint."""
+
+    def run_it(*extra: object, **parts: str) -> Result:
+        done = train(data, tmp_path / "save", *SHORT, *extra, ok=False, **parts)
+        assert not list(tmp_path.rglob("*.pt"))
+        return done
+
+    return run_it
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--encoder-layers-to-keep", "0"], ["`--encoder-layers-to-keep`", "but is 0"]),
+        (["--decoder-layers-to-keep", "0,1"], ["`--decoder-layers-to-keep`", "0,1"]),
+        (["--quant-noise-pq", "0.1"], ["`--quant-noise-pq`", "0.1"]),
+        (["--quant-noise-scalar", "0.2"], ["`--quant-noise-scalar`", "0.2"]),
+        (["--no-cross-attention"], ["`--no-cross-attention`"]),
+        (["--ddp-backend", "fully_sharded"], ["`--ddp-backend`", "fully_sharded"]),
+        (["--base-layers", "1"], ["`--base-layers`", "but is 1"]),
+        (["--scale-heads"], ["`--scale-heads`"]),
+        (["--head-selection", "ste", "--initial-temperature", "0.5"], ["`--initial-temperature`", "ste", "0.5"]),
+        (["--head-selection", "ste", "--final-temperature", "0.5"], ["`--final-temperature`", "ste", "0.5"]),
+        (["--head-selection", "magic"], ["`--head-selection`", "dsp, ste, fixed", "magic"]),
+        (["--head-selection", "fixed", "--pipelined"], ["`--pipelined`"]),
+        (["--head-selection", "fixed", "--cooldown-updates", "3"], ["`--cooldown-updates`", "but it is 3"]),
+        (["--initial-temperature", "0"], ["`--initial-temperature`", "above 0", "0.0"]),
+        (["--initial-temperature", "nan"], ["`--initial-temperature`", "nan"]),
+        (["--final-temperature", "-1"], ["`--final-temperature`", "-1"]),
+        (["--initial-temperature", "0.1", "--final-temperature", "0.2"], ["`--final-temperature`", "0.1", "0.2"]),
+        (["--cooldown-updates", "-1"], ["`--cooldown-updates`", "-1"]),
+        (["--importance-lr", "-0.1"], ["`--importance-lr`", "-0.1"]),
+        (["--importance-lr", "nan"], ["`--importance-lr`", "nan"]),
+        (["--pipelined"], ["`--pipelined`", "--finetune-from-model"]),
+        (["--head-layout", "enc:1.1/dec:1.1/cros:1.1"], ["`--head-layout`", "cros:1.1"]),
+        (["--head-layout", ""], ["`--head-layout`", "''"]),
+        (["--head-layout", "enc:1x.11/dec:11.11/cross:11.11"], ["`--head-layout`", "1x.11"]),
+        (["--head-layout", "enc:11/dec:11/cross:11"], ["`--head-layout` must fit the model", "enc:11/dec:11/cross:11"]),
+        (["--head-layout", "no/such/file.pt"], ["--head-layout", "no/such/file.pt"]),
+        (["--head-layout", "enc:10.00/dec:10.00/cross:00.01"], ["`--unpruned-heads`", "3", "but is 4"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
+)
+def test_options_that_do_not_fit_are_refused_with_one_sentence(options, words, attempt):
+    assert_refused(attempt("--unpruned-heads", 4, *options), *words)
+
+
+def test_all_reasons_come_at_once(attempt):
+    options = ["--quant-noise-pq", "0.1", "--no-cross-attention", "--head-selection", "ste", "--final-temperature", "1"]
+    done = attempt(*options)
+    assert_refused(done, "quant-noise-pq", "no-cross-attention", "final-temperature", "unpruned-heads", reasons=4)
+
+
+def test_a_budget_out_of_range_and_other_reasons_come_at_once(attempt):
+    done = attempt("--unpruned-heads", "99", "--quant-noise-pq", "0.1", "--importance-lr=-1", "--cooldown-updates=-4")
+    assert_refused(done, "unpruned-heads", "quant-noise-pq", "cooldown-updates", reasons=done.err.count("error:"))
+
+
+@pytest.mark.parametrize("part", ["task", "arch", "criterion", "optimizer"])
+def test_any_single_stock_part_is_refused(part: str, attempt):
+    options = {
+        "task": ["--cooldown-updates", 4, "--importance-lr", "0.2"],
+        "arch": ["--unpruned-heads", 4, "--importance-lr", "0.2"],
+    }
+    done = attempt(*options.get(part, ["--unpruned-heads", 4]), **{part: STOCK[part]})
+    assert_refused(done, f"`--{'unpruned-heads' if part == 'task' else part}`")
+
+
+@pytest.mark.parametrize("part", ["task", "arch", "criterion", "optimizer"])
+def test_any_single_part_of_ours_among_stock_parts_is_refused_or_trains_the_stock_model(part: str, attempt):
+    done = attempt(stock=True, **{part: OURS[part]})
+    assert done.code == 2, done.out[-3000:]
+    assert done.refusals
+    assert "Traceback" not in done.err
+
+
+def test_the_stock_model_is_not_accepted_by_our_task_without_a_budget(attempt):
+    assert_refused(attempt(arch=STOCK["arch"]), "`--arch`", "transformer_tiny")
+
+
+@pytest.mark.parametrize("method", ["dsp", "ste"])
+def test_every_learned_method_needs_the_budget_even_with_a_layout(method: str, attempt):
+    assert_refused(attempt("--head-selection", method, "--head-layout", FULL), "`--unpruned-heads` must be given")
+
+
+def test_a_pipelined_run_needs_a_checkpoint_that_exists(attempt, tmp_path: Path):
+    missing = tmp_path / "none.pt.gone"
+    done = attempt(*budget(4), "--pipelined", "--finetune-from-model", missing)
+    assert_refused(done, "none.pt.gone")
