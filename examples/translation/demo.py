@@ -1,0 +1,241 @@
+"""The main job from text to translations: train dense, train with a head budget, rewrite, generate, compare.
+
+    python examples/translation/demo.py                                               the sample corpus, some minutes
+    python examples/translation/demo.py --text DIR --source-lang de --target-lang en  your own text
+
+DIR holds tokenised {train,valid,test}.{de,en}; a joint BPE is learned on it. Every command is printed before it runs, so
+that it can be run again by hand. Everything is written to one folder, whose earlier content from this program is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import sample_corpus
+from rich.console import Console
+from rich.table import Table
+
+from fairseq_dsp.analysis.plots import kept_heads_grid
+from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
+from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.heads import HeadLayout
+
+MARKER = ".fairseq_dsp_demo"
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Size of the model and length of the training, small enough for two CPU cores."""
+
+    layers: int
+    width: int
+    epochs: int
+    warmup: int
+    cooldown: int
+    learning_rate: str
+    max_tokens: int
+    bpe_merges: int | None
+
+
+SAMPLE = Recipe(2, 64, 16, 300, 300, "5e-3", 2000, None)
+REAL_TEXT = Recipe(3, 128, 8, 400, 1500, "3e-3", 4000, 8000)
+HEADS = 4
+
+
+class Demo:
+    """One run of the program.
+
+    Args:
+        options: the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.recipe = SAMPLE if options.text is None else REAL_TEXT
+        self.out: Path = options.output
+        self.text = options.text or self.out / "text"
+        self.pair = (options.source_lang, options.target_lang)
+        self.total_heads = HEADS * 3 * self.recipe.layers
+        self.budget = options.unpruned_heads if options.unpruned_heads is not None else self.total_heads // 6
+        self.epochs = options.epochs or self.recipe.epochs
+
+    def run(self) -> None:
+        started = time.monotonic()
+        self._prepare_folder()
+        self._prepare_text()
+        dense = self._train("dense", self._dense_options())
+        trained = self._train("budget", self._budget_options())
+        pruned, random_heads = self.out / "pruned.pt", self.out / "random.pt"
+        self._command("fairseq-dsp-prune", trained, pruned)
+        layout = load_model(read_checkpoint(str(pruned))).layout
+        control = HeadLayout.full(layout.grid).random_subset(self.budget, self.options.seed)
+        self._command("fairseq-dsp-prune", dense, random_heads, "--layout", control)
+        rows = [
+            ("dense", dense, self.total_heads),
+            ("budget, masked", trained, self.budget),
+            ("budget, rewritten", pruned, self.budget),
+            ("dense, random heads", random_heads, self.budget),
+        ]
+        table = self._compare(rows)
+        kept_heads_grid({f"DSP, {self.budget} heads": layout, "random": control}, str(self.out / "heads.png"))
+        Console().print(table)
+        print(layout.drawing())
+        print(f"head grid: {self.out / 'heads.png'}; {time.monotonic() - started:.0f} seconds in all")
+
+    def _prepare_folder(self) -> None:
+        """Clears what an earlier run left. Never a folder that this program did not make."""
+        if self.out.exists() and any(self.out.iterdir()) and not (self.out / MARKER).exists():
+            raise Refusal(
+                f"`--output` must be new, empty or an earlier run's folder, but {self.out} holds other files."
+            )
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir(parents=True)
+        (self.out / MARKER).touch()
+
+    def _prepare_text(self) -> None:
+        if self.options.text is None:
+            self._python("sample_corpus.py", "--output", self.text)
+        missing = [
+            str(file) for split in SPLITS for side in self.pair if not (file := self.text / f"{split}.{side}").is_file()
+        ]
+        if missing:
+            raise Refusal(
+                f"`--text` must hold train, valid and test in both languages, but {', '.join(missing)} is missing."
+            )
+        text = self.text
+        if self.recipe.bpe_merges is not None:
+            text = self._apply_bpe(self.recipe.bpe_merges)
+        joined = ["--joined-dictionary"] if self.recipe.bpe_merges is not None else []
+        self._command(
+            "fairseq-preprocess", "--source-lang", self.pair[0], "--target-lang", self.pair[1],
+            "--trainpref", text / "train", "--validpref", text / "valid", "--testpref", text / "test",
+            "--destdir", self.out / "data-bin", *joined,
+        )  # fmt: skip
+
+    def _apply_bpe(self, merges: int) -> Path:
+        folder = self.out / "bpe"
+        folder.mkdir()
+        codes = folder / "codes"
+        train = [self.text / f"train.{side}" for side in self.pair]
+        vocabularies = [folder / f"vocabulary.{side}" for side in self.pair]
+        self._command(
+            "subword-nmt", "learn-joint-bpe-and-vocab", "--input", *train, "--symbols", merges,
+            "--output", codes, "--write-vocabulary", *vocabularies,
+        )  # fmt: skip
+        for split in SPLITS:
+            for side in self.pair:
+                name = f"{split}.{side}"
+                self._command(
+                    "subword-nmt", "apply-bpe", "--codes", codes, "--input", self.text / name, "--output", folder / name
+                )
+        return folder
+
+    def _train(self, name: str, options: list[str]) -> Path:
+        """Trains for the recipe's epochs and returns the checkpoint that scored best in validation."""
+        recipe, folder = self.recipe, self.out / name
+        width, inner = recipe.width, 2 * recipe.width
+        self._command(
+            "fairseq-train", self.out / "data-bin", "--cpu", "--user-dir", "fairseq_dsp", *options,
+            "--encoder-layers", recipe.layers, "--encoder-attention-heads", HEADS,
+            "--encoder-embed-dim", width, "--encoder-ffn-embed-dim", inner,
+            "--decoder-layers", recipe.layers, "--decoder-attention-heads", HEADS,
+            "--decoder-embed-dim", width, "--decoder-ffn-embed-dim", inner, "--share-decoder-input-output-embed",
+            "--label-smoothing", "0.1", "--adam-betas", "(0.9, 0.98)", "--lr", recipe.learning_rate,
+            "--lr-scheduler", "inverse_sqrt", "--warmup-updates", recipe.warmup, "--dropout", "0.1",
+            "--weight-decay", "0.0001", "--max-tokens", recipe.max_tokens, "--max-epoch", self.epochs,
+            "--seed", self.options.seed, "--required-batch-size-multiple", "1", "--validate-interval", "2",
+            "--no-epoch-checkpoints", "--no-progress-bar", "--log-interval", "100", "--save-dir", folder,
+            log=folder.with_suffix(".log"),
+        )  # fmt: skip
+        return folder / "checkpoint_best.pt"
+
+    def _dense_options(self) -> list[str]:
+        return [
+            "--task", "translation", "--arch", "transformer_tiny",
+            "--criterion", "label_smoothed_cross_entropy", "--optimizer", "adam",
+        ]  # fmt: skip
+
+    def _budget_options(self) -> list[str]:
+        return [
+            "--task", "translation_dsp", "--unpruned-heads", str(self.budget), "--arch", "dsp_transformer_tiny",
+            "--criterion", "label_smoothed_cross_entropy_dsp", "--optimizer", "dsp_adam", "--importance-lr", "0.2",
+            "--initial-temperature", "0.1", "--final-temperature", "1e-8",
+            "--cooldown-updates", str(self.recipe.cooldown),
+        ]  # fmt: skip
+
+    def _compare(self, rows: list[tuple[str, Path, int]]) -> Table:
+        """Generates the test set with every checkpoint; one row each."""
+        expected = sum(1 for _ in open(self.text / f"test.{self.pair[0]}", encoding="utf-8"))
+        lines, signature = [], ""
+        for name, path, heads in rows:
+            printed = self._command(
+                "fairseq-generate", self.out / "data-bin", "--cpu", "--user-dir", "fairseq_dsp", "--path", path,
+                "--beam", "5", "--remove-bpe", "--batch-size", "64", "--required-batch-size-multiple", "1",
+            )  # fmt: skip
+            translations = read_translations(printed, expected)
+            score = tokenised_bleu(translations)
+            signature = score.signature
+            # a budget's checkpoint holds all heads; they are left out when it is used
+            model = load_model(read_checkpoint(str(path)))
+            parameters = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("head_gates."))
+            lines.append(
+                (name, str(heads), f"{score.value:.1f}", f"{parameters:,}", f"{path.stat().st_size / 1e6:.1f}",
+                 f"{translations.tokens_per_second:.0f}")
+            )  # fmt: skip
+        table = Table(
+            title="test set", caption=f"BLEU {signature}; checkpoints as trained hold the optimizer's state too"
+        )
+        for column in ("model", "heads kept", "BLEU", "parameters", "megabytes", "tokens/s"):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for line in lines:
+            table.add_row(*line)
+        return table
+
+    def _python(self, script: str, *arguments: object) -> str:
+        return self._run([sys.executable, str(Path(__file__).parent / script), *map(str, arguments)], None)
+
+    def _command(self, name: str, *arguments: object, log: Path | None = None) -> str:
+        """Runs a console command of this environment, printing it first; returns what it printed."""
+        return self._run([str(Path(sys.executable).parent / name), *map(str, arguments)], log)
+
+    def _run(self, command: list[str], log: Path | None) -> str:
+        shown = [Path(command[0]).name, *command[1:]]
+        print(f"$ {shlex.join(shown)}", flush=True)
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        if log is not None:
+            log.write_text(done.stdout, encoding="utf-8")
+        if done.returncode != 0:
+            tail = "\n".join(done.stdout.strip().splitlines()[-5:])
+            raise Refusal(f"{shown[0]} must succeed, but ended with code {done.returncode}:\n{tail}")
+        if shown[0] == "fairseq-dsp-prune":
+            print(done.stdout)
+        return done.stdout
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description="Train, prune and translate: the whole path on two CPU cores.")
+    parser.add_argument(
+        "--text", type=Path, help="folder with {train,valid,test}.{SRC,TGT}; default: the sample corpus"
+    )
+    parser.add_argument("--source-lang", default=sample_corpus.SOURCE, help="default: %(default)s")
+    parser.add_argument("--target-lang", default=sample_corpus.TARGET, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("demo-run"), help="default: %(default)s")
+    parser.add_argument("--unpruned-heads", type=int, help="default: a sixth of the heads")
+    parser.add_argument("--epochs", type=int, help="default: chosen for the corpus")
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    with exit_on_refusal():
+        Demo(parser.parse_args()).run()
+
+
+if __name__ == "__main__":
+    main()
