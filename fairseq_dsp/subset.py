@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,14 +44,14 @@ def gumbel_noise(count: int, seed: int, update: int) -> Tensor:
     """Standard Gumbel noise as a function of the seed and the update number alone.
 
     Every process, every micro-batch of an update and every resumed run therefore sees the same draw, on any device: the
-    generator runs on the CPU and is not torch's global one.
+    generator runs on the CPU and is nobody else's.
 
     Returns:
         float64 tensor [count].
     """
-    # 2**32 updates to a seed, so that no two pairs share a stream; manual_seed takes 64 bits.
-    generator = torch.Generator().manual_seed((seed * 2**32 + update) % 2**63)
-    uniform = torch.rand(count, generator=generator, dtype=torch.float64).clamp_min(_EPSILON)
+    # numpy's, because torch's CPU generator looks at the low 32 bits of its seed only: there is no room for two numbers
+    generator = np.random.default_rng((seed % 2**64, update))
+    uniform = torch.from_numpy(generator.random(count)).clamp_min(_EPSILON)
     return -torch.log(-torch.log(uniform))
 
 
