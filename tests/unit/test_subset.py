@@ -1,0 +1,188 @@
+"""Choosing K of n: the formulas against slow loops written from the papers, and what must hold for any input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from models import assert_same, few_examples, many_examples
+from torch import Tensor
+
+from fairseq_dsp.subset import (
+    annealed_temperature,
+    gumbel_noise,
+    hard_top_k,
+    relaxed_top_k,
+    straight_through_top_k,
+)
+
+numbers = st.floats(-3, 3, width=32)
+temperatures = st.floats(-8, 3).map(lambda exponent: 10.0**exponent)
+
+
+@st.composite
+def scores_and_k(draw: st.DrawFn) -> tuple[Tensor, int]:
+    values = draw(st.lists(numbers, min_size=1, max_size=9))
+    return torch.tensor(values, dtype=torch.float64), draw(st.integers(0, len(values)))
+
+
+def successive_softmaxes(scores: list[float], k: int, temperature: float) -> list[float]:
+    """Xie and Ermon 2019, as the code of Li et al. 2021 states it, a number at a time.
+
+    r_1 = scores,  p_j = softmax(r_j / t),  r_{j+1} = r_j + log max(1 - p_j, eps),  mask = sum_j p_j
+    """
+    remaining, mask = list(scores), [0.0] * len(scores)
+    for _ in range(k):
+        largest = max(remaining)
+        powers = [math.exp((r - largest) / temperature) for r in remaining]
+        chosen = [power / sum(powers) for power in powers]
+        mask = [m + p for m, p in zip(mask, chosen, strict=True)]
+        remaining = [
+            r + math.log(max(1 - p, torch.finfo(torch.float64).tiny)) for r, p in zip(remaining, chosen, strict=True)
+        ]
+    return mask
+
+
+def top_indices(scores: Tensor, k: int) -> set[int]:
+    """The k largest, the lower index first among equals, by Python's stable sort."""
+    return set(sorted(range(len(scores)), key=lambda index: -scores[index].item())[:k])
+
+
+class TestRelaxedTopK:
+    @many_examples
+    @given(scores_and_k(), st.floats(0.05, 10))
+    def test_is_the_sum_of_successive_softmaxes(self, case, temperature):
+        scores, k = case
+        assume(0 < k < len(scores))
+        expected = successive_softmaxes(scores.tolist(), k, temperature)
+        assert_same(relaxed_top_k(scores, k, temperature), torch.tensor(expected, dtype=torch.float64), 1e-9)
+
+    @many_examples
+    @given(scores_and_k(), temperatures)
+    def test_is_nonnegative_and_sums_to_k(self, case, temperature):
+        scores, k = case
+        mask = relaxed_top_k(scores, k, temperature)
+        assert (mask >= 0).all()
+        assert mask.sum().item() == pytest.approx(k)
+
+    @pytest.mark.parametrize(("k", "value"), [(0, 0.0), (5, 1.0)])
+    @pytest.mark.parametrize("temperature", [1e-8, 1.0])
+    def test_of_none_or_all_is_constant_and_still_has_a_gradient(self, k, value, temperature):
+        scores = torch.randn(5, requires_grad=True)
+        mask = relaxed_top_k(scores, k, temperature)
+        mask.sum().backward()
+        assert torch.equal(mask.detach(), torch.full((5,), value))
+        assert torch.equal(scores.grad, torch.zeros(5))
+
+    @many_examples
+    @given(scores_and_k())
+    def test_tends_to_the_hard_choice_of_scores_plus_noise(self, case):
+        scores, k = case
+        noisy = scores + gumbel_noise(len(scores), seed=3, update=5)
+        assume(noisy.sort().values.diff().abs().gt(1e-3).all())
+        assert_same(relaxed_top_k(noisy, k, 1e-8), hard_top_k(noisy, k), 1e-6)
+
+    @many_examples
+    @given(scores_and_k(), temperatures, st.booleans())
+    def test_has_a_finite_and_bounded_gradient_in_float32(self, case, temperature, tied):
+        scores, k = case
+        scores = (scores.round() if tied else scores).float().requires_grad_()
+        mask = relaxed_top_k(scores, k, temperature)
+        (mask * torch.linspace(-1, 1, len(scores))).sum().backward()
+        assert mask.dtype == torch.float32
+        assert torch.isfinite(mask).all()
+        assert scores.grad.abs().max() <= 1e4
+
+    @few_examples
+    @given(scores_and_k())
+    def test_has_the_gradient_that_finite_differences_give(self, case):
+        scores, k = case
+        assert torch.autograd.gradcheck(lambda s: relaxed_top_k(s, k, 0.7), scores.requires_grad_())
+
+    @pytest.mark.parametrize("k", [-1, 6])
+    def test_refuses_more_or_fewer_than_there_are(self, k):
+        with pytest.raises(ValueError, match=f"between 0 and 5, but is {k}"):
+            relaxed_top_k(torch.zeros(5), k, 0.1)
+
+
+class TestHardTopK:
+    @many_examples
+    @given(scores_and_k(), st.booleans())
+    def test_marks_exactly_the_k_largest_and_breaks_ties_by_lowest_index(self, case, tied):
+        scores, k = case
+        scores = scores.round() if tied else scores
+        mask = hard_top_k(scores, k)
+        assert set(mask.tolist()) <= {0.0, 1.0}
+        assert set(mask.nonzero().flatten().tolist()) == top_indices(scores, k)
+
+    @pytest.mark.parametrize("k", range(4))
+    def test_of_equal_scores_takes_the_first(self, k):
+        assert hard_top_k(torch.zeros(3), k).tolist() == [1.0] * k + [0.0] * (3 - k)
+
+    def test_has_no_gradient(self):
+        assert not hard_top_k(torch.randn(4, requires_grad=True), 2).requires_grad
+
+    @pytest.mark.parametrize("k", [-1, 4])
+    def test_refuses_more_or_fewer_than_there_are(self, k):
+        with pytest.raises(ValueError, match=f"between 0 and 3, but is {k}"):
+            hard_top_k(torch.zeros(3), k)
+
+
+class TestStraightThrough:
+    @many_examples
+    @given(scores_and_k())
+    def test_is_the_hard_choice_forward_and_the_identity_backward(self, case):
+        scores, k = case
+        upstream = torch.arange(1.0, len(scores) + 1, dtype=torch.float64)
+        gates = straight_through_top_k(scores.requires_grad_(), k)
+        gates.backward(upstream)
+        assert torch.equal(gates.detach(), hard_top_k(scores, k))
+        assert torch.equal(scores.grad, upstream)
+
+
+class TestAnnealing:
+    @many_examples
+    @given(st.floats(1e-3, 1e3), st.floats(1e-9, 1e-3), st.integers(1, 500))
+    def test_falls_geometrically_from_the_initial_to_the_final_temperature(self, initial, final, cooldown):
+        course = [annealed_temperature(update, initial, final, cooldown) for update in range(cooldown + 2)]
+        assert course[0] == pytest.approx(initial)
+        assert course[cooldown:] == [final, final]
+        assert all(after <= before for before, after in zip(course, course[1:], strict=False))
+        factor = (final / initial) ** (1 / cooldown)
+        assert course[1:-1] == pytest.approx([before * factor for before in course[:-2]])
+
+    def test_without_a_cooldown_is_final_at_once(self):
+        assert annealed_temperature(0, 0.1, 1e-8, 0) == 1e-8
+
+
+class TestGumbelNoise:
+    @many_examples
+    @given(st.integers(0, 2**31), st.integers(0, 10**7))
+    def test_depends_on_seed_and_update_alone(self, seed, update):
+        torch.manual_seed(1)
+        first = gumbel_noise(6, seed, update)
+        torch.manual_seed(2)
+        assert torch.equal(first, gumbel_noise(6, seed, update))
+
+    def test_leaves_torchs_global_generator_alone(self):
+        before = torch.get_rng_state()
+        gumbel_noise(6, seed=1, update=1)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_differs_between_all_seeds_and_updates(self):
+        draws = {tuple(gumbel_noise(3, seed, update).tolist()) for seed in range(20) for update in range(20)}
+        assert len(draws) == 400
+
+    def test_has_the_mean_and_the_variance_of_a_gumbel(self):
+        noise = torch.cat([gumbel_noise(50, seed=1, update=update) for update in range(1000)])
+        euler = 0.5772156649
+        assert noise.mean().item() == pytest.approx(euler, abs=0.03)
+        assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.06)
+
+    def test_of_successive_updates_is_uncorrelated(self):
+        noise = torch.stack([gumbel_noise(5, seed=1, update=update) for update in range(2000)])
+        successive = torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))
+        assert successive[0, 1].abs() < 0.04
