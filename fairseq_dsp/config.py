@@ -121,7 +121,7 @@ def _convert(value: Any, type_name: str) -> Any:
             raise ValueError
         return str(value).lower() == "true"
     if type_name.startswith("int"):
-        if isinstance(value, bool) or isinstance(value, float) and value != int(value):
+        if isinstance(value, bool) or isinstance(value, float) and not value.is_integer():
             raise ValueError
         return int(value)
     if isinstance(value, bool):
