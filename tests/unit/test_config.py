@@ -1,0 +1,157 @@
+"""Our options in a cfg of either kind: argparse's Namespace (fairseq-train) and OmegaConf's dict (fairseq-hydra-train)."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+import pytest
+from models import model_options
+from omegaconf import OmegaConf
+
+from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
+from fairseq_dsp.errors import Refusal
+
+both_kinds = pytest.mark.parametrize(
+    "cfg_of", [lambda **o: argparse.Namespace(**o), lambda **o: OmegaConf.create(o)], ids=["namespace", "omegaconf"]
+)
+
+
+def strict(**options):
+    """A cfg that refuses new keys, as fairseq's are."""
+    cfg = OmegaConf.create(options)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+@both_kinds
+class TestReading:
+    def test_fills_in_what_is_not_given(self, cfg_of):
+        assert PruningConfig.from_model_cfg(cfg_of(encoder_layers=2)) == PruningConfig()
+
+    def test_takes_none_for_not_given(self, cfg_of):
+        options = dict.fromkeys((option.name for option in fields(PruningConfig)), None)
+        assert PruningConfig.from_model_cfg(cfg_of(**options)) == PruningConfig()
+
+    def test_takes_every_option_as_given(self, cfg_of):
+        options = {
+            "head_selection": "ste",
+            "unpruned_heads": 0,
+            "head_layout": "enc:1/dec:/cross:",
+            "pipelined": True,
+            "initial_temperature": 2.0,
+            "final_temperature": 1e-8,
+            "cooldown_updates": 0,
+            "keep_sampling": True,
+            "seed": 7,
+        }
+        assert set(options) == {option.name for option in fields(PruningConfig)}
+        config = PruningConfig.from_model_cfg(cfg_of(**options))
+        assert {name: getattr(config, name) for name in options} == options
+
+    @pytest.mark.parametrize(
+        ("option", "text", "value"),
+        [
+            ("unpruned_heads", "12", 12),
+            ("unpruned_heads", 12.0, 12),
+            ("initial_temperature", "1e-3", 1e-3),
+            ("initial_temperature", 1, 1.0),
+            ("pipelined", "True", True),
+            ("keep_sampling", "false", False),
+        ],
+    )
+    def test_reads_numbers_and_truths_from_text(self, cfg_of, option, text, value):
+        read = getattr(PruningConfig.from_model_cfg(cfg_of(**{option: text})), option)
+        assert read == value
+        assert type(read) is type(value)
+
+    @pytest.mark.parametrize(
+        ("option", "value", "wanted"),
+        [
+            ("unpruned_heads", "many", "a whole number"),
+            ("unpruned_heads", 2.5, "a whole number"),
+            ("unpruned_heads", "2.5", "a whole number"),
+            ("unpruned_heads", True, "a whole number"),
+            ("unpruned_heads", float("inf"), "a whole number"),
+            ("unpruned_heads", float("nan"), "a whole number"),
+            ("cooldown_updates", "", "a whole number"),
+            ("initial_temperature", "warm", "a number"),
+            ("initial_temperature", False, "a number"),
+            ("pipelined", "yes", "true or false"),
+            ("keep_sampling", 2, "true or false"),
+        ],
+    )
+    def test_refuses_a_value_of_the_wrong_type(self, cfg_of, option, value, wanted):
+        with pytest.raises(Refusal) as refused:
+            PruningConfig.from_model_cfg(cfg_of(**{option: value}))
+        name = "--" + option.replace("_", "-")
+        assert refused.value.reasons == (f"`{name}` must be {wanted}, but is {value!r}.",)
+
+    def test_gives_all_reasons_at_once(self, cfg_of):
+        with pytest.raises(Refusal) as refused:
+            PruningConfig.from_model_cfg(cfg_of(unpruned_heads="many", pipelined="yes", final_temperature="cold"))
+        assert [reason.split("`")[1] for reason in refused.value.reasons] == [
+            "--unpruned-heads",
+            "--pipelined",
+            "--final-temperature",
+        ]
+
+
+class TestMisspelling:
+    @pytest.mark.parametrize(
+        ("key", "meant"),
+        [
+            ("head_seletion", "head_selection"),
+            ("unpruned_head", "unpruned_heads"),
+            ("pruned_heads", "unpruned_heads"),
+            ("cooldown_steps", "cooldown_updates"),
+            ("initial_temprature", "initial_temperature"),
+            ("heads_layout", "head_layout"),
+        ],
+    )
+    def test_of_an_option_is_refused_and_the_option_named(self, key, meant):
+        with pytest.raises(Refusal, match=f"`{key}` is not an option; did you mean `{meant}`"):
+            PruningConfig.from_model_cfg(OmegaConf.create({key: 1}))
+
+    def test_and_a_wrong_value_are_told_together(self):
+        with pytest.raises(Refusal) as refused:
+            PruningConfig.from_model_cfg(OmegaConf.create({"head_seletion": "dsp", "unpruned_heads": "many"}))
+        assert len(refused.value.reasons) == 2
+
+    def test_is_not_suspected_of_fairseqs_own_options(self):
+        options = vars(model_options())
+        assert PruningConfig.from_model_cfg(OmegaConf.create(options)) == PruningConfig()
+
+
+class TestAccess:
+    @both_kinds
+    def test_an_absent_option_and_none_both_give_the_default(self, cfg_of):
+        assert get_option(cfg_of(), "seed", 3) == get_option(cfg_of(seed=None), "seed", 3) == 3
+
+    @both_kinds
+    def test_zero_and_false_are_values(self, cfg_of):
+        assert get_option(cfg_of(unpruned_heads=0), "unpruned_heads", 5) == 0
+        assert get_option(cfg_of(pipelined=False), "pipelined", True) is False
+
+    @pytest.mark.parametrize("cfg", [argparse.Namespace(), strict()], ids=["namespace", "strict omegaconf"])
+    def test_what_is_set_can_be_got(self, cfg):
+        set_option(cfg, "head_layout", "enc:1/dec:/cross:")
+        assert get_option(cfg, "head_layout") == "enc:1/dec:/cross:"
+
+    def test_setting_leaves_a_strict_cfg_strict(self):
+        cfg = strict()
+        set_option(cfg, "head_layout", "enc:1/dec:/cross:")
+        assert OmegaConf.is_struct(cfg)
+
+
+class TestCommandLine:
+    def test_declares_all_but_the_budget_and_the_seed_which_others_declare(self):
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        declared = set(vars(parser.parse_args([])))
+        assert declared == {option.name for option in fields(PruningConfig)} - {"unpruned_heads", "seed"}
+
+    def test_without_words_means_the_defaults(self):
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        assert PruningConfig.from_model_cfg(parser.parse_args([])) == PruningConfig()
