@@ -148,8 +148,8 @@ class PrunableAttention(nn.Module):
             return self.out_proj(context), None
         gates = self.gates()
         columns = gates.repeat_interleave(self.head_dim)
-        # In float32 even for a half-precision model: the gradient of a gate sums C x d products.
-        weight = (self.out_proj.weight.float() * columns).to(self.out_proj.weight.dtype)
+        # Float32 gates make this a float32 product in a half-precision model: the gradient of a gate sums C x d of them.
+        weight = (self.out_proj.weight * columns).to(self.out_proj.weight.dtype)
         live = None if self.training else gates != 0
         return F.linear(context, weight, self.out_proj.bias), live
 
@@ -198,7 +198,7 @@ class PrunableAttention(nn.Module):
         scores = torch.matmul(q / math.sqrt(self.head_dim), k.transpose(2, 3))
         if mask is not None:
             scores = scores + mask
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         return torch.matmul(self.dropout_module(weights.type_as(scores)), v), weights
 
     def _dropout_applies(self) -> bool:
