@@ -163,7 +163,10 @@ def resolve_layout(text: str) -> HeadLayout:
         Refusal: neither.
     """
     if os.path.exists(text) or text.endswith(".pt"):
-        return load_model(read_checkpoint(text)).deployed_layout()
+        try:
+            return load_model(read_checkpoint(text)).deployed_layout()
+        except Refusal as refusal:
+            raise Refusal(*(f"`--head-layout`: {reason}" for reason in refusal.reasons)) from refusal
     return parse_layout(text, "--head-layout")
 
 

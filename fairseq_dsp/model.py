@@ -23,6 +23,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import HeadGates
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.methods import method_class
+from fairseq_dsp.objections import budget_out_of_range, objections
 from fairseq_dsp.surgery import (
     attentions,
     install_gates,
@@ -111,11 +112,11 @@ class DspTransformerModel(TransformerModel):
             SystemExit: options that cannot be honoured, each named on stderr.
         """
         with exit_on_refusal():
-            config = PruningConfig.from_model_cfg(args)
-            method = method_class(config)
-            reasons = _objections(args, config)
+            reasons = objections(args)
             if reasons:
                 raise Refusal(*reasons)
+            config = PruningConfig.from_model_cfg(args)
+            method = method_class(config)
             model = super().build_model(args, task)
             model._take_heads(args, config)
             if method.learned:
@@ -141,9 +142,7 @@ class DspTransformerModel(TransformerModel):
             if layout.grid != grid:
                 raise Refusal(f"`--head-layout` must fit the model, whose heads are {_counts(grid)}, but is {layout}.")
         if budget is not None and not 0 <= budget <= layout.count:
-            raise Refusal(
-                f"`--unpruned-heads` must be between 0 and {layout.count} (the heads of this model), but is {budget}."
-            )
+            raise Refusal(budget_out_of_range(budget, layout.count))
         if not method_class(config).learned and budget is not None:
             layout = layout.random_subset(budget, config.seed)
         if config.head_layout is not None or not method_class(config).learned:
@@ -239,45 +238,6 @@ class DspTransformerModel(TransformerModel):
     def _find_alignment_layer(self) -> None:
         able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.heads(site)]
         self.decoder.alignment_layer = able[-1] if able else self.decoder.num_layers - 1
-
-
-def _objections(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
-    """Every reason why the options cannot be honoured."""
-    method = method_class(config)
-    found = list(method.objections(config))
-    if config.unpruned_heads is None and config.head_layout is None:
-        found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
-    elif config.unpruned_heads is None and method.learned:
-        found.append(f"`--unpruned-heads` must be given for `--head-selection {method.name}`: how many heads to keep.")
-    if method.learned:
-        for part, ours in (
-            ("task", "translation_dsp"),
-            ("criterion", "label_smoothed_cross_entropy_dsp"),
-            ("optimizer", "dsp_adam"),
-        ):
-            given = get_option(args, part, ours if isinstance(args, DictConfig) and part != "task" else None)
-            if isinstance(given, str) and given != ours or given is None and part == "task":
-                found.append(f"`--{part}` must be {ours} for `--head-selection {method.name}`, but is {given}.")
-    for name, rule in _UNSUPPORTED.items():
-        value = get_option(args, name)
-        if value not in (None, False, 0, "", "0", "None") and (name != "ddp_backend" or value == "fully_sharded"):
-            found.append(f"`--{name.replace('_', '-')}` {rule}, but is {value}.")
-    return found
-
-
-_UNSUPPORTED = {
-    "encoder_layers_to_keep": "is not supported by dsp_transformer: a layout names the heads of every layer",
-    "decoder_layers_to_keep": "is not supported by dsp_transformer: a layout names the heads of every layer",
-    "quant_noise_pq": "is not supported by dsp_transformer: its blocks do not survive the removal of heads",
-    "quant_noise_scalar": "is not supported by dsp_transformer: it wraps the attention that we replace",
-    "xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
-    "encoder_xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
-    "decoder_xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
-    "scale_heads": "is not supported by dsp_transformer: its scales do not follow the heads",
-    "no_cross_attention": "is not supported by dsp_transformer: there must be cross-attention to prune",
-    "base_layers": "is not supported by dsp_transformer: it inserts layers of another kind",
-    "ddp_backend": "must be one that keeps whole parameters (pytorch_ddp, legacy_ddp, no_c10d)",
-}
 
 
 def _counts(grid: HeadGrid) -> str:

@@ -9,15 +9,17 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from fairseq.file_io import PathManager
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
-from fairseq_dsp.config import PruningConfig, get_option, set_option
+from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion, unwrap
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.objections import FULLY_SHARDED, objections
 from fairseq_dsp.optim import DspAdam
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class TranslationDspConfig(TranslationConfig):
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    ddp_backend: Any = II("distributed_training.ddp_backend")
 
 
 @register_task("translation_dsp", dataclass=TranslationDspConfig)
@@ -47,6 +50,9 @@ class TranslationDspTask(TranslationTask):
 
     def __init__(self, cfg: TranslationDspConfig, src_dict: Any, tgt_dict: Any) -> None:
         super().__init__(cfg, src_dict, tgt_dict)
+        with exit_on_refusal():  # here, for fairseq wraps the model's construction already
+            if str(getattr(cfg, "ddp_backend", "")) == "fully_sharded":
+                raise Refusal(FULLY_SHARDED)
         self._trains = False
         self._learns_heads = False
         self._updates_an_epoch: int | None = None
@@ -70,22 +76,27 @@ class TranslationDspTask(TranslationTask):
                     raise Refusal(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
                 set_option(cfg, option, given)
             set_option(cfg, "task", "translation_dsp")
-            config = PruningConfig.from_model_cfg(cfg)
-            if config.pipelined and not self._has_start():
-                raise Refusal(
-                    "`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."
-                )
+            reasons = objections(cfg) + self._objections_to_start(cfg)
+            if reasons:
+                raise Refusal(*reasons)
         model = super().build_model(cfg, from_checkpoint)
         model.adopts_dense_state = True
         self._learns_heads = model.head_gates is not None
         return model
 
-    def _has_start(self) -> bool:
-        """Whether training starts from a checkpoint: one to fine-tune from, or one to resume."""
+    def _objections_to_start(self, cfg: Any) -> list[str]:
+        """Sentences on the checkpoint that training starts from: one to fine-tune from, or one to resume."""
+        start = self.cfg.finetune_from_model
+        if start and not PathManager.exists(start):
+            return [f"`--finetune-from-model` must be a checkpoint, but {start} does not exist."]
         restore = self.cfg.restore_file or "checkpoint_last.pt"
         if not os.path.dirname(restore):
             restore = os.path.join(self.cfg.save_dir or "", restore)
-        return bool(self.cfg.finetune_from_model) or os.path.exists(restore)
+        if str(get_option(cfg, "pipelined", False)).lower() == "true" and not start and not os.path.exists(restore):
+            return [
+                "`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."
+            ]
+        return []
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Builds the criterion; refuses one that would lose the penalty."""
