@@ -124,7 +124,8 @@ class PrunableAttention(nn.Module):
         if need_weights or need_head_weights:
             context, weights = self._attend_with_weights(q, k, v, mask)
         else:
-            dropout = self.dropout_module.p if self._dropout_applies() else 0.0
+            dropped = self.dropout_module.training or self.dropout_module.apply_during_inference
+            dropout = self.dropout_module.p if dropped else 0.0
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         if kv_batch != batch:
             context = self._unfold_beams(context, batch, length)
@@ -132,15 +133,14 @@ class PrunableAttention(nn.Module):
                 weights = self._unfold_beams(weights, batch, length)
         context = context.permute(2, 0, 1, 3).reshape(length, batch, self.num_heads * self.head_dim)
         output, live = self._project(context)
-        if weights is not None:
-            weights = weights.transpose(0, 1)  # [h, B, T, S]
-            if live is not None:  # a masked head has no say in an alignment
-                weights = weights[live]
-            if weights.size(0) == 0:
-                weights = None
-            elif not need_head_weights:
-                weights = weights.mean(dim=0)
-        return output, weights
+        if weights is None:
+            return output, None
+        weights = weights.transpose(0, 1)  # [h, B, T, S]
+        if live is not None:  # a masked head has no say in an alignment
+            weights = weights[live]
+        if weights.size(0) == 0:
+            return output, None
+        return output, weights if need_head_weights else weights.mean(dim=0)
 
     def _project(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output projection [T, B, C] of the gated heads, and which heads are live if a mask has removed some: [h] bool."""
@@ -155,10 +155,9 @@ class PrunableAttention(nn.Module):
 
     def _bias(self, query: Tensor) -> Tensor:
         """What a sublayer without heads still adds: its output bias. The norms around it act as always."""
-        bias = self.out_proj.bias
-        if bias is None:
+        if self.out_proj.bias is None:
             return torch.zeros_like(query)
-        return bias.expand(query.size(0), query.size(1), -1)
+        return self.out_proj.bias.expand_as(query)
 
     def _keys_and_values(
         self,
@@ -201,9 +200,6 @@ class PrunableAttention(nn.Module):
         weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         return torch.matmul(self.dropout_module(weights.type_as(scores)), v), weights
 
-    def _dropout_applies(self) -> bool:
-        return self.dropout_module.training or self.dropout_module.apply_during_inference
-
     def _split(self, x: Tensor) -> Tensor:
         """[T, B, h·d] -> [B, h, T, d]."""
         return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
@@ -226,15 +222,14 @@ class PrunableAttention(nn.Module):
         """Follows the beam search's reshuffling of hypotheses."""
         cache = self._get_input_buffer(incremental_state)
         for name, cached in cache.items():
-            if cached is None:
-                continue
-            order = new_order
-            if self.encoder_decoder_attention:
-                if cached.size(0) * self.beam_size == new_order.size(0):
-                    return incremental_state  # one entry a sentence: beams may move within it
-                if self.beam_size > 1:  # sentences have left the batch
-                    order = new_order.reshape(-1, self.beam_size)[:, 0] // self.beam_size
-            cache[name] = cached.index_select(0, order)
+            if cached is not None:
+                order = new_order
+                if self.encoder_decoder_attention:
+                    if cached.size(0) * self.beam_size == new_order.size(0):
+                        return incremental_state  # one entry a sentence: beams may move within it
+                    if self.beam_size > 1:  # sentences have left the batch
+                        order = new_order.reshape(-1, self.beam_size)[:, 0] // self.beam_size
+                cache[name] = cached.index_select(0, order)
         if len(cache) > 0:
             self._set_input_buffer(incremental_state, cache)
         return incremental_state

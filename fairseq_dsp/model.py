@@ -10,7 +10,7 @@ option in silence.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Dict, List, Optional
 
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
@@ -50,19 +50,19 @@ class DspTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder, whose alignment comes from the last layer that has a cross-attention head.
 
     Attributes:
-        alignment_layer: index of that layer; the last layer where none has one.
+        alignment_layer: index of that layer; the last layer where none has one. Set by the model.
     """
 
-    alignment_layer: int | None = None
+    alignment_layer = 0  # without annotation, which TorchScript could not read here
 
     def extract_features(
         self,
-        prev_output_tokens,
-        encoder_out=None,
-        incremental_state=None,
+        prev_output_tokens: Tensor,
+        encoder_out: Optional[Dict[str, List[Tensor]]] = None,
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
         full_context_alignment: bool = False,
-        alignment_layer=None,
-        alignment_heads=None,
+        alignment_layer: Optional[int] = None,
+        alignment_heads: Optional[int] = None,
     ):
         """As in fairseq; `alignment_layer` defaults to the last layer that can align."""
         return self.extract_features_scriptable(
