@@ -150,7 +150,7 @@ class TranslationDspTask(TranslationTask):
 
         fairseq drops a last batch whose size does not divide by `--required-batch-size-multiple` (8 by default).
         """
-        training = self._trains and dataset is self.datasets.get(self.cfg.train_subset)
+        training = self._is_training_set(dataset)
         if not training:
             kwargs["required_batch_size_multiple"] = 1
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
@@ -159,6 +159,17 @@ class TranslationDspTask(TranslationTask):
             frequency = frequency if isinstance(frequency, int) else (list(frequency or [1]))[-1]
             self._updates_an_epoch = -(-len(iterator) // frequency)
         return iterator
+
+    def can_reuse_epoch_itr(self, dataset: Any) -> bool:
+        """As in fairseq, but every epoch of training makes its own batches.
+
+        fairseq seeds their making by the epoch and keeps the first ones: a run that is resumed in its second epoch would
+        go on with other batches than one that was never stopped.
+        """
+        return not self._is_training_set(dataset) and super().can_reuse_epoch_itr(dataset)
+
+    def _is_training_set(self, dataset: Any) -> bool:
+        return self._trains and dataset is self.datasets.get(self.cfg.train_subset)
 
 
 def _dsp_adam(optimizer: Any) -> DspAdam:
