@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from commands import PLUGIN, TRAIN, run
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import OPTIMIZER_REGISTRY
@@ -45,13 +42,3 @@ def test_task_criterion_optimizer_and_methods_are_registered_under_their_documen
     assert CRITERION_REGISTRY["label_smoothed_cross_entropy_dsp"] is LabelSmoothedCrossEntropyDspCriterion
     assert OPTIMIZER_REGISTRY["dsp_adam"] is DspAdam
     assert set(METHODS) == {"dsp", "ste", "fixed"}
-
-
-def test_the_help_of_fairseq_train_tells_every_option_of_ours(tmp_path: Path):
-    arguments = [*PLUGIN, "--task", "translation_dsp", "--arch", "dsp_transformer", "--optimizer", "dsp_adam", "--help"]
-    done = run(TRAIN, *arguments, folder=tmp_path)
-    assert done.code == 0, done.err
-    for option in ("unpruned-heads", "head-selection", "head-layout", "pipelined", "initial-temperature"):
-        assert f"--{option}" in done.out
-    for option in ("final-temperature", "cooldown-updates", "keep-sampling", "importance-lr"):
-        assert f"--{option}" in done.out
