@@ -1,0 +1,211 @@
+"""Removing heads from models and states: a masked model and a rewritten one are the same function."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import assert_same, build, build_gated, build_with, few_examples, layouts_of, scores, scores_as_generated
+from torch import Tensor
+
+from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadGrid, HeadLayout, Site
+from fairseq_dsp.surgery import (
+    attentions,
+    layout_of_state,
+    make_prunable,
+    mask_heads,
+    remove_gates,
+    shrink_model,
+    shrink_state,
+    site_name,
+)
+
+GRID = HeadGrid((3, 3), (3, 3), (3, 3))
+FULL = HeadLayout.full(GRID)
+SOME = HeadLayout.parse("enc:100.011/dec:000.110/cross:010.000")
+
+MODELS: dict[str, tuple[HeadGrid, dict[str, Any]]] = {
+    "post-norm": (GRID, {}),
+    "pre-norm": (GRID, {"encoder_normalize_before": True, "decoder_normalize_before": True}),
+    "sides that differ": (
+        HeadGrid((3,), (4, 4), (4, 4)),
+        {"encoder_layers": 1, "decoder_embed_dim": 16, "decoder_output_dim": 16, "decoder_attention_heads": 4},
+    ),
+    "shared embeddings": (GRID, {"share_all_embeddings": True, "share_decoder_input_output_embed": True}),
+    "layer drop": (GRID, {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}),
+}
+of_every_kind = pytest.mark.parametrize("kind", MODELS)
+
+
+def dense(kind: str = "post-norm") -> Any:
+    """A model with all of its heads."""
+    grid, options = MODELS[kind]
+    return build_with(HeadLayout.full(grid), **options)
+
+
+def dims(model: Any) -> dict[Site, int]:
+    return {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
+
+
+def masked(model: Any, layout: HeadLayout) -> Any:
+    twin = copy.deepcopy(model)
+    mask_heads(twin, layout, model.layout)
+    return twin
+
+
+def shrunk(model: Any, layout: HeadLayout) -> Any:
+    twin = copy.deepcopy(model)
+    shrink_model(twin, layout, model.layout)
+    twin.layout = layout
+    return twin
+
+
+@of_every_kind
+class TestMaskedEqualsRewritten:
+    @few_examples
+    @given(data=st.data())
+    def test_for_any_layout(self, kind, data):
+        model = dense(kind)
+        layout = data.draw(layouts_of(model.layout.grid))
+        large, small = masked(model, layout), shrunk(model, layout)
+        assert_same(scores(small), scores(large))
+        assert_same(scores_as_generated(small), scores_as_generated(large))
+
+    @few_examples
+    @given(data=st.data())
+    def test_when_the_state_is_rewritten_and_loaded_into_a_fresh_model(self, kind, data):
+        model = dense(kind)
+        layout = data.draw(layouts_of(model.layout.grid))
+        small = build_with(layout, **MODELS[kind][1])
+        small.load_state_dict(shrink_state(model.state_dict(), layout, dims(model)), strict=True)
+        assert_same(scores(small), scores(masked(model, layout)))
+
+    def test_when_nothing_is_kept_and_when_everything_is(self, kind):
+        model = dense(kind)
+        nothing = HeadLayout(model.layout.grid, (False,) * model.layout.grid.total)
+        assert_same(scores(shrunk(model, nothing)), scores(masked(model, nothing)))
+        assert_same(scores(shrunk(model, model.layout)), scores(model))
+        assert (scores(shrunk(model, nothing)) - scores(model)).abs().max() > 0.01
+
+
+class TestShrinking:
+    @few_examples
+    @given(st.lists(st.booleans(), min_size=SOME.count, max_size=SOME.count))
+    def test_twice_equals_shrinking_once(self, marks):
+        model, fewer = dense(), SOME.narrow(marks)
+        twice = shrunk(shrunk(model, SOME), fewer).state_dict()
+        once = shrunk(model, fewer).state_dict()
+        assert all(torch.equal(twice[name], once[name]) for name in twice.keys() | once.keys())
+
+    @few_examples
+    @given(layouts_of(GRID))
+    def test_a_model_and_its_state_give_the_same(self, layout):
+        model = dense()
+        ours, theirs = shrink_state(model.state_dict(), layout, dims(model)), shrunk(model, layout).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    def test_an_already_small_state_equals_shrinking_the_dense_one(self):
+        model, fewer = dense(), HeadLayout.parse("enc:000.001/dec:000.110/cross:000.000")
+        at_once = shrink_state(model.state_dict(), fewer, dims(model))
+        first = shrink_state(model.state_dict(), SOME, dims(model))
+        then = shrink_state(first, fewer, dims(model), current=SOME)
+        assert all(torch.equal(at_once[name], then[name]) for name in at_once.keys() | then.keys())
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_a_state_keeps_its_precision_and_loses_its_gates(self, dtype):
+        model = build_gated().to(dtype)
+        small = shrink_state(model.state_dict(), SOME, dims(model))
+        assert not [name for name in small if "head_gates" in name]
+        assert {value.dtype for name, value in small.items() if name.endswith(("weight", "bias"))} == {dtype}
+
+    def test_a_state_leaves_the_given_one_alone_and_copies_what_it_cuts(self):
+        state = dense().state_dict()
+        before = {name: value.clone() for name, value in state.items()}
+        small = shrink_state(state, SOME, dims(dense()))
+        assert all(torch.equal(state[name], value) for name, value in before.items())
+        cut = [value for name, value in small.items() if value.shape != state[name].shape]
+        assert cut
+        assert all(value.untyped_storage().nbytes() == value.numel() * value.element_size() for value in cut)
+
+    @pytest.mark.parametrize("layout", [FULL, SOME])
+    def test_leaves_shared_embeddings_shared(self, layout):
+        model = shrunk(dense("shared embeddings"), layout)
+        table = model.encoder.embed_tokens.weight
+        assert model.decoder.embed_tokens.weight is table
+        assert model.decoder.output_projection.weight is table
+
+    def test_reaches_every_layer_of_a_model_that_drops_layers_while_training(self):
+        options = {"encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9, "encoder_layers": 6, "decoder_layers": 6}
+        model = build(arch="transformer", **options).train()
+        grid = make_prunable(model)
+        assert grid == HeadGrid((3,) * 6, (3,) * 6, (3,) * 6)
+        shrink_model(model, HeadLayout(grid, (False,) * grid.total))
+        sites = list(attentions(model, grid))
+        assert len(sites) == 18
+        assert all(isinstance(site, PrunableAttention) and site.num_heads == 0 for _, site in sites)
+
+    def test_makes_a_model_that_torchscript_takes(self):
+        small = shrunk(dense(), SOME)
+        assert_same(scores(torch.jit.script(small)), scores(small))
+
+    def test_leaves_only_gradients_that_a_training_step_fills(self):
+        model = shrunk(dense(), SOME).train()
+        scores(model).sum().backward()
+        assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_a_stock_transformer_computes_the_same_once_its_attentions_are_replaced():
+    model = build(arch="transformer")
+    before, state = scores(model), model.state_dict()
+    assert make_prunable(model) == GRID
+    assert model.state_dict().keys() == state.keys()
+    assert_same(scores(model), before, 1e-6)  # fairseq takes softmax in float32
+
+
+def test_removing_the_gates_leaves_the_dense_model():
+    model = build_gated(checkpoint_activations=True)
+    remove_gates(model, GRID)
+    twin = dense()
+    twin.load_state_dict(shrink_state(model.state_dict(), FULL, dims(model)))
+    for mode in (True, False):
+        assert_same(scores(model.train(mode)), scores(twin.train(mode)))
+
+
+class TestMarks:
+    def state(self, layout: HeadLayout = SOME) -> dict[str, Tensor]:
+        return build_with(layout).state_dict()
+
+    @few_examples
+    @given(layouts_of(GRID))
+    def test_say_which_heads_a_state_has(self, layout):
+        assert layout_of_state(self.state(layout), GRID) == layout
+
+    def test_are_absent_from_a_dense_state(self):
+        assert layout_of_state(build(arch="transformer").state_dict(), GRID) is None
+
+    @pytest.mark.parametrize("share", [1 / 2, 1 / 3, 1 / 20])
+    def test_of_an_average_of_two_layouts_are_refused(self, share):
+        state, other = self.state(), self.state(HeadLayout.parse("enc:010.011/dec:000.110/cross:010.000"))
+        for name in state:
+            state[name] = (1 - share) * state[name] + share * other[name]
+        with pytest.raises(Refusal, match="mixes models"):
+            layout_of_state(state, GRID)
+
+    def test_of_an_average_of_one_layout_are_read(self):
+        state = {name: (value.half() * 3 / 3) * 0.999 for name, value in self.state().items()}
+        assert layout_of_state(state, GRID) == SOME
+
+    def test_that_lack_a_site_or_belong_to_another_grid_are_refused(self):
+        state = self.state()
+        with pytest.raises(Refusal, match="do not fit"):
+            layout_of_state(state, HeadGrid((3, 3), (3, 3), (3, 4)))
+        del state[f"{site_name(Site('cross', 1))}.kept_mask"]
+        with pytest.raises(Refusal, match="do not fit"):
+            layout_of_state(state, GRID)
