@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from fairseq_dsp.heads import STACK_NAMES, HeadLayout
+
+# fairseq's imports leave the root logger at DEBUG, where matplotlib reports every font it considers
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 KEPT, REMOVED = "#1b5e8c", "#e3e6e8"
 
