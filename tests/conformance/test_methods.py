@@ -1,0 +1,198 @@
+"""What every learned method must do. A method subscribes by being in `METHODS`; nothing here knows any of them."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from models import (
+    assert_same,
+    build_gated,
+    build_with,
+    gradients,
+    model_options,
+    randomise,
+    scores,
+    scores_as_generated,
+)
+
+from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.methods import METHODS
+from fairseq_dsp.surgery import attentions, shrink_model, shrink_state
+
+HEADS = 18
+
+pytestmark = pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.learned])
+budgets = pytest.mark.parametrize("kept", [0, 1, 7, HEADS - 1, HEADS])
+choices = pytest.mark.parametrize("kept", [1, 7, HEADS - 1])
+
+
+def choosing(method: str, kept: int, update: int = 1, seed: int = 0) -> Any:
+    """A model in the middle of choosing, with random parameters."""
+    model = build_gated(method, kept)
+    randomise(model, seed)
+    model.set_num_updates(update)
+    return model
+
+
+def fixed(method: str, kept: int) -> Any:
+    """A model whose heads have been fixed in a training pass, and whose importance has moved on since."""
+    model = choosing(method, kept)
+    if model.head_gates.method.fixes_at is None:
+        pytest.skip("the method never fixes its heads")
+    model.set_num_updates(model.head_gates.method.fixes_at)
+    scores(model.train())
+    with torch.no_grad():
+        model.head_gates.importance.neg_()
+    return model.eval()
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def head_dims(model: Any) -> dict[Any, int]:
+    return {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
+
+
+class TestOptions:
+    def test_that_are_not_given_have_values_that_fit(self, method):
+        config = PruningConfig.from_model_cfg(model_options(head_selection=method, unpruned_heads=3))
+        assert METHODS[method].objections(config) == []
+        assert METHODS[method].name == method
+
+
+class TestBudget:
+    @pytest.mark.parametrize("kept", range(HEADS + 1))
+    def test_is_met_exactly_in_evaluation(self, method, kept):
+        model = choosing(method, kept)
+        gates = model.head_gates.gates()
+        assert set(gates.tolist()) <= {0.0, 1.0}
+        assert gates.sum() == kept
+        assert model.deployed_layout().count == kept
+
+    @pytest.mark.parametrize("kept", range(HEADS + 1))
+    def test_is_met_exactly_by_equal_importance(self, method, kept):
+        model = choosing(method, kept)
+        with torch.no_grad():
+            model.head_gates.importance.zero_()
+        assert model.deployed_layout().count == kept
+
+    @budgets
+    def test_is_met_exactly_once_the_heads_are_fixed(self, method, kept):
+        model = fixed(method, kept)
+        for mode in (True, False):
+            gates = model.train(mode).head_gates.gates()
+            assert set(gates.tolist()) <= {0.0, 1.0}
+            assert gates.sum() == kept
+
+    @pytest.mark.parametrize("kept", [-1, HEADS + 1])
+    def test_outside_the_models_heads_is_refused_in_a_sentence(self, method, kept, capsys):
+        with pytest.raises(SystemExit) as exit_:
+            build_gated(method, kept)
+        assert exit_.value.code == 2
+        assert f"must be between 0 and {HEADS}" in capsys.readouterr().err
+
+
+class TestEvaluation:
+    @budgets
+    def test_is_a_function_of_the_parameters_alone(self, method, kept):
+        model = choosing(method, kept)
+        before = scores(model)
+        torch.manual_seed(99)
+        scores(model.train())
+        model.eval().set_num_updates(2)
+        assert torch.equal(scores(model), before)
+        assert_same(scores_as_generated(model), before)
+
+    def test_keeps_the_fixed_heads_whatever_the_importance_says(self, method):
+        model = fixed(method, 7)
+        before = scores(model)
+        with torch.no_grad():
+            model.head_gates.importance.normal_()
+        assert torch.equal(scores(model), before)
+
+
+class TestState:
+    @budgets
+    def test_survives_a_file_and_trains_on_as_if_nothing_had_happened(self, method, kept):
+        model = choosing(method, kept, update=3)
+        resumed = choosing(method, kept, update=3, seed=1)
+        resumed.load_state_dict(through_a_file(model.state_dict()), strict=True)
+        assert torch.equal(scores(resumed), scores(model))
+        ours, theirs = gradients(resumed), gradients(model)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    def test_carries_the_fixed_heads(self, method):
+        model = fixed(method, 7)
+        resumed = choosing(method, 7, seed=1)
+        resumed.load_state_dict(through_a_file(model.state_dict()), strict=True)
+        assert resumed.deployed_layout() == model.deployed_layout()
+        assert torch.equal(scores(resumed), scores(model))
+
+
+class TestTraining:
+    @choices
+    def test_moves_the_importance_before_the_heads_are_fixed(self, method, kept):
+        for update in range(3):
+            found = gradients(choosing(method, kept, update=update))["head_gates.importance"]
+            assert torch.isfinite(found).all()
+            assert found.any()
+
+    @budgets
+    def test_gives_every_parameter_a_finite_gradient(self, method, kept):
+        model = choosing(method, kept)
+        found = gradients(model)
+        assert found.keys() == {name for name, _ in model.named_parameters()}
+        assert all(torch.isfinite(gradient).all() for gradient in found.values())
+
+    @choices
+    def test_trains_the_function_that_is_deployed_once_the_heads_are_fixed(self, method, kept):
+        model = fixed(method, kept)
+        deployed = scores(model)
+        assert_same(scores(model.train()), deployed)
+        assert not gradients(model)["head_gates.importance"].any()
+
+    def test_penalty_is_none_or_a_finite_number(self, method):
+        gates = choosing(method, 7).head_gates
+        penalty = gates.method.penalty(gates.importance, gates.update)
+        assert penalty is None or (penalty.dim() == 0 and torch.isfinite(penalty))
+
+
+@budgets
+@pytest.mark.parametrize("seed", range(2))
+class TestRewriting:
+    def test_by_baking_computes_the_same(self, method, kept, seed):
+        model = choosing(method, kept, seed=seed)
+        small = copy.deepcopy(model)
+        small.bake()
+        self.assert_equal(model, small)
+        assert small.layout == model.deployed_layout()
+        assert not [name for name in small.state_dict() if "gates" in name]
+
+    def test_by_shrinking_the_model_computes_the_same(self, method, kept, seed):
+        model = choosing(method, kept, seed=seed)
+        small = build_with(model.layout)
+        small.load_state_dict(shrink_state(model.state_dict(), model.layout, head_dims(model)))
+        shrink_model(small, model.deployed_layout())
+        self.assert_equal(model, small)
+
+    def test_by_shrinking_the_state_computes_the_same(self, method, kept, seed):
+        model = choosing(method, kept, seed=seed)
+        small = build_with(model.deployed_layout())
+        small.load_state_dict(shrink_state(model.state_dict(), model.deployed_layout(), head_dims(model)), strict=True)
+        self.assert_equal(model, small)
+
+    def assert_equal(self, model: Any, small: Any) -> None:
+        assert_same(scores(small), scores(model))
+        assert_same(scores_as_generated(small), scores_as_generated(model))
+        assert sum(attention.num_heads for _, attention in attentions(small, model.layout.grid)) == (
+            model.head_gates.kept
+        )
