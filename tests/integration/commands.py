@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,18 @@ class Result:
 
 
 class Running:
-    """A command under way."""
+    """A command, or a function of a test, under way."""
 
-    def __init__(self, module: str, arguments: Sequence[Any], folder: Path, stdin: str = "") -> None:
+    def __init__(
+        self, main: str | Callable[[], Any], arguments: Sequence[Any], folder: Path, stdin: str = ""
+    ) -> None:
         self.paths = [folder / f".{os.urandom(6).hex()}.{name}" for name in ("in", "out", "err")]
         self.paths[0].write_text(stdin, encoding="utf-8")
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _child(module, [str(argument) for argument in arguments], self.paths)
+            _child(main, [str(argument) for argument in arguments], self.paths)
 
     def wait(self) -> Result:
         try:
@@ -104,7 +106,7 @@ class Running:
         return Result(os.waitstatus_to_exitcode(status), *texts)
 
 
-def _child(module: str, arguments: list[str], paths: list[Path]) -> None:
+def _child(main: str | Callable[[], Any], arguments: list[str], paths: list[Path]) -> None:
     code = 1
     try:
         for number, path in enumerate(paths):
@@ -114,14 +116,14 @@ def _child(module: str, arguments: list[str], paths: list[Path]) -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
-        sys.argv = [module.rpartition(".")[2], *arguments]
+        sys.argv = [str(main).rpartition(".")[2], *arguments]
         root = logging.getLogger()
         for handler in list(root.handlers):
             root.removeHandler(handler)
         for name in (GENERATE, PREPROCESS):  # their handlers hold the parent's stream
             logging.getLogger(name).handlers.clear()
         logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s | %(name)s | %(message)s")
-        importlib.import_module(module).cli_main()
+        (importlib.import_module(main).cli_main if isinstance(main, str) else main)()
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
