@@ -83,9 +83,7 @@ class Result:
 class Running:
     """A command, or a function of a test, under way."""
 
-    def __init__(
-        self, main: str | Callable[[], Any], arguments: Sequence[Any], folder: Path, stdin: str = ""
-    ) -> None:
+    def __init__(self, main: str | Callable[[], Any], arguments: Sequence[Any], folder: Path, stdin: str = "") -> None:
         self.paths = [folder / f".{os.urandom(6).hex()}.{name}" for name in ("in", "out", "err")]
         self.paths[0].write_text(stdin, encoding="utf-8")
         sys.stdout.flush()

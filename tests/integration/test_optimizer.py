@@ -1,0 +1,122 @@
+"""`dsp_adam` alone and inside fairseq's real half-precision wrappers: the two groups are clipped apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from commands import budget, training
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.optim import build_optimizer
+from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
+from omegaconf import OmegaConf
+
+from fairseq_dsp.gates import IMPORTANCE_GROUP
+
+CLIP = 0.5
+WEIGHT_GRADIENT, IMPORTANCE_GRADIENT = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([0.25, 0.0, 0.75])
+SMALL = torch.tensor([0.25, 0.0, 0.125])  # below the limit: must not be touched
+
+
+def config(fp16: bool, bf16: bool, clip: float = CLIP):
+    optimizer = {"_name": "dsp_adam", "lr": [0.1], "adam_betas": "(0.9, 0.98)", "fp16": fp16, "clip_norm": clip}
+    optimizer |= {"fp16_no_flatten_grads": True, "tpu": False}
+    optimizer |= {"memory_efficient_fp16": False}
+    common = {"fp16": fp16, "bf16": bf16, "fp16_no_flatten_grads": True, "fp16_scale_window": 4}
+    common |= {"fp16_init_scale": 8, "fp16_scale_tolerance": 0.0, "threshold_loss_scale": None}
+    common |= {"min_loss_scale": 1e-4, "memory_efficient_fp16": False}
+    return OmegaConf.create({"optimizer": optimizer, "common": common, "optimization": {"update_freq": [1]}})
+
+
+def parameters(dtype: torch.dtype):
+    weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=dtype))
+    weight.param_group = "default"
+    importance = torch.nn.Parameter(torch.zeros(3))
+    importance.param_group = IMPORTANCE_GROUP
+    return weight, importance
+
+
+def clipped(kind: str, importance_gradient: torch.Tensor, clip: float = CLIP):
+    """Gradients that Adam would step on: of the weight and of the importance, and the norm that fairseq logs."""
+    dtype = {"plain": torch.float32, "fp16": torch.float16, "efficient fp16": torch.float16}.get(kind, torch.bfloat16)
+    cfg = config(dtype == torch.float16, dtype == torch.bfloat16, clip)
+    weight, importance = parameters(dtype)
+    scale = 8.0 if dtype == torch.float16 else 1.0
+    if kind == "plain":
+        inner = optimizer = build_optimizer(cfg.optimizer, [weight, importance])
+    else:
+        wrapper = MemoryEfficientFP16Optimizer if "efficient" in kind else FP16Optimizer
+        optimizer = wrapper.build_optimizer(cfg, [weight, importance])
+        inner = optimizer.fp32_optimizer if wrapper is FP16Optimizer else optimizer.wrapped_optimizer
+        inner.wrapper = optimizer
+        optimizer.zero_grad()
+        optimizer._needs_sync = True
+    weight.grad = (WEIGHT_GRADIENT * scale).to(dtype)
+    importance.grad = importance_gradient * scale
+    norm = optimizer.clip_grad_norm(clip)
+    seen = {}
+
+    def step(*args, **kwargs):
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                seen[parameter.dim()] = parameter.grad.float().clone()
+
+    with mock.patch.object(inner.optimizer, "step", step):
+        optimizer.step()
+    return seen[2], seen[1], float(norm)
+
+
+@pytest.mark.parametrize("kind", ["plain", "fp16", "bf16", "efficient fp16", "efficient bf16"])
+@pytest.mark.parametrize("importance_gradient", [IMPORTANCE_GRADIENT, SMALL], ids=["large", "small"])
+def test_the_two_groups_are_clipped_apart(kind: str, importance_gradient: torch.Tensor):
+    weight, importance, norm = clipped(kind, importance_gradient)
+    tolerance = 0.01 if kind != "plain" else 1e-5
+    assert weight.norm().item() == pytest.approx(CLIP, rel=tolerance)
+    assert importance.norm().item() == pytest.approx(min(CLIP, importance_gradient.norm().item()), rel=tolerance)
+    assert norm == pytest.approx(5.0, rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["plain", "fp16", "bf16", "efficient fp16", "efficient bf16"])
+def test_without_a_limit_nothing_is_clipped(kind: str):
+    weight, importance, _ = clipped(kind, IMPORTANCE_GRADIENT, clip=0.0)
+    assert torch.allclose(weight, WEIGHT_GRADIENT)
+    assert torch.allclose(importance, IMPORTANCE_GRADIENT)
+
+
+def test_an_overflow_in_the_importance_alone_lowers_the_loss_scale():
+    with pytest.raises(OverflowError):
+        clipped("fp16", torch.tensor([float("inf"), 0.0, 0.0]))
+
+
+def test_a_gradient_of_the_importance_that_is_no_number_stops_the_run_as_in_fairseq():
+    _, _, norm = clipped("plain", torch.tensor([float("nan"), 0.0, 0.0]))
+    assert norm != norm
+
+
+def parsed(data: Path, *extra: str, **parts: str):
+    parser = options.get_training_parser()
+    arguments = [str(word) for word in training(data, data / "save", *budget(4), *extra, **parts)]
+    return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=arguments))
+
+
+def test_fp16_keeps_the_importance_out_of_one_flat_gradient(data: Path):
+    assert parsed(data, "--fp16").common.fp16_no_flatten_grads is True
+    assert parsed(data).common.fp16_no_flatten_grads is False
+
+
+def test_bf16_does_not_mean_a_tpu(data: Path):
+    cfg = parsed(data, "--bf16")
+    assert cfg.common.bf16 is True
+    assert cfg.common.tpu is False
+
+
+def test_under_hydra_fp16_without_unflattened_gradients_is_one_sentence(capsys: pytest.CaptureFixture[str]):
+    cfg = config(fp16=True, bf16=False)
+    cfg.optimizer.fp16_no_flatten_grads = False
+    with pytest.raises(SystemExit) as stop:
+        build_optimizer(cfg.optimizer, list(parameters(torch.float16)))
+    assert stop.value.code == 2
+    assert "`--fp16-no-flatten-grads`" in capsys.readouterr().err
