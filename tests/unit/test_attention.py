@@ -99,6 +99,25 @@ class TestEqualsFairseqs:
             ]
             assert_same_answer(*answers)
 
+    def test_in_cached_decoding_when_the_padding_covers_what_is_cached(self, asked):
+        stock, ours = pair(self_attention=True)
+        caches = ({}, {})
+        first, second = states().split(1)[:2]
+        pad = padding([2, 1, 2, 2], 2)
+        for step, key_padding_mask in ((first, None), (second, pad)):
+            answers = [
+                each(step, step, step, key_padding_mask=key_padding_mask, incremental_state=cache, **asked)
+                for each, cache in zip((ours, stock), caches, strict=True)
+            ]
+            assert_same_answer(*answers)
+
+    def test_for_beams_that_share_a_source_under_a_mask(self, asked):
+        stock, ours = pair(encoder_decoder_attention=True)
+        query, source = states(batch=2 * BATCH), states(KEYS, seed=2)
+        mask = states(batch=1, size=KEYS, seed=3)[:, 0]
+        answers = [each(query, source, source, attn_mask=mask, static_kv=True, **asked) for each in (ours, stock)]
+        assert_same_answer(*answers)
+
     @pytest.mark.parametrize("beam", [1, 2])
     def test_in_beam_search_that_reorders_and_drops_sentences(self, asked, beam):
         """Every step reorders within sentences; after the second step the first sentence leaves the batch."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import assert_same, build, build_gated, build_with, gradients, scores, scores_as_generated
+from models import assert_same, build_gated, build_with, gradients, scores, scores_as_generated
 from torch import Tensor, nn
 
 from fairseq_dsp.gates import initial_importance
@@ -109,18 +109,22 @@ class TestTraining:
         assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize("update", [3, COOLDOWN])
-    @pytest.mark.parametrize("method", ["dsp", "ste"])
-    def test_with_recomputed_activations_has_the_same_gradients(self, method, update):
-        plain = gated(method, update, initial_temperature=2.0 if method == "dsp" else None)
-        checkpointed = gated(
-            method, update, initial_temperature=2.0 if method == "dsp" else None, checkpoint_activations=True
-        )
-        checkpointed.load_state_dict(plain.state_dict())
+    @pytest.mark.parametrize("options", [{"initial_temperature": 2.0}, {"pipelined": True}, {"method": "ste"}], ids=str)
+    def test_with_recomputed_activations_has_the_same_gradients(self, options, update):
+        plain = gated(update=update, **options)
+        checkpointed = gated(update=update, checkpoint_activations=True, **options)
         ours, theirs = gradients(checkpointed), gradients(plain)
         assert ours.keys() == theirs.keys()
         assert ours["head_gates.importance"].any() == (update < COOLDOWN)
         for name in ours:
             assert_same(ours[name], theirs[name], 1e-5 if name.startswith("head_gates") else 1e-11)
+
+    def test_forgets_its_draw_after_the_pass(self):
+        model = gated(update=3).train()
+        before = gates_of_a_pass(model)
+        model.set_num_updates(4)
+        assert not torch.equal(model.head_gates.gates(), before)
+        copy.deepcopy(model)  # impossible for a tensor in the middle of a graph
 
     def test_of_importance_alone_leaves_the_weights_without_gradient(self):
         assert set(gradients(gated(pipelined=True))) == {"head_gates.importance"}
@@ -207,12 +211,13 @@ class TestInitialImportance:
         assert initial_importance(grid).numel() == 0
 
 
-def test_gates_on_a_model_that_has_lost_heads_count_the_survivors():
+@pytest.mark.parametrize("kept", range(7))
+def test_gates_on_a_model_that_has_lost_heads_choose_among_the_survivors(kept):
     layout = HeadLayout.parse("enc:100.011/dec:000.110/cross:010.000")
-    model = build(head_layout=str(layout), head_selection="dsp", unpruned_heads=2, cooldown_updates=COOLDOWN)
+    model = build_gated(kept=kept, head_layout=str(layout))
     assert model.head_gates.importance.numel() == layout.count
-    assert model.deployed_layout().count == 2
+    assert model.deployed_layout().count == kept
     assert model.deployed_layout().within(layout)
-    gated_scores = scores(model)
+    before = scores(model)
     model.bake()
-    assert_same(scores(model), gated_scores)
+    assert_same(scores(model), before)

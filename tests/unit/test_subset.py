@@ -96,6 +96,13 @@ class TestRelaxedTopK:
         assert torch.isfinite(mask).all()
         assert scores.grad.abs().max() <= 1e4
 
+    @pytest.mark.parametrize("k", [1, 36, 71])
+    @pytest.mark.parametrize("temperature", [1e-8, 1e-4, 0.1])
+    def test_of_many_ties_has_a_finite_and_bounded_gradient(self, k, temperature):
+        scores = (torch.arange(72) // 24).float().requires_grad_()
+        (relaxed_top_k(scores, k, temperature) * torch.linspace(-1, 1, 72)).sum().backward()
+        assert scores.grad.abs().max() <= 1e4
+
     @few_examples
     @given(scores_and_k())
     def test_has_the_gradient_that_finite_differences_give(self, case):
