@@ -1,0 +1,107 @@
+"""fairseq-hydra-train: the same run, the same refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import HYDRA, QUIET, STOCK, assert_refused, budget, different, generate, heads_in, load, prune, run, train
+from hydra_config import write_config
+
+
+def hydra(folder: Path, data: Path, *overrides: str, **parts):
+    return run(HYDRA, *write_config(folder, data, folder / "save", *overrides, **parts), folder=folder)
+
+
+@pytest.fixture(scope="module")
+def composed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that fairseq-hydra-train has written."""
+    folder = tmp_path_factory.mktemp("hydra")
+    done = hydra(folder, data)
+    assert done.code == 0, done.err[-3000:]
+    return folder / "save/checkpoint_last.pt"
+
+
+def test_hydra_trains_what_the_command_line_trains_bit_for_bit(composed: Path, data: Path, tmp_path: Path):
+    train(data, tmp_path / "save", *QUIET, *budget(5, cooldown=4), "--max-update", 10)
+    states = [load(path) for path in (composed, tmp_path / "save/checkpoint_last.pt")]
+    assert different(*(state["model"] for state in states)) == []
+    assert different(*(state["last_optimizer_state"] for state in states)) == []
+
+
+def test_its_checkpoint_is_rewritten_and_translates_as_before(composed: Path, data: Path, tmp_path: Path):
+    prune(composed, tmp_path / "pruned.pt")
+    assert heads_in(tmp_path / "pruned.pt") == 5
+    masked, small = (generate(data, path, folder=tmp_path) for path in (composed, tmp_path / "pruned.pt"))
+    assert sorted(small.hypotheses()) == list(range(37))
+    assert masked.hypotheses() == small.hypotheses()
+
+
+def test_hydra_resumes_to_the_same_end(composed: Path, data: Path, tmp_path: Path):
+    for updates in (3, 10):
+        done = hydra(tmp_path / "run", data, max_update=updates)
+        assert done.code == 0, done.err[-3000:]
+    assert different(load(tmp_path / "run/save/checkpoint_last.pt")["model"], load(composed)["model"]) == []
+
+
+def test_a_pruned_checkpoint_is_finetuned_by_hydra(pruned: Path, data: Path, tmp_path: Path):
+    extra = [f"+model.head_layout={pruned}", f"checkpoint.finetune_from_model={pruned}", "~task.unpruned_heads"]
+    extra += ["~model.cooldown_updates"]
+    done = hydra(tmp_path / "run", data, *extra, max_update=2)
+    assert done.code == 0, done.err[-3000:]
+    assert heads_in(tmp_path / "run/save/checkpoint_last.pt") == 5
+
+
+@pytest.mark.parametrize("typo", ["+model.heads_layout=enc:1", "+model.unpruned_head=3", "+model.head_selecton=ste"])
+def test_a_misspelt_option_is_refused_and_the_right_one_named(typo: str, data: Path, tmp_path: Path):
+    done = hydra(tmp_path / "run", data, typo)
+    assert_refused(done, typo[len("+model.") :].partition("=")[0], "did you mean")
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("part", ["task", "arch", "criterion", "optimizer"])
+def test_any_single_stock_part_is_refused(part: str, data: Path, tmp_path: Path):
+    done = hydra(tmp_path / "run", data, **{part: STOCK[part]})
+    assert done.code == 2, done.out[-2000:] + done.err[-2000:]
+    assert "Traceback" not in done.err
+    assert done.refusals
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("part", ["task", "arch", "criterion", "optimizer"])
+def test_any_single_part_of_ours_among_stock_parts_is_refused(part: str, data: Path, tmp_path: Path):
+    from commands import OURS
+
+    done = hydra(tmp_path / "run", data, stock=True, **{part: OURS[part]})
+    assert done.code == 2, done.out[-2000:] + done.err[-2000:]
+    assert "Traceback" not in done.err
+    assert done.refusals
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task.unpruned_heads=13", ["`--unpruned-heads`", "13"]),
+        ("task.unpruned_heads=few", ["`--unpruned-heads`", "few"]),
+        ("~task.unpruned_heads", ["`--unpruned-heads` must be given"]),
+        ("+model.scale_heads=true", ["`--scale-heads`"]),
+        ("+model.quant_noise_pq=0.1", ["`--quant-noise-pq`", "0.1"]),
+        ("+model.pipelined=true", ["`--pipelined`"]),
+        ("+model.pipelined=perhaps", ["`--pipelined`", "perhaps"]),
+        ("+model.encoder_layers_to_keep='0'", ["`--encoder-layers-to-keep`"]),
+        ("model.cooldown_updates=soon", ["`--cooldown-updates`", "soon"]),
+        ("distributed_training.ddp_backend=fully_sharded", ["`--ddp-backend`"]),
+        ("+model.unpruned_heads=4", ["must agree", "4", "5"]),
+    ],
+)
+def test_bad_values_are_refused_as_on_the_command_line(override: str, words: list, data: Path, tmp_path: Path):
+    assert_refused(hydra(tmp_path / "run", data, override), *words)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_fp16_under_hydra_works_or_says_what_to_add(data: Path, tmp_path: Path):
+    done = hydra(tmp_path / "run", data, "common.memory_efficient_fp16=true", "common.fp16=true", max_update=2)
+    assert done.code == 0, done.err[-3000:]
+    done = hydra(tmp_path / "bf16", data, "common.bf16=true", max_update=2)
+    assert done.code == 0, done.err[-3000:]

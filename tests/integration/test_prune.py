@@ -1,0 +1,217 @@
+"""`fairseq-dsp-prune`: what it takes, what it writes, what it prints and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from commands import PRUNE, QUIET, assert_refused, budget, generate, heads_in, load, prune, run, train
+
+FULL = "enc:11.11/dec:11.11/cross:11.11"
+LAYOUT = "enc:10.01/dec:11.00/cross:01.00"
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def changed(path: Path, target: Path, **cfg_model: object) -> Path:
+    """A copy of a checkpoint with other values in its cfg.model."""
+    state = load(path)
+    for name, value in cfg_model.items():
+        setattr(state["cfg"]["model"], name, value)
+    torch.save(state, target)
+    return target
+
+
+def test_it_prints_a_table_the_grid_and_the_layout(trained: Path, tmp_path: Path):
+    out = prune(trained, tmp_path / "out.pt").out
+    for words in (
+        "encoder self heads",
+        "decoder self heads",
+        "cross heads",
+        "parameters",
+        "megabytes",
+        "before",
+        "after",
+    ):
+        assert words in out
+    grid = [line for line in out.splitlines() if "#" in line or "·" in line]
+    assert len(grid) == 6
+    assert sum(line.count("#") for line in grid) == 5
+    assert sum(line.count("·") for line in grid) == 7
+    assert f"layout {load(tmp_path / 'out.pt')['cfg']['model'].head_layout}" in out
+
+
+def test_the_file_holds_no_training_state_and_no_importance(trained: Path, tmp_path: Path):
+    prune(trained, tmp_path / "out.pt")
+    state = load(tmp_path / "out.pt")
+    assert "last_optimizer_state" not in state
+    assert not [name for name in state["model"] if "head_gates" in name or "ema" in name]
+    assert set(state["extra_state"]) <= {"train_iterator", "metrics", "previous_training_time"}
+    assert len(state["optimizer_history"]) == 1
+    assert os.path.getsize(tmp_path / "out.pt") < os.path.getsize(trained) / 2
+    assert state["fairseq_dsp"]["kept"] == 5
+
+
+@pytest.mark.parametrize("k", [0, 3, 8, 12])
+def test_another_budget_than_the_trained_one_can_be_chosen(k: int, trained: Path, tmp_path: Path):
+    prune(trained, tmp_path / "out.pt", "--unpruned-heads", k)
+    assert heads_in(tmp_path / "out.pt") == k
+
+
+@pytest.mark.parametrize("k", ["-1", "13", "many"])
+def test_a_budget_that_the_model_cannot_have_is_refused(k: str, trained: Path, tmp_path: Path):
+    done = prune(trained, tmp_path / "out.pt", f"--unpruned-heads={k}", ok=False)
+    assert_refused(done, "`--unpruned-heads`", k)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_layout_prunes_any_heads_of_a_gated_or_dense_checkpoint(trained: Path, dense: Path, tmp_path: Path):
+    for name, source in (("gated.pt", trained), ("dense.pt", dense)):
+        prune(source, tmp_path / name, "--layout", LAYOUT)
+        assert load(tmp_path / name)["cfg"]["model"].head_layout == LAYOUT
+        assert heads_in(tmp_path / name) == 5
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ("enc:1x.11/dec:11.11/cross:11.11", "1x.11"),
+        ("enc:11.11/dec:11.11", "enc:11.11/dec:11.11"),
+        ("", "''"),
+        ("enc:11/dec:11/cross:11", "enc:11/dec:11/cross:11"),
+        ("enc:111.11/dec:11.11/cross:11.11", "enc:111.11"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(layout: str, words: str, trained: Path, tmp_path: Path):
+    assert_refused(prune(trained, tmp_path / "out.pt", "--layout", layout, ok=False), "`--layout`", words)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_layout_and_a_budget_that_contradict_each_other_are_refused(trained: Path, tmp_path: Path):
+    done = prune(trained, tmp_path / "out.pt", "--layout", LAYOUT, "--unpruned-heads", 4, ok=False)
+    assert_refused(done, "`--unpruned-heads`", "`--layout`", "5", "4")
+
+
+def test_a_dense_checkpoint_without_a_layout_is_refused(dense: Path, tmp_path: Path):
+    for extra in ([], ["--unpruned-heads", 4]):
+        assert_refused(prune(dense, tmp_path / "out.pt", *extra, ok=False), "`--layout`", "12")
+
+
+def test_an_existing_file_is_overwritten_only_by_force(trained: Path, tmp_path: Path):
+    target = tmp_path / "out.pt"
+    target.write_text("precious")
+    assert_refused(prune(trained, target, ok=False), "`--force`", str(target))
+    assert target.read_text() == "precious"
+    prune(trained, target, "--force")
+    assert heads_in(target) == 5
+
+
+def test_an_output_in_no_folder_or_that_is_a_folder_is_refused(trained: Path, tmp_path: Path):
+    missing = run(PRUNE, trained, tmp_path / "none/out.pt", folder=tmp_path)
+    assert_refused(missing, str(tmp_path / "none"))
+    (tmp_path / "taken").mkdir()
+    assert_refused(prune(trained, tmp_path / "taken", "--force", ok=False), str(tmp_path / "taken"))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(trained: Path, tmp_path: Path, monkeypatch):
+    target = tmp_path / "out.pt"
+    target.write_text("precious")
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for function in ("fsync", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, function, full_disk)
+            assert_refused(prune(trained, target, "--force", ok=False), "No space left", str(target))
+        assert target.read_text() == "precious"
+        assert os.listdir(tmp_path) == ["out.pt"]
+
+
+def test_a_rewritten_checkpoint_is_not_rewritten_again_without_a_layout(pruned: Path, tmp_path: Path):
+    for extra in ([], ["--unpruned-heads", 3]):
+        assert_refused(prune(pruned, tmp_path / "out.pt", *extra, ok=False), "rewritten already", "`--layout`")
+    layout = load(pruned)["cfg"]["model"].head_layout
+    fewer = layout[::-1].replace("1", "0", 2)[::-1]
+    prune(pruned, tmp_path / "out.pt", "--layout", fewer)
+    assert heads_in(tmp_path / "out.pt") == 3
+    more = layout.replace("0", "1", 1)
+    assert_refused(prune(pruned, tmp_path / "more.pt", "--layout", more, ok=False), "`--layout`", more)
+
+
+def test_checkpoints_that_are_missing_cut_short_or_not_fairseq_s_are_refused(trained: Path, tmp_path: Path):
+    whole = trained.read_bytes()
+    (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "garbage.pt").write_bytes(b"garbage" * 100)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name in ("missing", "short", "garbage", "empty", "foreign", "list"):
+        path = tmp_path / f"{name}.pt"
+        assert_refused(prune(path, tmp_path / "out.pt", "--layout", FULL, ok=False), str(path))
+        assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("arch", ["lstm", "fconv", "transformer_align", "bart_large", "multilingual_transformer"])
+def test_other_families_are_refused_by_name(arch: str, dense: Path, tmp_path: Path):
+    path = changed(dense, tmp_path / "in.pt", _name=arch, arch=arch)
+    assert_refused(prune(path, tmp_path / "out.pt", "--layout", FULL, ok=False), arch, str(path))
+
+
+class Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(trained: Path, tmp_path: Path):
+    state = load(trained)
+    state["extra_state"]["surprise"] = Payload(tmp_path / "executed")
+    torch.save(state, tmp_path / "crafted.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
+    for name in ("crafted.pt", "plain.pt"):
+        assert_refused(prune(tmp_path / name, tmp_path / "out.pt", ok=False), name, "no code")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(trained: Path, tmp_path: Path):
+    state = load(trained)
+    state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "in.pt")
+    assert_refused(prune(tmp_path / "in.pt", tmp_path / "out.pt", ok=False), "encoder.layers.0.fc1.weight")
+
+
+def test_shared_embeddings_stay_shared(corpus: Path, data: Path, tmp_path: Path):
+    shared = tmp_path / "data"
+    shared.mkdir()
+    words = (data / "dict.aa.txt").read_text() + (data / "dict.bb.txt").read_text()
+    for name in os.listdir(data):
+        (shared / name).write_bytes((data / name).read_bytes())
+    for side in ("aa", "bb"):
+        (shared / f"dict.{side}.txt").write_text(words)
+    extra = ["--share-all-embeddings", "--max-update", 3]
+    train(shared, tmp_path / "save", *QUIET, *budget(5, cooldown=2), *extra)
+    before = tmp_path / "save/checkpoint_last.pt"
+    out = prune(before, tmp_path / "out.pt").out
+    model = load(tmp_path / "out.pt")["model"]
+    pointers = {value.data_ptr() for name, value in model.items() if "embed_tokens" in name or "projection" in name}
+    assert len(pointers) == 1
+    counts = next(line for line in out.splitlines() if "parameters" in line).replace(",", "").replace("│", " ").split()
+    assert int(counts[-2]) - int(counts[-1]) == 7 * (3 * (16 * 8 + 8) + 8 * 16)
+    masked = generate(shared, before, folder=tmp_path)
+    assert generate(shared, tmp_path / "out.pt", folder=tmp_path).hypotheses() == masked.hypotheses()
+
+
+def test_the_input_is_never_touched(trained: Path, tmp_path: Path):
+    before = digest(trained)
+    prune(trained, tmp_path / "out.pt")
+    assert_refused(prune(trained, trained, ok=False), "`--force`")
+    assert digest(trained) == before
