@@ -96,12 +96,14 @@ class TestRelaxedTopK:
         assert torch.isfinite(mask).all()
         assert scores.grad.abs().max() <= 1e4
 
-    @pytest.mark.parametrize("k", [1, 36, 71])
-    @pytest.mark.parametrize("temperature", [1e-8, 1e-4, 0.1])
-    def test_of_many_ties_has_a_finite_and_bounded_gradient(self, k, temperature):
-        scores = (torch.arange(72) // 24).float().requires_grad_()
-        (relaxed_top_k(scores, k, temperature) * torch.linspace(-1, 1, 72)).sum().backward()
-        assert scores.grad.abs().max() <= 1e4
+    @pytest.mark.parametrize("k", [1, 36, 60, 71])
+    @pytest.mark.parametrize("temperature", [1e-9, 1e-8, 1e-6, 1e-3])
+    def test_of_many_near_ties_has_a_finite_and_bounded_gradient(self, k, temperature):
+        generator = torch.Generator().manual_seed(k)
+        for _ in range(5):
+            scores = (temperature * torch.randn(72, generator=generator)).requires_grad_()
+            (relaxed_top_k(scores, k, temperature) * torch.randn(72, generator=generator)).sum().backward()
+            assert scores.grad.abs().max() <= 1e4
 
     @few_examples
     @given(scores_and_k())
