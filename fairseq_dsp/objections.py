@@ -21,7 +21,7 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
         found += refusal.reasons
     for name, rule in _UNSUPPORTED.items():
         value = get_option(args, name)
-        if value not in (None, False, 0, "", "0", "None"):
+        if value not in (None, False, 0, "", "None"):
             found.append(f"`--{name.replace('_', '-')}` {rule}, but is {value}.")
     if get_option(args, "ddp_backend") == "fully_sharded":
         found.append(FULLY_SHARDED)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fairseq_dsp
 from fairseq_dsp.checkpoint import load_model, parse_layout, read_checkpoint
+from fairseq_dsp.compat import drop_fused_encoder_copies
 from fairseq_dsp.config import PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout, HeadScores
@@ -69,6 +70,7 @@ def rewrite(path: str, layout_text: str | None = None, budget: int | None = None
     model = load_model(state)
     layout = choose_layout(model, layout_text, budget, rewritten=PROVENANCE in state)
     weights = dict(state["model"])
+    drop_fused_encoder_copies(weights)
     model.upgrade_state_dict(weights)
     dims = {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
     small_weights = shrink_state(weights, layout, dims, model.layout)
