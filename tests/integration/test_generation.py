@@ -92,12 +92,12 @@ def test_the_hub_loads_a_rewritten_checkpoint_by_itself(pruned: Path, data: Path
 
 def test_fairseq_validate_sees_the_same_loss_in_both(trained: Path, pruned: Path, data: Path, tmp_path: Path):
     losses = []
-    for path in (trained, pruned):
+    for path, task in ((trained, "translation_dsp"), (pruned, "translation")):
         arguments = [
             data,
             *PLUGIN,
             "--task",
-            "translation",
+            task,
             "--path",
             path,
             "--batch-size",
