@@ -16,6 +16,9 @@ from omegaconf import DictConfig, open_dict
 
 from fairseq_dsp.errors import Refusal
 
+# What `--unpruned-heads` takes for a number in a method that finds its own.
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class PruningConfig:
@@ -24,11 +27,13 @@ class PruningConfig:
     head_selection: str | None = field(
         default=None,
         metadata={
-            "help": "how the heads are chosen: dsp (Gumbel soft top-K, the default), ste (straight-through top-K) or "
-            "fixed (drawn at random with --seed, or given by --head-layout, and trained from the start)",
+            "help": "how the heads are chosen: dsp (Gumbel soft top-K, the default), ste (straight-through top-K), "
+            "hard-concrete (L0 gates) or fixed (drawn at random with --seed, or given by --head-layout, and trained from the start)",
         },
     )
-    unpruned_heads: int | None = field(default=None, metadata={"help": "K, how many heads the model may keep"})
+    unpruned_heads: int | str | None = field(
+        default=None, metadata={"help": "K, how many heads the model may keep", "words": (AUTO,)}
+    )
     head_layout: str | None = field(
         default=None,
         metadata={
@@ -47,13 +52,25 @@ class PruningConfig:
     )
     cooldown_updates: int | None = field(
         default=None,
-        metadata={"help": "updates after which the chosen heads are fixed (default: 15000, with --pipelined 250)"},
+        metadata={
+            "help": "updates after which the chosen heads are fixed (default: 15000, with --pipelined 250; "
+            "hard-concrete: never)"
+        },
     )
     keep_sampling: bool = field(
         default=False,
         metadata={"help": "go on drawing heads after the cooldown, as the paper's code does, instead of fixing them"},
     )
+    l0_penalty: float | None = field(
+        default=None,
+        metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"},
+    )
     seed: int = 1
+
+    @property
+    def budget(self) -> int | None:
+        """K; None where it is not given, and where the method finds its own (`auto`)."""
+        return self.unpruned_heads if isinstance(self.unpruned_heads, int) else None
 
     @classmethod
     def from_model_cfg(cls, cfg: argparse.Namespace | DictConfig) -> PruningConfig:
@@ -68,6 +85,9 @@ class PruningConfig:
         values: dict[str, Any] = {}
         for option in fields(cls):
             try:
+                if get_option(cfg, option.name) in option.metadata.get("words", ()):
+                    values[option.name] = get_option(cfg, option.name)
+                    continue
                 values[option.name] = _convert(get_option(cfg, option.name, option.default), str(option.type))
             except (TypeError, ValueError):
                 kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}

@@ -29,7 +29,7 @@ class HeadGates(nn.Module):
 
     Args:
         grid: the heads.
-        kept: K, how many of them the deployed model keeps.
+        kept: K, how many of them the deployed model keeps; None for the number that the method finds itself.
         method: how gates are made from importance while training.
 
     Attributes:
@@ -38,7 +38,7 @@ class HeadGates(nn.Module):
             fairseq's moving average multiplies every entry of the state.
     """
 
-    def __init__(self, grid: HeadGrid, kept: int, method: Method) -> None:
+    def __init__(self, grid: HeadGrid, kept: int | None, method: Method) -> None:
         super().__init__()
         self.grid = grid
         self.kept = kept
@@ -59,12 +59,16 @@ class HeadGates(nn.Module):
         return self.method.fixes_at is not None and self.update >= self.method.fixes_at
 
     def decided_mask(self) -> Tensor:
-        """The heads that evaluation and rewriting keep, exactly K of them: [H], 0/1, no gradient."""
+        """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
         fixed = self.fixed_mask.detach()
         # Anything but exact marks (an averaged state) falls back on the importance, which decided them.
-        if bool(((fixed == 0) | (fixed == 1)).all()) and int(fixed.sum()) == self.kept and fixed.numel():
-            return fixed
-        return hard_top_k(self.importance, self.kept)
+        exact = bool(((fixed == 0) | (fixed == 1)).all()) and self.kept in (None, int(fixed.sum()))
+        return fixed if exact and fixed.numel() else self._choose()
+
+    def _choose(self) -> Tensor:
+        """The most important heads: K of them, or as many as the method finds right."""
+        kept = self.method.own_number(self.importance) if self.kept is None else self.kept
+        return hard_top_k(self.importance, kept)
 
     def layout(self) -> HeadLayout:
         """`decided_mask` as a layout of the grid."""
@@ -80,7 +84,7 @@ class HeadGates(nn.Module):
         if not self.is_fixed:
             return self.method.gates(self.importance, self.kept, self.update)
         if self.fixed_mask.numel() and self.fixed_mask[0] == _UNDECIDED:
-            self.fixed_mask.copy_(hard_top_k(self.importance, self.kept))
+            self.fixed_mask.copy_(self._choose())
         # Zero times the importance keeps it in the graph: DistributedDataParallel waits for its gradient.
         return self.decided_mask() + 0.0 * self.importance
 

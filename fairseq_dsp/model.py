@@ -120,7 +120,7 @@ class DspTransformerModel(TransformerModel):
             model = super().build_model(args, task)
             model._take_heads(args, config)
             if method.learned:
-                gates = HeadGates(model.layout.surviving, config.unpruned_heads, method.from_config(config))
+                gates = HeadGates(model.layout.surviving, config.budget, method.from_config(config))
                 install_gates(model, model.layout.surviving, gates)
                 if config.pipelined:
                     for parameter in model.parameters():
@@ -133,7 +133,7 @@ class DspTransformerModel(TransformerModel):
 
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
-        grid, budget = self.layout.grid, config.unpruned_heads
+        grid, budget = self.layout.grid, config.budget
         layout = self.layout
         if config.head_layout is not None:
             from fairseq_dsp.checkpoint import resolve_layout
@@ -229,7 +229,7 @@ class DspTransformerModel(TransformerModel):
             return
         fixed = state.get("head_gates.fixed_mask")
         if fixed is not None and fixed.numel() and bool(((fixed == 0) | (fixed == 1)).all()):
-            if int(fixed.sum()) != self.head_gates.kept:
+            if self.head_gates.kept not in (None, int(fixed.sum())):
                 raise Refusal(
                     f"`--unpruned-heads` must stay {int(fixed.sum())}, for the checkpoint's cooldown is over and its heads "
                     f"are fixed, but is {self.head_gates.kept}."

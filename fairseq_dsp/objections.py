@@ -41,9 +41,9 @@ def _objections_to_method(args: argparse.Namespace | DictConfig, config: Pruning
     elif config.unpruned_heads is None and method.learned:
         found.append(f"`--unpruned-heads` must be given for `--head-selection {method.name}`: how many heads to keep.")
     total = _heads(args)
-    if config.unpruned_heads is not None and config.head_layout is None and total is not None:
-        if not 0 <= config.unpruned_heads <= total:
-            found.append(budget_out_of_range(config.unpruned_heads, total))
+    if config.budget is not None and config.head_layout is None and total is not None:
+        if not 0 <= config.budget <= total:
+            found.append(budget_out_of_range(config.budget, total))
     if method.learned:
         for part, ours in (
             ("task", "translation_dsp"),

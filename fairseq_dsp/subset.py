@@ -4,7 +4,9 @@ Pure functions of tensors; nothing here knows about attention, models or fairseq
 
 Sources: Li, Cotterell and Sachan, "Differentiable Subset Pruning of Transformer Heads", TACL 2021 (its official code for
 the recursion and the annealing); Xie and Ermon, "Reparameterizable Subset Sampling via Continuous Relaxations", IJCAI
-2019 (the relaxation itself); Bengio et al. 2013 (straight-through).
+2019 (the relaxation itself); Bengio et al. 2013 (straight-through); Louizos, Welling and Kingma, "Learning Sparse Neural
+Networks through L0 Regularization", ICLR 2018, and Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019 with its
+official code (hard concrete).
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ _EPSILON = torch.finfo(torch.float64).tiny
 # One near-tie at temperature 1e-8 has a derivative near 1e8, and several multiply. Unbounded, a single such update fills
 # Adam's second moment for thousands of updates, or overflows float32. No gradient of a useful update comes near.
 _LARGEST_GRADIENT = 1e4
+
+# Hard concrete: temperature, lower and upper end of the stretch, and how close to 0 and 1 the noise comes (Voita et al. 2019).
+_CONCRETE_TEMPERATURE, _LOW, _HIGH, _CONCRETE_EPSILON = 0.33, -0.1, 1.1, 1e-6
 
 
 def annealed_temperature(update: int, initial: float, final: float, cooldown: int) -> float:
@@ -49,10 +54,53 @@ def gumbel_noise(count: int, seed: int, update: int) -> Tensor:
     Returns:
         float64 tensor [count].
     """
+    return -torch.log(-torch.log(_uniform_noise(count, seed, update).clamp_min(_EPSILON)))
+
+
+def logistic_noise(count: int, seed: int, update: int) -> Tensor:
+    """log u - log(1 - u) for u uniform in [1e-6, 1 - 1e-6], as a function of the seed and the update number alone.
+
+    Returns:
+        float64 tensor [count].
+    """
+    return torch.logit(_uniform_noise(count, seed, update), eps=_CONCRETE_EPSILON)
+
+
+def hard_concrete(log_alpha: Tensor, noise: Tensor) -> Tensor:
+    """Gates that are exactly 0 or 1 with positive probability (Voita et al. 2019; Louizos et al. 2018, eq. 10-11).
+
+        s = sigmoid((noise + log_alpha) / 0.33),  g = min(1, max(0, 1.2 s - 0.1))
+
+    Args:
+        log_alpha: [n].
+        noise: [n], logistic.
+
+    Returns:
+        tensor [n] in 0..1, with gradient wherever 0 < g < 1.
+    """
+    return _stretch(torch.sigmoid((noise + log_alpha) / _CONCRETE_TEMPERATURE))
+
+
+def hard_concrete_without_noise(log_alpha: Tensor) -> Tensor:
+    """Gates at test time: min(1, max(0, 1.2 sigmoid(log_alpha) - 0.1)) (Louizos et al. 2018, eq. 13), without temperature.
+
+    A gate is closed where log_alpha <= -log 11 and fully open where log_alpha >= log 11.
+    """
+    return _stretch(torch.sigmoid(log_alpha))
+
+
+def probability_open(log_alpha: Tensor) -> Tensor:
+    """P(g != 0) = sigmoid(log_alpha - 0.33 log(0.1 / 1.1)) of a hard concrete gate (Louizos et al. 2018, eq. 12): [n]."""
+    return torch.sigmoid(log_alpha - _CONCRETE_TEMPERATURE * math.log(-_LOW / _HIGH))
+
+
+def _stretch(concrete: Tensor) -> Tensor:
+    return (concrete * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)
+
+
+def _uniform_noise(count: int, seed: int, update: int) -> Tensor:
     # numpy's, because torch's CPU generator looks at the low 32 bits of its seed only: there is no room for two numbers
-    generator = np.random.default_rng((seed % 2**64, update))
-    uniform = torch.from_numpy(generator.random(count)).clamp_min(_EPSILON)
-    return -torch.log(-torch.log(uniform))
+    return torch.from_numpy(np.random.default_rng((seed % 2**64, update)).random(count))
 
 
 def hard_top_k(scores: Tensor, k: int) -> Tensor:

@@ -14,6 +14,7 @@ from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods.dsp import DifferentiableSubset, StraightThrough
 from fairseq_dsp.methods.fixed import Fixed
+from fairseq_dsp.methods.hard_concrete import HardConcrete
 
 
 class Method(Protocol):
@@ -39,8 +40,14 @@ class Method(Protocol):
     def from_config(cls, config: PruningConfig) -> Method:
         """The method with the options' values, defaults filled in."""
 
-    def gates(self, importance: Tensor, kept: int, update: int) -> Tensor:
-        """Gates of a training update before the heads are fixed: [H], with gradient to the importance."""
+    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+        """Gates of a training update before the heads are fixed: [H], with gradient to the importance.
+
+        `kept` is K; None for `--unpruned-heads auto`, which only a method with a number of its own sees.
+        """
+
+    def own_number(self, importance: Tensor) -> int | None:
+        """How many heads the method itself would keep (`--unpruned-heads auto`); None where it has no say."""
 
     def temperature(self, update: int) -> float | None:
         """What is annealed, for the log; None where nothing is."""
@@ -49,7 +56,7 @@ class Method(Protocol):
         """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none."""
 
 
-_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, Fixed)
+_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, HardConcrete, Fixed)
 METHODS = {method.name: method for method in _CLASSES}
 
 

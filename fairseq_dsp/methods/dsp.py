@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.methods.hard_concrete import options_of_hard_concrete
 from fairseq_dsp.subset import annealed_temperature, gumbel_noise, relaxed_top_k, straight_through_top_k
 
 # The paper's recipe for IWSLT14 (its repository's README).
@@ -43,11 +44,11 @@ class DifferentiableSubset:
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         initial, final = _temperatures(config)
-        found = _cooldown_objections(config)
+        found = _cooldown_objections(config) + options_of_hard_concrete(config, cls.name)
         for name, value in (("initial_temperature", initial), ("final_temperature", final)):
             if not 0 < value < float("inf"):
                 found.append(f"{flag(name)} must be a number above 0, but is {value}.")
-        if not found and final > initial:
+        if 0 < initial < final < float("inf"):
             found.append(f"{flag('final_temperature')} must be at most the initial one ({initial}), but is {final}.")
         return found
 
@@ -57,9 +58,13 @@ class DifferentiableSubset:
         cooldown = cooldown_of(config)
         return cls(config.seed, initial, final, cooldown, None if config.keep_sampling else cooldown)
 
-    def gates(self, importance: Tensor, kept: int, update: int) -> Tensor:
+    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+        assert kept is not None
         noise = gumbel_noise(importance.numel(), self.seed, update).to(importance)
         return relaxed_top_k(importance + noise, kept, self.temperature(update))
+
+    def own_number(self, importance: Tensor) -> int | None:
+        return None
 
     def temperature(self, update: int) -> float:
         return annealed_temperature(update, self.initial_temperature, self.final_temperature, self.cooldown_updates)
@@ -78,7 +83,7 @@ class StraightThrough:
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
-        found = _cooldown_objections(config)
+        found = _cooldown_objections(config) + options_of_hard_concrete(config, cls.name)
         for name in ("initial_temperature", "final_temperature"):
             value = getattr(config, name)
             if value is not None:
@@ -91,8 +96,12 @@ class StraightThrough:
     def from_config(cls, config: PruningConfig) -> StraightThrough:
         return cls(None if config.keep_sampling else cooldown_of(config))
 
-    def gates(self, importance: Tensor, kept: int, update: int) -> Tensor:
+    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+        assert kept is not None
         return straight_through_top_k(importance, kept)
+
+    def own_number(self, importance: Tensor) -> int | None:
+        return None
 
     def temperature(self, update: int) -> float | None:
         return None

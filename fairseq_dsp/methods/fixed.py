@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.methods.hard_concrete import options_of_hard_concrete
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,17 @@ class Fixed:
             f"{getattr(config, name)}."
             for name in learned_only
             if getattr(config, name) not in (None, False)
-        ]
+        ] + options_of_hard_concrete(config, cls.name)
 
     @classmethod
     def from_config(cls, config: PruningConfig) -> Fixed:
         return cls()
 
-    def gates(self, importance: Tensor, kept: int, update: int) -> Tensor:
+    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         raise AssertionError("a model with fixed heads has no gates")
+
+    def own_number(self, importance: Tensor) -> int | None:
+        return None
 
     def temperature(self, update: int) -> float | None:
         return None

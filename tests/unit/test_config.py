@@ -43,6 +43,7 @@ class TestReading:
             "final_temperature": 1e-8,
             "cooldown_updates": 0,
             "keep_sampling": True,
+            "l0_penalty": 0.5,
             "seed": 7,
         }
         assert set(options) == {option.name for option in fields(PruningConfig)}
@@ -54,6 +55,7 @@ class TestReading:
         [
             ("unpruned_heads", "12", 12),
             ("unpruned_heads", 12.0, 12),
+            ("unpruned_heads", "auto", "auto"),
             ("initial_temperature", "1e-3", 1e-3),
             ("initial_temperature", 1, 1.0),
             ("pipelined", "True", True),
@@ -95,6 +97,12 @@ class TestReading:
             "--pipelined",
             "--final-temperature",
         ]
+
+
+class TestBudget:
+    @pytest.mark.parametrize(("given", "budget"), [(None, None), ("auto", None), ("3", 3), (0, 0)])
+    def test_is_the_number_where_one_is_given(self, given, budget):
+        assert PruningConfig.from_model_cfg(argparse.Namespace(unpruned_heads=given)).budget == budget
 
 
 class TestMisspelling:
