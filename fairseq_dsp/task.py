@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.file_io import PathManager
+from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -18,6 +19,8 @@ from omegaconf import II
 from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion, unwrap
 from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.gates import HeadGates
+from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.objections import FULLY_SHARDED, objections
 from fairseq_dsp.optim import DspAdam
@@ -30,9 +33,11 @@ logger = logging.getLogger(__name__)
 class TranslationDspConfig(TranslationConfig):
     # text, so that a wrong value is ours to explain in one sentence
     unpruned_heads: Optional[str] = field(
-        default=None, metadata={"help": "how many attention heads the model may keep, 0 to all of them"}
+        default=None,
+        metadata={"help": "how many attention heads the model may keep, 0 to all of them; auto: hard-concrete decides"},
     )
     seed: int = II("common.seed")
+    log_interval: int = II("common.log_interval")
     max_update: int = II("optimization.max_update")
     max_epoch: int = II("optimization.max_epoch")
     update_freq: Any = II("optimization.update_freq")
@@ -57,6 +62,7 @@ class TranslationDspTask(TranslationTask):
         self._learns_heads = False
         self._updates_an_epoch: int | None = None
         self._warned_of_cooldown = False
+        self._progress = HeadProgress()
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Builds the model; when training starts, hands it the budget and refuses what would train dense."""
@@ -122,11 +128,27 @@ class TranslationDspTask(TranslationTask):
         if self._learns_heads:
             _dsp_adam(optimizer).importance_is_fixed = unwrap(model).head_gates.is_fixed
         super().optimizer_step(optimizer, model, update_num)
+        if self._learns_heads and (update_num + 1) % (self.cfg.log_interval or 1) == 0:
+            self._progress.look(unwrap(model).head_gates)  # the updates whose figures fairseq prints
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """Notes the heads that are validated."""
+        super().begin_valid_epoch(epoch, model)
+        if self._learns_heads:
+            self._progress.validate(unwrap(model).head_gates)
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Logs fairseq's figures, and what became of the heads."""
+        super().reduce_metrics(logging_outputs, criterion)
+        for name, value in self._progress.figures.items():
+            metrics.log_scalar(name, value, weight=0, priority=320)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """Warns once, at the start, of a cooldown that the run cannot reach."""
         super().begin_epoch(epoch, model)
         gates = getattr(unwrap(model), "head_gates", None)
+        if gates is not None:
+            self._progress.start(gates)
         if gates is None or gates.method.fixes_at is None or self._warned_of_cooldown:
             return
         self._warned_of_cooldown = True
@@ -170,6 +192,37 @@ class TranslationDspTask(TranslationTask):
 
     def _is_training_set(self, dataset: Any) -> bool:
         return self._trains and dataset is self.datasets.get(self.cfg.train_subset)
+
+
+class HeadProgress:
+    """What the log says of the heads. Looks at the model only when asked to: it waits for the device.
+
+    Attributes:
+        figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`), and `heads_changed`, the number of
+            heads that are kept and were not, or were and are not, since the last validation (before the first, since
+            training started or was resumed). A swap of two heads counts as two.
+    """
+
+    def __init__(self) -> None:
+        self.figures: dict[str, int] = {}
+        self._before: HeadLayout | None = None
+
+    def start(self, gates: HeadGates) -> None:
+        """Training starts, or goes on with another epoch."""
+        if self._before is None:
+            self._before = self.look(gates)
+
+    def look(self, gates: HeadGates) -> HeadLayout:
+        """Takes the figures anew and returns the heads that the model would keep now."""
+        layout = gates.layout()
+        before = layout if self._before is None else self._before
+        self.figures = {f"heads_{stack}": kept for stack, (kept, _) in layout.by_type().items()}
+        self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
+        return layout
+
+    def validate(self, gates: HeadGates) -> None:
+        """The heads that later figures are compared with; this validation's own are compared with the last one's."""
+        self._before = self.look(gates)
 
 
 def _dsp_adam(optimizer: Any) -> DspAdam:
