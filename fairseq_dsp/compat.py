@@ -34,6 +34,7 @@ if not fairseq.__version__.startswith(SUPPORTED):
 
 import numpy as np
 import torch
+from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
@@ -71,6 +72,7 @@ def allow_checkpoint_types() -> None:
             int,
             list,
             dict,
+            _TensorPlaceholder,  # where a tensor was, in what the first process sends to the others
         ]
     )
 

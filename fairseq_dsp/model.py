@@ -148,6 +148,11 @@ class DspTransformerModel(TransformerModel):
         if config.head_layout is not None or not method_class(config).learned:
             shrink_model(self, layout)
             set_option(args, "head_layout", str(layout))
+            if not layout.by_type()["cross"][0]:
+                # Nothing reads the encoder: its gradient never comes, and DistributedDataParallel would wait for it.
+                read = {id(parameter) for parameter in self.decoder.parameters()}
+                for parameter in self.encoder.parameters():
+                    parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
         self.layout = layout
         self._find_alignment_layer()
 
