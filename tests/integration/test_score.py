@@ -1,0 +1,201 @@
+"""`fairseq-dsp-score`, and `fairseq-dsp-prune --scores`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import HEADS, QUIET, Result, assert_refused, heads_in, load, prune, run, train
+
+from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.scoring import SCORERS
+
+SCORE = "fairseq_dsp.cli.score"
+ALL = "enc:11.11/dec:11.11/cross:11.11"
+
+
+def score(data: Any, path: Any, output: Path, *extra: Any, scorer: str = "gradient", ok: bool = True) -> Result:
+    arguments = [data, "--path", path, "--scorer", scorer, "--output", output, "--cpu", *extra]
+    done = run(SCORE, *arguments, folder=output.parent)
+    assert not ok or done.code == 0, done.err[-3000:]
+    return done
+
+
+def content(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+class TestScoring:
+    @pytest.mark.parametrize("scorer", SCORERS)
+    def test_a_dense_checkpoint_of_stock_fairseq_and_pruning_by_it(self, scorer, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--subset", "valid", scorer=scorer)
+        found = content(tmp_path / "scores.json")
+        assert found["layout"] == ALL
+        assert found["scorer"] == scorer
+        assert found["checkpoint"] == dense.name
+        assert (found["order"], found["iterative"], found["seed"]) == (None, None, 1)
+        read = ("valid", 1, 37) if scorer == "gradient" else (None, None, None)
+        assert (found["subset"], found["batches"], found["sentences"]) == read
+        best = sorted(range(HEADS), key=lambda head: -found["scores"][head])
+        for k in (0, 5, HEADS):
+            prune(dense, tmp_path / f"{k}.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", k)
+            assert heads_in(tmp_path / f"{k}.pt") == k
+            layout = HeadLayout.parse(load(tmp_path / f"{k}.pt")["cfg"]["model"].head_layout)
+            assert [head for head, kept in enumerate(layout.kept) if kept] == sorted(best[:k])
+        assert load(tmp_path / "5.pt")["fairseq_dsp"]["method"] == scorer
+
+    def test_is_a_function_of_its_options(self, data, dense, tmp_path):
+        options = ["--batches", 2, "--max-tokens", 200]
+        for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+            done = score(data, dense, tmp_path / name, *options, "--seed", seed)
+            assert "100%" in done.err
+        one, two, three = (content(tmp_path / name) for name in ("one", "two", "three"))
+        assert one == two
+        assert one["subset"] == "train"
+        assert one["batches"] == three["batches"] == 2
+        assert 0 < one["sentences"] < 200
+        assert one["scores"] != three["scores"]  # other batches
+
+    def test_of_all_batches_counts_every_sentence_of_the_training_set(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--batches", "all", "--max-tokens", 300)
+        assert content(tmp_path / "scores.json")["sentences"] == 200
+
+    def test_again_after_every_few_heads_gives_an_order_to_cut_from(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--iterative", 5, "--subset", "valid")
+        score(data, dense, tmp_path / "once.json", "--iterative", HEADS, "--subset", "valid")
+        found, once = content(tmp_path / "scores.json"), content(tmp_path / "once.json")
+        assert found["iterative"] == 5
+        assert sorted(found["order"]) == list(range(HEADS))
+        assert found["order"][:5] == once["order"][:5]
+        assert once["order"] == sorted(range(HEADS), key=lambda head: once["scores"][head])
+        prune(dense, tmp_path / "4.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", 4)
+        layout = HeadLayout.parse(load(tmp_path / "4.pt")["cfg"]["model"].head_layout)
+        assert {head for head, kept in enumerate(layout.kept) if kept} == set(found["order"][-4:])
+
+    def test_of_a_gated_checkpoint_is_that_of_its_weights_with_all_heads_on(self, data, trained, tmp_path):
+        state = torch.load(trained, weights_only=False)
+        state["model"]["head_gates.importance"].neg_()
+        state["model"]["head_gates.fixed_mask"].fill_(-1)
+        torch.save(state, tmp_path / "other.pt")
+        for name, path in (("one", trained), ("two", tmp_path / "other.pt")):
+            score(data, path, tmp_path / name, "--subset", "valid")
+        one, two = content(tmp_path / "one"), content(tmp_path / "two")
+        assert one["scores"] == two["scores"]
+        assert all(value > 0 for value in one["scores"])
+        prune(trained, tmp_path / "small.pt", "--scores", tmp_path / "one", "--unpruned-heads", 7)
+        assert heads_in(tmp_path / "small.pt") == 7
+
+    def test_of_a_rewritten_checkpoint_is_of_the_heads_that_are_left(self, data, pruned, tmp_path):
+        score(data, pruned, tmp_path / "scores.json", "--subset", "valid")
+        found = content(tmp_path / "scores.json")
+        assert found["layout"] == load(pruned)["cfg"]["model"].head_layout
+        assert len(found["scores"]) == 5
+        prune(pruned, tmp_path / "smaller.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", 2)
+        assert heads_in(tmp_path / "smaller.pt") == 2
+
+    def test_with_recomputed_activations_in_the_options_is_the_same(self, data, dense, tmp_path):
+        state = torch.load(dense, weights_only=False)
+        state["cfg"]["model"].checkpoint_activations = True
+        torch.save(state, tmp_path / "recomputing.pt")
+        for name, path in (("one", dense), ("two", tmp_path / "recomputing.pt")):
+            score(data, path, tmp_path / name, "--subset", "valid")
+        assert content(tmp_path / "one")["scores"] == content(tmp_path / "two")["scores"]
+
+    def test_then_pruning_then_fine_tuning_with_stock_parts(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--subset", "valid")
+        small = tmp_path / "small.pt"
+        prune(dense, small, "--scores", tmp_path / "scores.json", "--unpruned-heads", 6)
+        parts = {"stock": True, "arch": "dsp_transformer_tiny"}
+        options = ["--head-layout", small, "--finetune-from-model", small, "--max-update", 4]
+        train(data, tmp_path / "save", *QUIET, *options, **parts)
+        assert heads_in(tmp_path / "save/checkpoint_last.pt") == 6
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--subset", "test"], ["`--subset`", "train or valid", "test"]),
+            (["--subset", "test1"], ["`--subset`", "train or valid", "test1"]),
+            (["--subset", "dev"], ["`--subset`", "train or valid", "dev"]),
+            (["--batches", "0"], ["`--batches`", "at least 1", "0"]),
+            (["--batches", "many"], ["`--batches`", "whole number", "many"]),
+            (["--max-tokens=-5"], ["`--max-tokens`", "at least 1", "-5"]),
+            (["--max-tokens", "1"], ["`--subset train`", "but has none"]),
+            (["--iterative", "0"], ["`--iterative`", "at least 1", "0"]),
+            (["--seed", "x"], ["`--seed`", "whole number", "x"]),
+        ],
+        ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+    )
+    def test_of_an_option_is_one_sentence_and_nothing_is_written(self, options, words, data, dense, tmp_path):
+        assert_refused(score(data, dense, tmp_path / "scores.json", *options, ok=False), *words)
+        assert not list(tmp_path.iterdir())
+
+    def test_come_all_at_once(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        options = ["--subset", "test", "--batches", "0", "--seed", "x"]
+        done = score(tmp_path / "none", "x.pt", tmp_path / "out", *options, scorer="best", ok=False)
+        assert_refused(done, "--scorer", "--subset", "--batches", "--seed", "DATA-BIN", "is a folder", reasons=6)
+
+    @pytest.mark.parametrize("scorer", ["magnitude", "random"])
+    def test_of_scoring_again_what_does_not_change(self, scorer, data, dense, tmp_path):
+        done = score(data, dense, tmp_path / "scores.json", "--iterative", 3, scorer=scorer, ok=False)
+        assert_refused(done, "`--iterative`", scorer)
+
+    def test_of_overwriting_unless_forced(self, data, dense, tmp_path):
+        (tmp_path / "scores.json").write_text("mine")
+        assert_refused(score(data, dense, tmp_path / "scores.json", scorer="random", ok=False), "--force")
+        assert (tmp_path / "scores.json").read_text() == "mine"
+        score(data, dense, tmp_path / "scores.json", "--force", scorer="random")
+
+    def test_of_a_broken_checkpoint(self, data, tmp_path):
+        (tmp_path / "broken.pt").write_bytes(b"x" * 100)
+        assert_refused(score(data, tmp_path / "broken.pt", tmp_path / "scores.json", ok=False), "broken.pt")
+
+    def test_of_data_without_dictionaries_or_subset_or_with_others(self, data, dense, tmp_path):
+        folder = tmp_path / "bin"
+        shutil.copytree(data, folder)
+        for file in folder.glob("valid*"):
+            file.unlink()
+        done = score(folder, dense, tmp_path / "scores.json", "--subset", "valid", ok=False)
+        assert_refused(done, "`--subset`", "no valid")
+        with (folder / "dict.bb.txt").open("a") as dictionary:
+            dictionary.write("more 1\n")
+        assert_refused(score(folder, dense, tmp_path / "scores.json", ok=False), "dict.bb.txt")
+        (folder / "dict.aa.txt").unlink()
+        assert_refused(score(folder, dense, tmp_path / "scores.json", ok=False), "dict.aa.txt")
+
+
+class TestPruning:
+    @pytest.fixture
+    def scores(self, data: Path, dense: Path, tmp_path: Path) -> Path:
+        score(data, dense, tmp_path / "scores.json", scorer="magnitude")
+        return tmp_path / "scores.json"
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ([], ["`--unpruned-heads` must be given with `--scores`"]),
+            (["--unpruned-heads", "13"], ["`--unpruned-heads` must be between 0 and 12", "13"]),
+            (["--unpruned-heads=-1"], ["`--unpruned-heads` must be between 0 and 12", "-1"]),
+            (["--unpruned-heads", "auto"], ["`--unpruned-heads` must be a whole number", "auto"]),
+            (["--unpruned-heads", "12", "--layout", ALL], ["`--scores` and `--layout`"]),
+        ],
+    )
+    def test_is_refused_in_one_sentence_and_nothing_is_written(self, options, words, dense, scores, tmp_path):
+        done = prune(dense, tmp_path / "small.pt", "--scores", scores, *options, ok=False)
+        assert_refused(done, *words)
+        assert not (tmp_path / "small.pt").exists()
+
+    def test_by_scores_of_other_heads_is_refused(self, pruned, scores, tmp_path):
+        done = prune(pruned, tmp_path / "small.pt", "--scores", scores, "--unpruned-heads", 2, ok=False)
+        assert_refused(done, "`--scores` must be of a model with the same heads", ALL)
+
+    def test_by_a_broken_file_is_refused(self, dense, scores, tmp_path):
+        scores.write_text(scores.read_text()[:-20])
+        done = prune(dense, tmp_path / "small.pt", "--scores", scores, "--unpruned-heads", 2, ok=False)
+        assert_refused(done, "must be whole JSON")
