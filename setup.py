@@ -65,6 +65,7 @@ setup(
     entry_points={
         "console_scripts": [
             "fairseq-dsp-prune = fairseq_dsp.cli.prune:cli_main",
+            "fairseq-dsp-score = fairseq_dsp.cli.score:cli_main",
             "fairseq-dsp-average = fairseq_dsp.cli.average:cli_main",
         ],
     },

@@ -10,6 +10,7 @@ import contextlib
 import os
 import tempfile
 import zipfile
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,7 +65,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 
 def write_checkpoint(state: dict[str, Any], path: str) -> None:
-    """Saves under a temporary name beside `path`, then renames: the old file is whole or the new one is.
+    """Saves a checkpoint atomically; see `write_atomically`."""
+    write_atomically(path, lambda file: torch.save(state, file), "checkpoint")
+
+
+def write_atomically(path: str, write: Callable[[Any], Any], what: str) -> None:
+    """Writes under a temporary name beside `path`, then renames: the old file is whole or the new one is.
+
+    Args:
+        write: writes the content into the binary file that it is given.
+        what: what is written, for the refusal.
 
     Raises:
         Refusal: the folder cannot be written to, or the disk is full.
@@ -74,7 +84,7 @@ def write_checkpoint(state: dict[str, Any], path: str) -> None:
         folder, name = os.path.split(os.path.abspath(path))
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", delete=False) as file:
             temporary = file.name
-            torch.save(state, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -82,7 +92,7 @@ def write_checkpoint(state: dict[str, Any], path: str) -> None:
         os.chmod(temporary, 0o666 & ~umask)  # a temporary file is made for its owner alone
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise Refusal(f"the checkpoint could not be written to {path}: {error}") from error
+        raise Refusal(f"the {what} could not be written to {path}: {error}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):

@@ -21,6 +21,8 @@ from fairseq_dsp.compat import drop_fused_encoder_copies
 from fairseq_dsp.config import PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout, HeadScores
+from fairseq_dsp.objections import budget_out_of_range
+from fairseq_dsp.scoring.score_file import ScoreFile
 from fairseq_dsp.surgery import attentions, mask_heads, shrink_state
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ class Rewrite:
     difference: float
 
 
-def rewrite(path: str, layout_text: str | None = None, budget: int | None = None) -> Rewrite:
+def rewrite(
+    path: str, layout_text: str | None = None, budget: int | None = None, scores: ScoreFile | None = None
+) -> Rewrite:
     """The checkpoint with exactly the chosen heads, checked against the masked model.
 
     Optimizer state, moving averages, importance variables and the best score go; weights keep their precision.
@@ -61,6 +65,7 @@ def rewrite(path: str, layout_text: str | None = None, budget: int | None = None
         path: a checkpoint of a transformer, of ours or of stock fairseq.
         layout_text: heads to keep; None for the model's own choice.
         budget: K, another number of heads than the trained one; None for the trained one.
+        scores: choose the K heads by these instead of the model's importance variables.
 
     Raises:
         Refusal: the checkpoint or the choice is not fit.
@@ -68,7 +73,7 @@ def rewrite(path: str, layout_text: str | None = None, budget: int | None = None
     state = read_checkpoint(path)
     _refuse_not_finite(state["model"], path)
     model = load_model(state)
-    layout = choose_layout(model, layout_text, budget, rewritten=PROVENANCE in state)
+    layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores)
     weights = dict(state["model"])
     drop_fused_encoder_copies(weights)
     model.upgrade_state_dict(weights)
@@ -76,7 +81,7 @@ def rewrite(path: str, layout_text: str | None = None, budget: int | None = None
     small_weights = shrink_state(weights, layout, dims, model.layout)
 
     cfg = copy.deepcopy(state["cfg"])
-    provenance = _provenance(cfg.model, model, layout)
+    provenance = _provenance(cfg.model, model, layout, scores)
     for option in fields(PruningConfig):
         if option.name != "seed":
             set_option(cfg.model, option.name, option.default)
@@ -105,8 +110,10 @@ def rewrite(path: str, layout_text: str | None = None, budget: int | None = None
     return Rewrite(rewritten, layout, before, sum(p.numel() for p in small.parameters()), difference)
 
 
-def choose_layout(model: DspTransformerModel, text: str | None, budget: int | None, rewritten: bool) -> HeadLayout:
-    """The heads to keep: those given, or the model's own choice at the trained budget or another.
+def choose_layout(
+    model: DspTransformerModel, text: str | None, budget: int | None, rewritten: bool, scores: ScoreFile | None = None
+) -> HeadLayout:
+    """The heads to keep: those given, those of the highest scores, or the model's own choice at any budget.
 
     Args:
         rewritten: the checkpoint is one of ours already.
@@ -123,6 +130,16 @@ def choose_layout(model: DspTransformerModel, text: str | None, budget: int | No
                 f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."
             )
         return layout
+    if scores is not None:
+        if budget is None:
+            raise Refusal("`--unpruned-heads` must be given with `--scores`: how many heads to keep.")
+        if scores.layout != model.layout:
+            raise Refusal(
+                f"`--scores` must be of a model with the same heads ({model.layout}), but are of {scores.layout}."
+            )
+        if not 0 <= budget <= model.layout.count:
+            raise Refusal(budget_out_of_range(budget, model.layout.count))
+        return scores.keep_top(budget)
     gates = model.head_gates
     if gates is None:
         total = model.layout.grid.total
@@ -135,9 +152,7 @@ def choose_layout(model: DspTransformerModel, text: str | None, budget: int | No
     if budget is None:
         return model.deployed_layout()
     if not 0 <= budget <= gates.grid.total:
-        raise Refusal(
-            f"`--unpruned-heads` must be between 0 and {gates.grid.total} (the heads of this model), but is {budget}."
-        )
+        raise Refusal(budget_out_of_range(budget, gates.grid.total))
     return model.layout.narrow(HeadScores(gates.grid, gates.importance.detach()).keep_top(budget).kept)
 
 
@@ -161,15 +176,15 @@ def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -
     return (outputs[0] - outputs[1]).abs().max().item()
 
 
-def _provenance(cfg: Any, model: DspTransformerModel, layout: HeadLayout) -> dict[str, Any]:
+def _provenance(cfg: Any, model: DspTransformerModel, layout: HeadLayout, scores: ScoreFile | None) -> dict[str, Any]:
     config = PruningConfig.from_model_cfg(cfg)
     learned = "dsp" if model.head_gates is not None else "given"
     return {
         "format": FORMAT,
         "version": fairseq_dsp.__version__,
-        "method": config.head_selection or learned,
+        "method": scores.scorer if scores is not None else config.head_selection or learned,
         "pipelined": config.pipelined,
-        "seed": config.seed,
+        "seed": scores.seed if scores is not None else config.seed,
         "kept": layout.count,
         "total": layout.grid.total,
         "layout": str(layout),

@@ -13,6 +13,7 @@ from fairseq_dsp.checkpoint import refuse_to_overwrite, write_checkpoint
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.heads import STACK_NAMES, HeadLayout
 from fairseq_dsp.rewriting import Rewrite, rewrite
+from fairseq_dsp.scoring.score_file import read_scores
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -24,6 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("output", metavar="OUT", help="where to write the small checkpoint")
     parser.add_argument("--layout", metavar="TEXT", help="keep these heads: enc:…/dec:…/cross:…, 1 or 0 for every head")
     parser.add_argument("--unpruned-heads", metavar="K", help="keep the K most important heads, not the trained budget")
+    parser.add_argument("--scores", metavar="FILE", help="importance by fairseq-dsp-score, with --unpruned-heads")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     return parser
 
@@ -36,7 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     args = get_parser().parse_args(arguments)
     refuse_to_overwrite(args.output, args.force)
-    done = rewrite(args.input, args.layout, whole_number(args.unpruned_heads, "--unpruned-heads"))
+    budget = whole_number(args.unpruned_heads, "--unpruned-heads")
+    scores = None
+    if args.scores is not None:
+        if args.layout is not None:
+            raise Refusal(
+                f"`--scores` and `--layout` must not be given together, but are {args.scores} and {args.layout}."
+            )
+        scores = read_scores(args.scores)
+    done = rewrite(args.input, args.layout, budget, scores)
     write_checkpoint(done.state, args.output)
     report(done, args.input, args.output)
 

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "attention": set(),
+    "scoring": {"heads", "attention", "errors", "scoring"},
     "methods": {"heads", "subset", "config", "errors", "methods"},
 }
 

@@ -1,0 +1,244 @@
+"""`fairseq-dsp-score DATA-BIN --path CHECKPOINT`: says how much each head of a finished model matters."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.data.data_utils import infer_language_pair
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+import fairseq_dsp
+from fairseq_dsp.checkpoint import load_model, read_checkpoint, refuse_to_overwrite, write_atomically
+from fairseq_dsp.cli.prune import whole_number
+from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.scoring import SCORERS, Subject, removal_order
+from fairseq_dsp.scoring.score_file import ScoreFile
+from fairseq_dsp.surgery import attentions, remove_gates
+
+SUBSETS = ("train", "valid")
+
+_BATCH_OPTIONS = (
+    "source_lang",
+    "target_lang",
+    "left_pad_source",
+    "left_pad_target",
+    "max_source_positions",
+    "max_target_positions",
+    "truncate_source",
+)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairseq-dsp-score",
+        description="Scores the attention heads of a finished fairseq transformer, for fairseq-dsp-prune --scores.",
+    )
+    parser.add_argument("data", metavar="DATA-BIN", help="the data folder; read by gradient alone")
+    parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the model, dense or with gates")
+    parser.add_argument("--scorer", required=True, metavar="NAME", help="one of " + ", ".join(SCORERS))
+    parser.add_argument("--output", required=True, metavar="FILE", help="where to write the scores, JSON")
+    parser.add_argument("--subset", default="train", help="train (the default) or valid; never test")
+    parser.add_argument(
+        "--batches", default="100", metavar="N", help="batches, drawn with --seed (default: 100), or all"
+    )
+    parser.add_argument("--max-tokens", default="4096", metavar="N", help="tokens in a batch (default: 4096)")
+    parser.add_argument("--iterative", metavar="N", help="score again after every N heads removed")
+    parser.add_argument("--seed", default="1", help="of the choice of batches and of random scores (default: 1)")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+        Refusal: the request cannot be honoured; nothing has been written.
+    """
+    args = get_parser().parse_args(arguments)
+    _check(args)
+    model, options = ungated(args.path)
+    batches = _batches(args, model, options) if SCORERS[args.scorer].reads_data else []
+    file = _score(args, model, batches)
+    write_atomically(args.output, lambda handle: handle.write(file.text().encode()), "score file")
+    data = f" on {file.sentences:,} sentences of {file.subset}" if batches else ""
+    print(f"scored {model.layout.count} heads of {args.path}{data} by {args.scorer}: {args.output}")
+
+
+def cli_main() -> None:
+    with exit_on_refusal():
+        main()
+
+
+def ungated(path: str) -> tuple[DspTransformerModel, Any]:
+    """The model of a checkpoint and the options of its task; every head that it has is on.
+
+    What is scored is thus the function of the weights alone, whatever the importance variables of a gated checkpoint say.
+    """
+    state = read_checkpoint(path)
+    for name in ("checkpoint_activations", "offload_activations"):
+        set_option(state["cfg"].model, name, False)  # the pass must run once, with the scorer's gates in its graph
+    model = load_model(state)
+    if model.head_gates is not None:
+        remove_gates(model, model.layout.grid)
+    return model, state["cfg"].task
+
+
+def loss_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:
+    """Negative log-likelihood of every sentence's target tokens, summed over them: [B]."""
+    device = model.encoder.embed_tokens.weight.device
+    if device.type == "cuda":
+        batch = utils.move_to_cuda(batch, device=device)
+    log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
+    target = batch["target"]
+    likelihood = log_probs.gather(2, target.unsqueeze(2)).squeeze(2)
+    return -likelihood.masked_fill(target == model.decoder.padding_idx, 0.0).sum(dim=1)
+
+
+def _score(args: argparse.Namespace, model: DspTransformerModel, batches: list[dict[str, Any]]) -> ScoreFile:
+    """Scores the heads, under a progress bar."""
+    model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    grid = model.layout.surviving
+    scorer = SCORERS[args.scorer]()
+    rounds = 1 if args.iterative is None else max(-(-grid.total // args.iterative), 1)
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    order = None
+    with Progress(*columns, console=Console(stderr=True), disable=not batches) as progress:
+        bar = progress.add_task(f"{args.scorer}, batches", total=rounds * len(batches))
+        subject = Subject(
+            grid=grid,
+            attentions=dict(attentions(model, model.layout.grid)),
+            batches=_Watched(batches, lambda: progress.advance(bar)),
+            loss=lambda batch: loss_of(model, batch),
+            seed=args.seed,
+        )
+        if args.iterative is None:
+            scores = scorer.score(subject, torch.ones(grid.total))
+        else:
+            scores, order = removal_order(scorer, subject, args.iterative)
+    if not bool(torch.isfinite(scores).all()):
+        raise Refusal(f"the scores must be finite, but those of {args.path} are not.")
+    return ScoreFile(
+        version=fairseq_dsp.__version__,
+        scorer=args.scorer,
+        layout=model.layout,
+        scores=tuple(scores.tolist()),
+        order=None if order is None else tuple(order),
+        iterative=args.iterative,
+        subset=args.subset if batches else None,
+        batches=len(batches) or None,
+        sentences=sum(len(batch["target"]) for batch in batches) or None,
+        seed=args.seed,
+        checkpoint=os.path.basename(args.path),
+    )
+
+
+class _Watched:
+    """Batches that tell when one of them is done."""
+
+    def __init__(self, batches: list[Any], done: Callable[[], Any]) -> None:
+        self.batches, self.done = batches, done
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            yield batch
+            self.done()
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Reads the numbers, in place.
+
+    Raises:
+        Refusal: options that cannot be honoured, all at once.
+    """
+    reasons = []
+    if args.scorer not in SCORERS:
+        reasons.append(f"`--scorer` must be one of {', '.join(SCORERS)}, but is {args.scorer}.")
+    elif args.iterative is not None and not SCORERS[args.scorer].reads_data:
+        reasons.append(
+            f"`--iterative` belongs to gradient: scores of `--scorer {args.scorer}` do not change when heads go, but it is "
+            f"{args.iterative}."
+        )
+    if args.subset not in SUBSETS:
+        why = ": heads chosen on a test set make its scores worthless" if "test" in args.subset else ""
+        reasons.append(f"`--subset` must be {' or '.join(SUBSETS)}, but is {args.subset}{why}.")
+    for option, least in (("batches", 1), ("max_tokens", 1), ("iterative", 1), ("seed", 0)):
+        if option == "batches" and args.batches == "all":
+            args.batches = None
+            continue
+        name = "--" + option.replace("_", "-")
+        given = getattr(args, option)
+        try:
+            setattr(args, option, whole_number(given, name))
+            if given is not None and getattr(args, option) < least:
+                reasons.append(f"`{name}` must be at least {least}, but is {given}.")
+        except Refusal as refusal:
+            reasons += refusal.reasons
+    if not os.path.isdir(utils.split_paths(args.data)[0]):
+        reasons.append(f"DATA-BIN must be a folder that fairseq-preprocess made, but {args.data} is none.")
+    try:
+        refuse_to_overwrite(args.output, args.force)
+    except Refusal as refusal:
+        reasons += refusal.reasons
+    if reasons:
+        raise Refusal(*reasons)
+
+
+def _batches(args: argparse.Namespace, model: DspTransformerModel, options: Any) -> list[dict[str, Any]]:
+    """`--batches` of the subset, drawn with the seed."""
+    task = _task(args.data, model, options)
+    try:
+        task.load_dataset(args.subset, combine=args.subset == "train")
+    except FileNotFoundError as error:
+        raise Refusal(f"`--subset` must be in DATA-BIN, but {args.data} has no {args.subset}.") from error
+    longest = utils.resolve_max_positions(task.max_positions(), model.max_positions(), args.max_tokens)
+    iterator = task.get_batch_iterator(
+        task.dataset(args.subset),
+        max_tokens=args.max_tokens,
+        max_positions=longest,
+        ignore_invalid_inputs=True,
+        required_batch_size_multiple=1,
+        seed=args.seed,
+    ).next_epoch_itr(shuffle=True)
+    batches = list(itertools.islice(iterator, args.batches))
+    if not batches:
+        raise Refusal(f"`--subset {args.subset}` must have sentences of at most {longest} tokens, but has none.")
+    return batches
+
+
+def _task(data: str, model: DspTransformerModel, options: Any) -> TranslationTask:
+    """fairseq's translation task over the data folder, with the options that shaped the model's batches.
+
+    Raises:
+        Refusal: the folder has no such language pair, or other dictionaries than the model.
+    """
+    kept = {name: get_option(options, name) for name in _BATCH_OPTIONS}
+    cfg = TranslationConfig(data=data, **{name: value for name, value in kept.items() if value is not None})
+    cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", None, 1
+    folder = utils.split_paths(data)[0]
+    if cfg.source_lang is None or cfg.target_lang is None:
+        cfg.source_lang, cfg.target_lang = infer_language_pair(folder)
+    missing = [lang for lang in (cfg.source_lang, cfg.target_lang) if not os.path.isfile(f"{folder}/dict.{lang}.txt")]
+    if missing:
+        raise Refusal(f"DATA-BIN must have a dictionary of each language, but {folder} has no dict.{missing[0]}.txt.")
+    task = TranslationTask.setup_task(cfg)
+    for side, lang, dictionary in (
+        (model.encoder, cfg.source_lang, task.source_dictionary),
+        (model.decoder, cfg.target_lang, task.target_dictionary),
+    ):
+        if len(dictionary) != len(side.embed_tokens.weight):
+            raise Refusal(
+                f"DATA-BIN must have the model's dictionaries, but dict.{lang}.txt has {len(dictionary)} entries for "
+                f"{len(side.embed_tokens.weight)} embeddings."
+            )
+    return task

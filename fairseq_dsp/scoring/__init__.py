@@ -1,0 +1,86 @@
+"""How much each head of a finished model matters: one file a scorer, found here by the name that `--scorer` takes.
+
+Called by the `score` command. A scorer sees attentions, batches and a loss, and nothing of fairseq. Adding one: write its
+file, add its class to `_CLASSES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.heads import HeadGrid, Site
+from fairseq_dsp.scoring.gradient import GradientScorer
+from fairseq_dsp.scoring.magnitude import MagnitudeScorer
+from fairseq_dsp.scoring.random import RandomScorer
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished model, without gates, as scorers see it.
+
+    Attributes:
+        grid: the H heads that the model has.
+        attentions: the attention of every site.
+        batches: what the loss takes; gone over once a scoring.
+        loss: a batch's loss, a number a sentence: [B], with gradient.
+        seed: for what is drawn.
+    """
+
+    grid: HeadGrid
+    attentions: dict[Site, PrunableAttention]
+    batches: Iterable[Any]
+    loss: Callable[[Any], Tensor]
+    seed: int
+
+
+class Scorer(Protocol):
+    """A way of scoring heads.
+
+    Attributes:
+        name: what `--scorer` takes.
+        reads_data: whether the scores depend on sentences, and on which heads are left.
+    """
+
+    name: ClassVar[str]
+    reads_data: ClassVar[bool]
+
+    def score(self, subject: Subject, live: Tensor) -> Tensor:
+        """The heads' scores: [H] float64; larger matters more.
+
+        Args:
+            live: [H], 1 for heads that are there, 0 for those removed so far, whose scores mean nothing.
+        """
+
+
+_CLASSES: tuple[type[Scorer], ...] = (GradientScorer, MagnitudeScorer, RandomScorer)
+SCORERS = {scorer.name: scorer for scorer in _CLASSES}
+
+
+def removal_order(scorer: Scorer, subject: Subject, step: int) -> tuple[Tensor, list[int]]:
+    """Removes heads one after the other, the least important first, scoring anew after every `step` of them.
+
+    With `step` >= H this is the order of one scoring: what `HeadScores.keep_top` keeps, this removes last.
+
+    Args:
+        step: at least 1.
+
+    Returns:
+        the scores of the whole model, [H] float64, and all heads in the order of their removal.
+    """
+    live = torch.ones(subject.grid.total)
+    order: list[int] = []
+    first = scores = scorer.score(subject, live)
+    while True:
+        left = [head for head in range(subject.grid.total) if live[head]]
+        # ties: the lower index is kept
+        order += sorted(left, key=lambda head, by=scores: (float(by[head]), -head))[:step]
+        if len(left) <= step:
+            return first, order
+        live[order] = 0
+        scores = scorer.score(subject, live)

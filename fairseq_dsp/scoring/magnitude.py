@@ -1,0 +1,37 @@
+"""Importance by the size of a head's parameters: what a user without data would try."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fairseq_dsp.scoring import Subject
+
+
+class MagnitudeScorer:
+    """The Euclidean norm of all parameters that go with the head.
+
+        score_h = sqrt(|W_q^h|^2 + |W_k^h|^2 + |W_v^h|^2 + |b_q^h|^2 + |b_k^h|^2 + |b_v^h|^2 + |W_o^h|^2)
+
+    W_q^h, W_k^h, W_v^h are the head's d rows, W_o^h its d columns, |.| Frobenius norms. Not normalised by site.
+    """
+
+    name: ClassVar[str] = "magnitude"
+    reads_data: ClassVar[bool] = False
+
+    def score(self, subject: Subject, live: Tensor) -> Tensor:
+        scores = torch.zeros(subject.grid.total, dtype=torch.float64)
+        for site, span in subject.grid.spans():
+            attention = subject.attentions[site]
+            if attention.num_heads == 0:
+                continue
+            parts = [attention.out_proj.weight.t()]
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                parts += [projection.weight] if projection.bias is None else [projection.weight, projection.bias]
+            for part in parts:
+                by_head = part.detach().double().reshape(attention.num_heads, -1)
+                scores[span] += by_head.square().sum(dim=1).cpu()
+        return scores.sqrt()

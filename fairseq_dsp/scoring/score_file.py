@@ -1,0 +1,163 @@
+"""`scores.json`: what `fairseq-dsp-score` writes and `fairseq-dsp-prune --scores` reads, strictly.
+
+    {"format": 1, "version": "0.1.0", "scorer": "gradient", "layout": "enc:11/dec:11/cross:11", "scores": [0.9, …],
+     "order": null, "iterative": null, "subset": "train", "batches": 100, "sentences": 3214, "seed": 1,
+     "checkpoint": "dense.pt"}
+
+`layout` gives the grid and which of its heads the model had; `scores` and `order` count those, in the grid's order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadLayout, HeadScores
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Scores of a model's heads and where they are from.
+
+    Attributes:
+        version: of this package.
+        scorer: name of the scorer.
+        layout: the heads that the model has; its marks say which are scored.
+        scores: one for each of them; larger matters more.
+        order: all of them in the order of their removal, where they were scored again in between; otherwise None.
+        iterative: number of heads removed between two scorings; None for one scoring.
+        subset: `train` or `valid`; None where no data was read. Likewise:
+        batches: number of batches.
+        sentences: number of sentence pairs in them.
+        seed: of the choice of batches, and of random scores.
+        checkpoint: file name of the checkpoint.
+    """
+
+    version: str
+    scorer: str
+    layout: HeadLayout
+    scores: tuple[float, ...]
+    order: tuple[int, ...] | None
+    iterative: int | None
+    subset: str | None
+    batches: int | None
+    sentences: int | None
+    seed: int
+    checkpoint: str
+
+    def keep_top(self, k: int) -> HeadLayout:
+        """The layout of the k heads that matter most, or that are removed last.
+
+        Raises:
+            ValueError: k outside 0..H.
+        """
+        if self.order is None:
+            grid = self.layout.surviving
+            return self.layout.narrow(HeadScores(grid, torch.tensor(self.scores, dtype=torch.float64)).keep_top(k).kept)
+        count = len(self.order)
+        if not 0 <= k <= count:
+            raise ValueError(f"k must be between 0 and {count}, but is {k}.")
+        gone = set(self.order[: count - k])
+        return self.layout.narrow([float(head not in gone) for head in range(count)])
+
+    def text(self) -> str:
+        """The file's content."""
+        return json.dumps({"format": FORMAT, **asdict(self), "layout": str(self.layout)}, indent=1) + "\n"
+
+
+def read_scores(path: str) -> ScoreFile:
+    """Reads a score file.
+
+    Raises:
+        Refusal: it cannot be read, or is not exactly what `text` writes; every reason at once.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file, parse_constant=_refuse_constant)
+    except OSError as error:
+        raise Refusal(f"`--scores` must be a file, but {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers and nesting without end
+        raise Refusal(f"`--scores` must be whole JSON, but {path} is not: {error}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content["format"] is True:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise Refusal(f"`--scores` must be a score file of format {FORMAT}, but {path} is of {found!r}.")
+    names = ScoreFile.__dataclass_fields__.keys()
+    wrong = [f"`{name}` is missing" for name in names if name not in content]
+    wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
+    wrong += [problem for name in names if name in content for problem in _problem(name, content[name])]
+    if not wrong:
+        content["layout"] = HeadLayout.parse(content["layout"])
+        wrong = _disagreements(content)
+    if wrong:
+        raise Refusal(*(f"`--scores` must be as fairseq-dsp-score writes it, but in {path} {each}." for each in wrong))
+    lists = {name: tuple(content[name]) for name in ("scores", "order") if content[name] is not None}
+    return ScoreFile(**{name: content[name] for name in names} | lists)
+
+
+def _problem(name: str, value: Any) -> list[str]:
+    """What is wrong with a value by itself."""
+    if value is None and name in ("order", "iterative", "subset", "batches", "sentences"):
+        return []
+    if name in ("version", "scorer", "checkpoint"):
+        return [] if isinstance(value, str) and value else [f"`{name}` is no text but {_short(value)}"]
+    if name == "subset":
+        return [] if value in ("train", "valid") else [f"`subset` is neither train nor valid but {_short(value)}"]
+    if name == "layout":
+        try:
+            HeadLayout.parse(value)
+        except (ValueError, AttributeError):
+            return [f"`layout` is no layout but {_short(value)}"]
+        return []
+    if name == "seed":
+        return [] if _is_whole(value) else [f"`seed` is no whole number but {_short(value)}"]
+    if name in ("iterative", "batches", "sentences"):
+        if not _is_whole(value) or value < 1:
+            return [f"`{name}` is no whole number above 0 but {_short(value)}"]
+        return []
+    if not isinstance(value, list):
+        return [f"`{name}` is no list but {_short(value)}"]
+    fits, item = (_is_whole, "head") if name == "order" else (_is_finite, "number")
+    return [f"`{name}` holds {_short(strange)}, which is no {item}" for strange in value if not fits(strange)][:1]
+
+
+def _disagreements(content: dict[str, Any]) -> list[str]:
+    """What is wrong between values that are right by themselves."""
+    wrong = []
+    count, order = content["layout"].count, content["order"]
+    if len(content["scores"]) != count:
+        wrong.append(f"`scores` are {len(content['scores'])} for the {count} heads of the layout")
+    if order is not None and sorted(order) != list(range(count)):
+        wrong.append(f"`order` does not name each of the {count} heads once")
+    if (order is None) != (content["iterative"] is None):
+        wrong.append("`order` and `iterative` do not go together")
+    data = [name for name in ("subset", "batches", "sentences") if content[name] is None]
+    if len(data) not in (0, 3):
+        wrong.append(f"{' and '.join(f'`{name}`' for name in data)} must not be missing where data was read")
+    return wrong
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a huge number"
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")

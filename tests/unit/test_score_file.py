@@ -1,0 +1,178 @@
+"""`scores.json`: what is written is read again, any K can be cut from it, and anything else is refused in sentences."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import grids, layouts_of, many_examples
+
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.scoring.score_file import ScoreFile, read_scores
+
+LAYOUT = HeadLayout.parse("enc:101/dec:01/cross:10")  # 4 of 7 heads
+ONE_SHOT = ScoreFile(
+    version="0.1.0",
+    scorer="gradient",
+    layout=LAYOUT,
+    scores=(0.5, 1.0, 0.25, 1.0),
+    order=None,
+    iterative=None,
+    subset="valid",
+    batches=3,
+    sentences=70,
+    seed=1,
+    checkpoint="dense.pt",
+)
+ITERATIVE = replace(ONE_SHOT, order=(1, 3, 0, 2), iterative=2)
+
+
+@pytest.fixture
+def written(tmp_path: Path):
+    """Writes content, text or bytes, and returns the file's name."""
+
+    def write(content: Any) -> str:
+        raw = content if isinstance(content, (str, bytes)) else json.dumps(content)
+        (tmp_path / "scores.json").write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+        return str(tmp_path / "scores.json")
+
+    return write
+
+
+def reasons_of(path: str) -> tuple[str, ...]:
+    with pytest.raises(Refusal) as refused:
+        read_scores(path)
+    assert all(reason.startswith("`--scores` must be") and reason.endswith(".") for reason in refused.value.reasons)
+    return refused.value.reasons
+
+
+class TestRoundTrip:
+    no_data = replace(ONE_SHOT, scorer="random", subset=None, batches=None, sentences=None)
+
+    @pytest.mark.parametrize("file", [ONE_SHOT, ITERATIVE, no_data], ids=["one shot", "iterative", "no data"])
+    def test_keeps_everything(self, file, written):
+        assert read_scores(written(file.text())) == file
+
+    def test_keeps_every_bit_of_a_score(self, written):
+        file = replace(ONE_SHOT, scores=(0.1, 1 / 3, 1e-300, -1e300))
+        assert read_scores(written(file.text())).scores == file.scores
+
+    def test_takes_whole_numbers_for_scores(self, written):
+        content = json.loads(ONE_SHOT.text()) | {"scores": [1, 2, 3, 4]}
+        assert read_scores(written(content)).keep_top(1) == HeadLayout.parse("enc:000/dec:00/cross:10")
+
+
+class TestKeepTop:
+    def test_of_one_scoring_are_the_highest_scores_ties_to_the_first(self):
+        assert str(ONE_SHOT.keep_top(1)) == "enc:001/dec:00/cross:00"
+        assert str(ONE_SHOT.keep_top(3)) == "enc:101/dec:00/cross:10"
+
+    def test_of_several_are_those_removed_last_whatever_the_scores(self):
+        assert str(ITERATIVE.keep_top(1)) == "enc:000/dec:01/cross:00"
+        assert str(ITERATIVE.keep_top(3)) == "enc:100/dec:01/cross:10"
+
+    @many_examples
+    @given(grids.flatmap(layouts_of), st.randoms(use_true_random=False), st.booleans())
+    def test_keeps_exactly_k_of_the_heads_that_are_there(self, layout, draw, iterative):
+        scores = tuple(draw.random() for _ in range(layout.count))
+        order = tuple(draw.sample(range(layout.count), layout.count)) if iterative else None
+        file = replace(ONE_SHOT, layout=layout, scores=scores, order=order, iterative=2 if iterative else None)
+        kept = [file.keep_top(k) for k in range(layout.count + 1)]
+        assert [each.count for each in kept] == list(range(layout.count + 1))
+        assert all(small.within(large) for small, large in zip(kept, kept[1:], strict=False))
+        assert kept[-1] == layout
+
+    @pytest.mark.parametrize("file", [ONE_SHOT, ITERATIVE], ids=["one shot", "iterative"])
+    @pytest.mark.parametrize("k", [-1, 5])
+    def test_refuses_more_or_fewer_than_there_are(self, file, k):
+        with pytest.raises(ValueError, match=f"between 0 and 4, but is {k}"):
+            file.keep_top(k)
+
+
+class TestRefusals:
+    def test_of_a_file_that_is_not_there(self, tmp_path):
+        (reason,) = reasons_of(str(tmp_path / "none.json"))
+        assert "none.json" in reason
+
+    def test_of_a_folder(self, tmp_path):
+        reasons_of(str(tmp_path))
+
+    @pytest.mark.parametrize(
+        "content",
+        ["", "{", ONE_SHOT.text()[:-9], b"\xff\xfe", "[" * 100_000, ONE_SHOT.text().replace("0.25", "NaN"), "{} {}"]
+        + [ONE_SHOT.text().replace("0.25", "-Infinity")],
+    )
+    def test_of_what_is_no_whole_json(self, content, written):
+        (reason,) = reasons_of(written(content))
+        assert "must be whole JSON" in reason
+
+    @pytest.mark.parametrize("content", [[], "scores", 3, None, {}, {"format": 2}, {"format": True}, {"format": "1"}])
+    def test_of_another_format(self, content, written):
+        (reason,) = reasons_of(written(json.dumps(content)))
+        assert "format 1" in reason
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("version", 1),
+            ("version", ""),
+            ("scorer", None),
+            ("checkpoint", ["dense.pt"]),
+            ("layout", "enc:1x/dec:/cross:"),
+            ("layout", 7),
+            ("layout", None),
+            ("scores", None),
+            ("scores", "0.5"),
+            ("scores", {"0": 0.5}),
+            ("scores", [0.5, 1.0, 0.25]),
+            ("scores", [0.5, 1.0, 0.25, 1.0, 1.0]),
+            ("scores", [0.5, 1.0, 0.25, "1.0"]),
+            ("scores", [0.5, 1.0, 0.25, True]),
+            ("scores", [0.5, 1.0, 0.25, None]),
+            ("scores", [0.5, 1.0, 0.25, [1.0]]),
+            ("scores", [0.5, 1.0, 0.25, 10**400]),
+            ("order", [0, 1, 2, 3]),
+            ("iterative", 2),
+            ("iterative", 0),
+            ("subset", "test"),
+            ("subset", None),
+            ("subset", ["train"]),
+            ("batches", 0),
+            ("batches", 2.5),
+            ("batches", True),
+            ("sentences", "70"),
+            ("seed", None),
+            ("seed", 1.5),
+        ],
+    )
+    def test_of_a_wrong_value_name_it(self, name, value, written):
+        (reason,) = reasons_of(written(json.loads(ONE_SHOT.text()) | {name: value}))
+        assert f"`{name}`" in reason
+        assert len(reason) < 300
+
+    @pytest.mark.parametrize("order", [[0, 1, 2], [0, 1, 2, 2], [1, 2, 3, 4], [0, 1, 2, -1], [0, 1, 2, 3.0], "0123"])
+    def test_of_an_order_that_is_none(self, order, written):
+        (reason,) = reasons_of(written(json.loads(ITERATIVE.text()) | {"order": order}))
+        assert "`order`" in reason
+
+    def test_of_a_number_too_large_for_a_float(self, written):
+        (reason,) = reasons_of(written(ONE_SHOT.text().replace("0.25", "1e999")))
+        assert "`scores` holds inf" in reason
+
+    @pytest.mark.parametrize("name", [name for name in json.loads(ONE_SHOT.text()) if name != "format"])
+    def test_of_a_missing_entry_name_it(self, name, written):
+        content = json.loads(ONE_SHOT.text())
+        del content[name]
+        (reason,) = reasons_of(written(content))
+        assert f"`{name}` is missing" in reason
+
+    def test_come_all_at_once(self, written):
+        content = json.loads(ONE_SHOT.text()) | {"seed": "x", "subset": "test", "more": 1}
+        del content["scorer"]
+        assert len(reasons_of(written(content))) == 4

@@ -1,0 +1,243 @@
+"""Scorers against the naive computation: one sentence, one gate, one derivative at a time, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import PAD, build, build_with, few_examples, many_examples, sentences
+from torch import Tensor
+
+from fairseq_dsp.cli.score import loss_of
+from fairseq_dsp.heads import HeadGrid, HeadLayout, HeadScores
+from fairseq_dsp.scoring import SCORERS, Subject, removal_order
+from fairseq_dsp.surgery import attentions, mask_heads, shrink_model
+
+GRID = HeadGrid((3, 3), (3, 3), (3, 3))
+ALL = HeadLayout.full(GRID)
+SOME = HeadLayout.parse("enc:101.111/dec:000.011/cross:110.100")
+
+
+def dense(layout: HeadLayout = ALL) -> Any:
+    return build_with(layout)
+
+
+def batch_of(seed: int = 0) -> dict[str, Any]:
+    """Three sentence pairs of different lengths, as fairseq's batches are."""
+    source, lengths, previous = sentences(seed)
+    target = torch.cat([previous[:, 1:], torch.full((3, 1), 2)], dim=1)
+    for row, length in enumerate((4, 2, 3)):
+        target[row, length:] = PAD
+        previous[row, length:] = PAD
+    inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}
+    return {"net_input": inputs, "target": target}
+
+
+def subject_of(model: Any, seeds: tuple[int, ...] = (0, 1), seed: int = 5) -> Subject:
+    return Subject(
+        grid=model.layout.surviving,
+        attentions=dict(attentions(model, model.layout.grid)),
+        batches=[batch_of(each) for each in seeds],
+        loss=lambda batch: loss_of(model, batch),
+        seed=seed,
+    )
+
+
+def sentence_of(batch: dict[str, Any], row: int) -> dict[str, Any]:
+    """One pair of a batch by itself, without padding."""
+    whole = batch["net_input"]
+    length, words = int(whole["src_lengths"][row]), int((batch["target"][row] != PAD).sum())
+    inputs = {
+        "src_tokens": whole["src_tokens"][row : row + 1, :length],
+        "src_lengths": whole["src_lengths"][row : row + 1],
+        "prev_output_tokens": whole["prev_output_tokens"][row : row + 1, :words],
+    }
+    return {"net_input": inputs, "target": batch["target"][row : row + 1, :words]}
+
+
+def slow_gradient_scores(model: Any, batches: list[dict[str, Any]], live: Tensor) -> list[float]:
+    """mean over sentences of |L(gate + e) - L(gate - e)| / 2e, then L2 by site, written from the paper's equation."""
+    grid, step = model.layout.surviving, 1e-5
+    sites = [
+        (attention, head)
+        for _, attention in attentions(model, model.layout.grid)
+        for head in range(attention.num_heads)
+    ]
+    weights = [attention.out_proj.weight.detach().clone() for attention, _ in sites]
+
+    def loss_with(gates: list[float], sentence: dict[str, Any]) -> float:
+        with torch.no_grad():
+            for (attention, _), weight in zip(sites, weights, strict=True):
+                attention.out_proj.weight.copy_(weight)
+            for (attention, head), gate in zip(sites, gates, strict=True):
+                span = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+                attention.out_proj.weight[:, span] *= gate
+            log_probs = model(**sentence["net_input"])[0].log_softmax(-1)
+        target = sentence["target"][0]
+        return -sum(float(log_probs[0, position, word]) for position, word in enumerate(target.tolist()))
+
+    pairs = [sentence_of(batch, row) for batch in batches for row in range(3)]
+    means = []
+    for head in range(grid.total):
+        sizes = []
+        for pair in pairs:
+            up, down = live.tolist(), live.tolist()
+            up[head] += step
+            down[head] -= step
+            sizes.append(abs(loss_with(up, pair) - loss_with(down, pair)) / (2 * step))
+        means.append(sum(sizes) / len(sizes) if live[head] else 0.0)
+    with torch.no_grad():
+        for (attention, _), weight in zip(sites, weights, strict=True):
+            attention.out_proj.weight.copy_(weight)
+    scores = []
+    for _, span in grid.spans():
+        norm = sum(value**2 for value in means[span]) ** 0.5
+        scores += [value / norm if norm else 0.0 for value in means[span]]
+    return scores
+
+
+class TestGradient:
+    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
+    def test_is_the_mean_size_of_the_derivative_by_the_gate_normalised_by_site(self, layout):
+        model = dense(layout)
+        subject = subject_of(model)
+        live = torch.ones(layout.count)
+        found = SCORERS["gradient"]().score(subject, live)
+        assert found.tolist() == pytest.approx(slow_gradient_scores(model, subject.batches, live), rel=1e-6, abs=1e-9)
+
+    def test_of_what_is_left_is_that_of_the_masked_model(self):
+        model = dense()
+        live = torch.tensor(SOME.kept).double()
+        found = SCORERS["gradient"]().score(subject_of(model), live)
+        assert found.tolist() == pytest.approx(
+            slow_gradient_scores(model, [batch_of(0), batch_of(1)], live), rel=1e-6, abs=1e-9
+        )
+        shrink_model(model, SOME)
+        model.layout = SOME
+        small = SCORERS["gradient"]().score(subject_of(model), torch.ones(SOME.count))
+        torch.testing.assert_close(found[live > 0], small, rtol=1e-9, atol=1e-12)
+
+    def test_has_the_absolute_value_that_signed_sums_lack(self):
+        """Derivatives of opposite sign must not cancel: a batch twice counts like once."""
+        model = dense()
+        once = SCORERS["gradient"]().score(subject_of(model, (0,)), torch.ones(18))
+        assert torch.allclose(SCORERS["gradient"]().score(subject_of(model, (0, 0)), torch.ones(18)), once)
+        signed = torch.zeros(18, dtype=torch.float64)
+        for row in range(3):
+            mask_heads(model, model.layout, model.layout)
+            gates = []
+            for _, attention in attentions(model, GRID):
+                attention.gates.mask = torch.ones(3, dtype=torch.float64, requires_grad=True)
+                gates.append(attention.gates.mask)
+            loss = loss_of(model, sentence_of(batch_of(0), row)).sum()
+            signed += torch.cat(torch.autograd.grad(loss, gates))
+        assert (once > 0).all()
+        assert (signed / signed.norm() - once / once.norm()).abs().max() > 0.01
+
+    def test_leaves_the_model_as_it_was(self):
+        model = dense()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        SCORERS["gradient"]().score(subject_of(model), torch.ones(18))
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+        assert not any(attention.out_proj._forward_pre_hooks for _, attention in attentions(model, GRID))
+
+    @pytest.mark.parametrize("live", [torch.zeros(18), torch.ones(18)])
+    def test_has_norm_one_at_every_site_with_heads(self, live):
+        scores = SCORERS["gradient"]().score(subject_of(dense()), live)
+        norms = [scores[span].norm().item() for _, span in GRID.spans()]
+        assert norms == pytest.approx([float(live[0])] * 6)
+
+
+class TestMagnitude:
+    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
+    def test_is_the_norm_of_all_that_goes_with_the_head(self, layout):
+        model = dense(layout)
+        found = SCORERS["magnitude"]().score(subject_of(model), torch.ones(layout.count)).tolist()
+        slow = []
+        for _, attention in attentions(model, GRID):
+            for head in range(attention.num_heads):
+                rows = range(head * attention.head_dim, (head + 1) * attention.head_dim)
+                total = 0.0
+                for row in rows:
+                    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                        total += sum(value**2 for value in projection.weight[row].tolist())
+                        total += projection.bias[row].item() ** 2
+                    total += sum(value**2 for value in attention.out_proj.weight[:, row].tolist())
+                slow.append(total**0.5)
+        assert found == pytest.approx(slow)
+
+
+class TestRandom:
+    def test_is_a_function_of_the_seed(self):
+        model = dense()
+        draws = [SCORERS["random"]().score(subject_of(model, seed=seed), torch.ones(18)).tolist() for seed in (1, 1, 2)]
+        assert draws[0] == draws[1] != draws[2]
+        assert len(set(draws[0])) == 18
+
+
+class Scripted:
+    """A scorer that says what it is told, and notes what it was asked."""
+
+    name, reads_data = "scripted", True
+
+    def __init__(self, *answers: list[float]) -> None:
+        self.answers, self.asked = list(answers), []
+
+    def score(self, subject: Any, live: Tensor) -> Tensor:
+        self.asked.append(live.clone())
+        return torch.tensor(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0], dtype=torch.float64)
+
+
+class TestRemovalOrder:
+    @many_examples
+    @given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(0, 5))
+    def test_of_one_scoring_agrees_with_the_highest_scores_ties_included(self, scores, more):
+        count = len(scores)
+        grid = HeadGrid((count,), (), ())
+        scorer = Scripted([float(score) for score in scores])
+        subject = Subject(grid, {}, [], lambda batch: batch, 1)
+        first, order = removal_order(scorer, subject, count + more)
+        assert len(scorer.asked) == 1
+        assert first.tolist() == scores
+        for k in range(count + 1):
+            kept = [head not in order[: count - k] for head in range(count)]
+            assert HeadLayout.of_mask(grid, kept) == HeadScores(grid, first).keep_top(k)
+
+    @few_examples
+    @given(st.integers(1, 7))
+    def test_scores_again_after_every_few_and_only_what_is_left(self, step):
+        scorer = Scripted([float(head) for head in range(7)])
+        _, order = removal_order(scorer, Subject(HeadGrid((7,), (), ()), {}, [], lambda batch: batch, 1), step)
+        assert order == list(range(7))
+        assert len(scorer.asked) == -(-7 // step)
+        assert [int(live.sum()) for live in scorer.asked] == list(range(7, 0, -step))
+
+    def test_follows_the_scores_as_they_change(self):
+        scorer = Scripted([1, 2, 3, 4], [0, 9, 8, 7], [0, 5, 6, 0])
+        _, order = removal_order(scorer, Subject(HeadGrid((4,), (), ()), {}, [], lambda batch: batch, 1), 1)
+        assert order == [0, 3, 1, 2]
+
+    def test_of_a_model_without_heads_is_empty(self):
+        assert removal_order(Scripted([]), Subject(HeadGrid((), (), ()), {}, [], lambda batch: batch, 1), 2)[1] == []
+
+    def test_by_gradient_of_a_real_model_equals_one_scoring_at_once_and_differs_head_by_head(self):
+        model = dense()
+        scorer = SCORERS["gradient"]()
+        scores, at_once = removal_order(scorer, subject_of(model, (0,)), 18)
+        assert at_once == sorted(range(18), key=lambda head: float(scores[head]))
+        again, one_by_one = removal_order(scorer, subject_of(model, (0,)), 1)
+        assert torch.equal(again, scores)
+        assert sorted(one_by_one) == list(range(18))
+        assert one_by_one[0] == at_once[0]
+        assert one_by_one != at_once
+
+
+def test_loss_of_a_batch_is_that_of_its_sentences_one_by_one():
+    model = build(head_layout=str(ALL))
+    together = loss_of(model, batch_of(0))
+    apart = torch.cat([loss_of(model, sentence_of(batch_of(0), row)) for row in range(3)])
+    torch.testing.assert_close(together, apart, rtol=1e-10, atol=1e-10)
