@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from typing import Any
 
 import pytest
 import torch
+from fairseq.data import Dictionary
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build_gated, gradients, many_examples, model_options, scores
+from models import build_gated, gradients, many_examples, model_options, scores, sentences
 
 from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.heads import HeadGrid
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.hard_concrete import HardConcrete
@@ -148,6 +151,37 @@ class TestFixing:
         scores(model)
         assert not model.head_gates.is_fixed
         assert (model.head_gates.fixed_mask == -1).all()
+
+
+class TestPenalty:
+    def importance_gradient(self, penalty: float, copies: int) -> torch.Tensor:
+        """Gradient of the importance as the trainer divides it: by the sample size."""
+        model = build_gated("hard-concrete", 5, l0_penalty=penalty, cooldown_updates=10).train()
+        source, lengths, previous = (each.repeat(copies, *[1] * (each.dim() - 1)) for each in sentences())
+        inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}
+        sample = {"net_input": inputs, "target": previous, "ntokens": previous.numel()}
+        task = argparse.Namespace(target_dictionary=Dictionary())
+        criterion = LabelSmoothedCrossEntropyDspCriterion(task, sentence_avg=False, label_smoothing=0.1)
+        loss, sample_size, logged = criterion(model, sample)
+        assert torch.isclose(logged["head_penalty"], penalty * probability_open(model.head_gates.importance).sum())
+        loss.backward()
+        return model.head_gates.importance.grad / sample_size
+
+    def test_weighs_the_same_at_any_batch_size(self):
+        once, thrice = self.importance_gradient(0.5, 1), self.importance_gradient(0.5, 3)
+        torch.testing.assert_close(once, thrice)
+        opened = probability_open(build_gated("hard-concrete", 5).head_gates.importance.detach())
+        added = once - self.importance_gradient(0.0, 1)
+        torch.testing.assert_close(added, 0.5 * opened * (1 - opened), rtol=1e-4, atol=1e-5)
+
+    def test_ends_when_the_heads_are_fixed(self):
+        model = build_gated("hard-concrete", 5, cooldown_updates=0).train()
+        source, lengths, previous = sentences()
+        inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}
+        sample = {"net_input": inputs, "target": previous, "ntokens": previous.numel()}
+        task = argparse.Namespace(target_dictionary=Dictionary())
+        criterion = LabelSmoothedCrossEntropyDspCriterion(task, sentence_avg=False, label_smoothing=0.1)
+        assert "head_penalty" not in criterion(model, sample)[2]
 
 
 class TestOptions:
