@@ -23,6 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_dsp.live import LiveHeads, head_rows, tie
+from fairseq_dsp.masks import additive_mask, join_padding
+
 _instances = itertools.count()
 
 
@@ -31,6 +34,9 @@ class Gates(Protocol):
 
     def __call__(self) -> Tensor:
         """The gates of the site's heads: [h], float32."""
+
+    def live_heads(self) -> tuple[int, ...] | None:
+        """The heads whose gate is 1, where all gates are constant 0 or 1 and the others need not be computed; else None."""
 
 
 class PrunableAttention(nn.Module):
@@ -57,6 +63,7 @@ class PrunableAttention(nn.Module):
         self.dropout_module = attention.dropout_module
         self.beam_size = 1
         self.gates: Gates | None = None
+        self.live: LiveHeads | None = None
         # fairseq keeps one flat dictionary of caches for the whole decoder
         self.cache_key = f"prunable_attention_{next(_instances)}.attn_state"
 
@@ -106,9 +113,16 @@ class PrunableAttention(nn.Module):
         Returns:
             output [T, B, C] and the weights; None for weights where they are not asked for or no head is left.
         """
+        if self.gates is not None:
+            heads = self.gates.live_heads()
+            if heads is not None:
+                return self._live_part(heads).attend(
+                    self, query, key, value, key_padding_mask, incremental_state, need_weights, static_kv, attn_mask,
+                    need_head_weights,
+                )  # fmt: skip
         length, batch, _ = query.size()
         if self.num_heads == 0:
-            return self._bias(query), None
+            return self._bias(query, key), None
         k, v, key_padding_mask = self._keys_and_values(
             query, key, value, key_padding_mask, incremental_state, static_kv
         )
@@ -119,7 +133,7 @@ class PrunableAttention(nn.Module):
             q = q.reshape(kv_batch, self.num_heads, -1, self.head_dim)
             if attn_mask is not None:
                 attn_mask = attn_mask.repeat(q.size(2) // length, 1)
-        mask = _additive_mask(attn_mask, key_padding_mask, q)
+        mask = additive_mask(attn_mask, key_padding_mask, q)
         weights: Tensor | None = None
         if need_weights or need_head_weights:
             context, weights = self._attend_with_weights(q, k, v, mask)
@@ -142,6 +156,17 @@ class PrunableAttention(nn.Module):
             return output, None
         return output, weights if need_head_weights else weights.mean(dim=0)
 
+    def _live_part(self, heads: tuple[int, ...]) -> LiveHeads:
+        if self.live is None or self.live.heads != heads:
+            self.live = LiveHeads(self, heads)
+        return self.live
+
+    def train(self, mode: bool = True) -> PrunableAttention:
+        """As in torch; selections of live heads do not outlive evaluation."""
+        if self.live is not None:
+            self.live.forget()
+        return super().train(mode)
+
     def _project(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output projection [T, B, C] of the gated heads, and which heads are live if a mask has removed some: [h] bool."""
         if self.gates is None:
@@ -153,11 +178,15 @@ class PrunableAttention(nn.Module):
         live = None if self.training else gates != 0
         return F.linear(context, weight, self.out_proj.bias), live
 
-    def _bias(self, query: Tensor) -> Tensor:
+    def _bias(self, query: Tensor, key: Tensor | None) -> Tensor:
         """What a sublayer without heads still adds: its output bias. The norms around it act as always."""
-        if self.out_proj.bias is None:
+        bias = self.out_proj.bias
+        if bias is None:
             return torch.zeros_like(query)
-        return self.out_proj.bias.expand_as(query)
+        if not torch.jit.is_scripting():
+            if self.encoder_decoder_attention and key is not None and key.requires_grad:
+                bias = tie(bias, key)  # or the encoder would have no gradient where no cross head is left
+        return bias.expand_as(query)
 
     def _keys_and_values(
         self,
@@ -184,7 +213,7 @@ class PrunableAttention(nn.Module):
                 key_padding_mask = key_padding_mask.view(-1, self.beam_size, key_padding_mask.size(1))[:, 0]
         k, v = self._split(self.k_proj(key)), self._split(self.v_proj(value))
         if past_key is not None and past_value is not None:
-            key_padding_mask = _join_padding(
+            key_padding_mask = join_padding(
                 cache.get("prev_key_padding_mask"), key_padding_mask, k.size(0), past_key.size(2), k.size(2)
             )
             k, v = torch.cat([past_key, k], dim=2), torch.cat([past_value, v], dim=2)
@@ -257,43 +286,7 @@ class PrunableAttention(nn.Module):
                     state_dict[f"{name}.{projection}_proj.{kind}"] = part
 
 
-def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
-    """Rows of q, k and v (columns of the output projection) that belong to the heads: [len(heads) · d]."""
-    starts = torch.tensor(list(heads), dtype=torch.long).unsqueeze(1) * head_dim
-    return (starts + torch.arange(head_dim)).flatten()
-
-
 def _parameter(parameter: Tensor, rows: Tensor, dim: int, trainable: bool) -> nn.Parameter:
     # index_select copies: a view would drag the whole dense storage into the checkpoint
     chosen = parameter.detach().index_select(dim, rows)
     return nn.Parameter(chosen, requires_grad=trainable and parameter.requires_grad)
-
-
-def _additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Both masks as one that is added to the scores: [T, S] or [B, 1, T or 1, S]; None without masks."""
-    mask = attn_mask
-    if mask is not None:
-        mask = mask.to(q.dtype)
-    if key_padding_mask is not None:
-        padding = key_padding_mask.to(torch.bool)[:, None, None, :]
-        if mask is None:
-            mask = torch.zeros(padding.size(), dtype=q.dtype, device=q.device)
-        mask = mask.masked_fill(padding, float("-inf"))
-    return mask
-
-
-def _join_padding(
-    past: Tensor | None, new: Tensor | None, batch: int, past_length: int, new_length: int
-) -> Tensor | None:
-    """Padding masks of cached and new positions, either of which may be absent, as one: [B, S]."""
-    if past is None and new is None:
-        return None
-    if new is not None and new.size(1) == past_length + new_length:
-        return new  # covers the cached positions already
-    template = past if past is not None else new
-    assert template is not None
-    if past is None:
-        past = torch.zeros([batch, past_length], dtype=template.dtype, device=template.device)
-    if new is None:
-        new = torch.zeros([batch, new_length], dtype=template.dtype, device=template.device)
-    return torch.cat([past, new], dim=1)

@@ -48,6 +48,7 @@ class HeadGates(nn.Module):
         self.importance.param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
         self.register_buffer("fixed_mask", torch.full((grid.total,), _UNDECIDED))
         self._drawn: Tensor | None = None
+        self._marks: tuple[bool, ...] | None = None
 
     def set_num_updates(self, num_updates: int) -> None:
         """fairseq calls this before every micro-batch, and before it loads a checkpoint."""
@@ -83,10 +84,38 @@ class HeadGates(nn.Module):
     def _draw(self) -> Tensor:
         if not self.is_fixed:
             return self.method.gates(self.importance, self.kept, self.update)
-        if self.fixed_mask.numel() and self.fixed_mask[0] == _UNDECIDED:
-            self.fixed_mask.copy_(self._choose())
+        if self._marks is None:
+            self.fixed_mask.copy_(self.decided_mask())
+            self._marks = self._read_marks()
         # Zero times the importance keeps it in the graph: DistributedDataParallel waits for its gradient.
-        return self.decided_mask() + 0.0 * self.importance
+        return self.fixed_mask + 0.0 * self.importance
+
+    def _read_marks(self) -> tuple[bool, ...]:
+        return tuple(bool(mark) for mark in self.decided_mask().tolist())
+
+    def constant_marks(self, anew: bool) -> tuple[bool, ...] | None:
+        """Marks of all heads while gates are constants: in evaluation, and in training once heads are fixed. None before.
+
+        Reading them waits for the device, so they are kept: in training for good, in evaluation for one pass.
+
+        Args:
+            anew: a pass begins.
+        """
+        if self.training and not self.is_fixed:
+            return None
+        if self._marks is None or anew and not self.training:
+            self._marks = self._read_marks()
+        return self._marks
+
+    def train(self, mode: bool = True) -> HeadGates:
+        """As in torch; what evaluation read is not what training uses."""
+        if mode != self.training:
+            self._marks = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._marks = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def before_forward(self, model: nn.Module, inputs: Any) -> None:
         """Hook of the model: one draw serves all sites, and its gradient is computed once."""
@@ -111,15 +140,22 @@ class SiteGates:
     Args:
         owner: the model's gates.
         span: the site's slice of the flat order.
+        leads: the site is the first that a pass comes to.
     """
 
-    def __init__(self, owner: HeadGates, span: slice) -> None:
+    def __init__(self, owner: HeadGates, span: slice, leads: bool) -> None:
         self.owner = owner
         self.span = span
+        self.leads = leads
         self.handed: Tensor | None = None
 
     def __call__(self) -> Tensor:
         return self.handed if self.handed is not None else self.owner.gates()[self.span]
+
+    def live_heads(self) -> tuple[int, ...] | None:
+        """The site's heads that are decided to be kept, once that is decided; see `attention.Gates`."""
+        marks = self.owner.constant_marks(anew=self.leads)
+        return None if marks is None else tuple(head for head, mark in enumerate(marks[self.span]) if mark)
 
 
 class GatedCheckpoint:
@@ -165,6 +201,9 @@ class ConstantGates:
 
     def __call__(self) -> Tensor:
         return self.mask
+
+    def live_heads(self) -> None:
+        """None: all heads are computed and multiplied, so that a comparison compares two computations."""
 
 
 def initial_importance(grid: HeadGrid) -> Tensor:

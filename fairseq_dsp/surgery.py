@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_dsp.attention import PrunableAttention, head_rows
+from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.gates import ConstantGates, GatedCheckpoint, HeadGates, SiteGates
 from fairseq_dsp.heads import HeadGrid, HeadLayout, Site
+from fairseq_dsp.live import head_rows
 
 KEPT_MASK = "kept_mask"
 
@@ -132,7 +133,7 @@ def install_gates(model: nn.Module, grid: HeadGrid, gates: HeadGates) -> None:
     for site, span in grid.spans():
         if span.stop == span.start:
             continue
-        sites[site].gates = SiteGates(gates, span)
+        sites[site].gates = SiteGates(gates, span, leads=not by_layer)
         layer = getattr(model, _ATTENTION[site.stack][0]).layers[site.layer]
         by_layer.setdefault(layer, []).append(sites[site].gates)
     for layer, site_gates in by_layer.items():
@@ -143,7 +144,7 @@ def install_gates(model: nn.Module, grid: HeadGrid, gates: HeadGates) -> None:
 def remove_gates(model: nn.Module, grid: HeadGrid) -> None:
     """Undoes `install_gates`. The model keeps its heads, ungated. `grid` names the sites."""
     for _, attention in attentions(model, grid):
-        attention.gates = None
+        attention.gates = attention.live = None
     for side in ("encoder", "decoder"):
         layers = getattr(model, side).layers
         for layer in (layers[i] for i in range(len(layers))):

@@ -47,7 +47,7 @@ class Recipe:
 
 
 SAMPLE = Recipe(2, 64, 16, 300, 400, "5e-3", 2000, None)
-REAL_TEXT = Recipe(3, 128, 8, 400, 1500, "3e-3", 4000, 8000)
+REAL_TEXT = Recipe(3, 64, 6, 400, 1200, "5e-3", 4000, 4000)
 HEADS = 4
 
 
