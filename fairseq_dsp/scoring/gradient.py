@@ -34,10 +34,13 @@ class GradientScorer:
         with _sentence_gates(subject, live) as gates:
             for batch in subject.batches:
                 loss = subject.loss(batch)
-                sites = list(gates)
-                found = torch.autograd.grad(loss.sum(), [gates[site] for site in sites])
-                for site, gradient in zip(sites, found, strict=True):
-                    sizes[spans[site]] += gradient.abs().sum(dim=0).double().cpu()
+                if not gates:
+                    break  # no head is left
+                # without cross-attention heads the encoder's have no say in the loss
+                found = torch.autograd.grad(loss.sum(), list(gates.values()), allow_unused=True, materialize_grads=True)
+                totals = torch.cat([gradient.abs().sum(dim=0) for gradient in found]).double().cpu()  # waits once
+                for site, total in zip(gates, totals.split([gradient.size(1) for gradient in found]), strict=True):
+                    sizes[spans[site]] += total
                 sentences += len(loss)
         scores = sizes / max(sentences, 1) * live
         for span in spans.values():

@@ -120,6 +120,16 @@ class TestGradient:
         small = SCORERS["gradient"]().score(subject_of(model), torch.ones(SOME.count))
         torch.testing.assert_close(found[live > 0], small, rtol=1e-9, atol=1e-12)
 
+    def test_of_heads_that_cannot_matter_is_zero(self):
+        layout = HeadLayout.parse("enc:101.111/dec:000.011/cross:000.000")
+        found = SCORERS["gradient"]().score(subject_of(dense(layout)), torch.ones(layout.count))
+        assert found[:5].tolist() == [0.0] * 5
+        assert (found[5:] > 0).all()
+
+    def test_of_no_heads_is_empty(self):
+        layout = HeadLayout(GRID, (False,) * 18)
+        assert SCORERS["gradient"]().score(subject_of(dense(layout)), torch.ones(0)).tolist() == []
+
     def test_has_the_absolute_value_that_signed_sums_lack(self):
         """Derivatives of opposite sign must not cancel: a batch twice counts like once."""
         model = dense()
