@@ -53,7 +53,9 @@ setup(
         # An extra, not a requirement: fairseq-fixed and fairseq both install the package `fairseq`, so requiring
         # it would install over a fairseq that the user already has (0.12.2, a checkout, a fork).
         "fairseq": ["fairseq-fixed==0.12.3.1"],
+        "ctranslate2": ["ctranslate2>=4.5"],
         "dev": [
+            "ctranslate2>=4.5",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
@@ -67,6 +69,7 @@ setup(
             "fairseq-dsp-prune = fairseq_dsp.cli.prune:cli_main",
             "fairseq-dsp-score = fairseq_dsp.cli.score:cli_main",
             "fairseq-dsp-average = fairseq_dsp.cli.average:cli_main",
+            "fairseq-dsp-export = fairseq_dsp.cli.export:cli_main",
         ],
     },
 )

@@ -1,0 +1,98 @@
+"""`fairseq-dsp-export --format dense|ctranslate2 IN OUT`: a checkpoint for stock fairseq, or a model for CTranslate2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from fairseq_dsp.checkpoint import refuse_to_overwrite, write_checkpoint
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert
+from fairseq_dsp.export.dense import fold
+from fairseq_dsp.heads import HeadLayout
+
+FORMATS = ("dense", "ctranslate2")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairseq-dsp-export",
+        description="Exports a checkpoint with fewer heads for programs that do not know this package.",
+    )
+    parser.add_argument("input", metavar="IN", help="checkpoint: rewritten, trained with a head budget, or dense")
+    parser.add_argument("output", metavar="OUT", help="file (dense) or folder (ctranslate2) to write")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="dense: a checkpoint of stock fairseq's shapes, removed heads zero; ctranslate2: a model for CTranslate2",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    group = parser.add_argument_group("for --format ctranslate2")
+    group.add_argument("--data", metavar="DATA-BIN", help="folder of fairseq-preprocess, for its dictionaries")
+    group.add_argument("--quantization", choices=QUANTIZATIONS, help="type of the weights (default: float32)")
+    group.add_argument("--source-lang", metavar="SRC", help="where neither checkpoint nor DATA-BIN tells it")
+    group.add_argument("--target-lang", metavar="TGT", help="likewise")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+        Refusal: the request cannot be honoured; nothing has been written.
+    """
+    args = get_parser().parse_args(arguments)
+    if args.format == "dense":
+        _export_dense(args)
+    else:
+        _export_ctranslate2(args)
+
+
+def cli_main() -> None:
+    with exit_on_refusal():
+        main()
+
+
+def refuse_to_overwrite_model(path: str, force: bool) -> None:
+    """Checks a folder to be written before any work is done.
+
+    Raises:
+        Refusal: it exists and `--force` was not given, is no model of CTranslate2, or its own folder does not exist.
+    """
+    if not os.path.isdir(path):
+        refuse_to_overwrite(path, force=False)
+    elif not force:
+        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
+    elif os.listdir(path) and not os.path.isfile(os.path.join(path, "model.bin")):
+        raise Refusal(f"`--force` replaces models of CTranslate2 and empty folders only, but {path} is neither.")
+
+
+def _export_dense(args: argparse.Namespace) -> None:
+    alien = [name for name in ("data", "quantization", "source_lang", "target_lang") if getattr(args, name) is not None]
+    if alien:
+        flags = (f"`--{name.replace('_', '-')}`" for name in alien)
+        raise Refusal(*(f"{flag} belongs to `--format ctranslate2`, but the format is dense." for flag in flags))
+    refuse_to_overwrite(args.output, args.force)
+    done = fold(args.input)
+    write_checkpoint(done.state, args.output)
+    _report(args, done.layout, os.path.getsize(args.output))
+    print(f"checked: folded and given model differ by at most {done.difference:.1e} in log-probability")
+
+
+def _export_ctranslate2(args: argparse.Namespace) -> None:
+    if args.data is None:
+        raise Refusal("`--data` must be given for `--format ctranslate2`: the folder with the dictionaries.")
+    refuse_to_overwrite_model(args.output, args.force)
+    done = convert(args.input, args.output, args.data, args.quantization, args.source_lang, args.target_lang)
+    _report(args, done.layout, sum(entry.stat().st_size for entry in os.scandir(args.output)))
+    print("heads a sublayer: encoder {}, decoder {}".format(*done.heads))
+    print(f"checked: CTranslate2 and fairseq differ by at most {done.difference:.1e} in log-probability, in float32")
+    if done.quantized_difference is not None:
+        print(f"with {args.quantization}: by at most {done.quantized_difference:.1e}")
+
+
+def _report(args: argparse.Namespace, layout: HeadLayout, size: int) -> None:
+    megabytes = f"{os.path.getsize(args.input) / 1e6:.1f} -> {size / 1e6:.1f} megabytes"
+    print(f"{args.input} -> {args.output}: {layout.count} of {layout.grid.total} heads, {megabytes}")

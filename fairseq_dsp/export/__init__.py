@@ -1,0 +1,1 @@
+"""Checkpoints for others: folded into stock fairseq's shapes (`dense`), or for CTranslate2 (`ctranslate2`)."""

@@ -1,0 +1,217 @@
+"""Converts a checkpoint for CTranslate2: a folder that its translator, server and command line read.
+
+Written on CTranslate2's public specification API. Its own converter of fairseq models knows neither our architectures nor
+heads that are gone (it would scale queries by the wrong head size, in silence). Every conversion is loaded by CTranslate2
+and compared with fairseq's model in float32 before it gets its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.config import get_option
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
+from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.native import read_vocabularies
+
+if TYPE_CHECKING:
+    from ctranslate2.specs import TransformerSpec
+
+    from fairseq_dsp.model import DspTransformerModel
+
+# Types of weights, as CTranslate2 names them. Not its int16, which divides by the zeros of an empty sublayer.
+QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "float16", "bfloat16", "float32")
+
+# Largest difference between fairseq's and CTranslate2's log-probability of a word, both in float32.
+TOLERANCE = 1e-4
+
+EOS, FIRST_WORD = 2, 4  # in fairseq's dictionaries: <s>, <pad>, </s>, <unk>, words
+
+_UNSUPPORTED = (
+    "adaptive_softmax_cutoff",
+    "adaptive_input",
+    "cross_self_attention",
+    "merge_src_tgt_embed",
+    "scale_attn",
+    "scale_fc",
+    "scale_resids",
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` wrote.
+
+    Attributes:
+        layout: heads that the model keeps.
+        heads: query heads of every sublayer of encoder and decoder.
+        difference: largest difference of a word's log-probability to fairseq's, both in float32.
+        quantized_difference: the same for the quantised model; None if there is no other than the float32 one.
+    """
+
+    layout: HeadLayout
+    heads: tuple[int, int]
+    difference: float
+    quantized_difference: float | None
+
+
+def convert(
+    path: str,
+    target: str,
+    data: str,
+    quantization: str | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+) -> Conversion:
+    """Converts a checkpoint, checks the conversion, and writes it, replacing a model that is there.
+
+    Args:
+        path: a checkpoint of a transformer: rewritten, trained with a budget (its chosen heads are taken), or dense.
+        target: folder to write.
+        data: folder of fairseq-preprocess, for the dictionaries.
+        quantization: one of `QUANTIZATIONS`; None for the float32 model.
+        source_lang: where the checkpoint and `data` do not tell it, or another is meant.
+        target_lang: likewise.
+
+    Raises:
+        Refusal: the model cannot be represented, or computes something else there; nothing is written.
+    """
+    api = import_ctranslate2()
+    state = read_checkpoint(path)
+    model = load_model(state).float()
+    model.bake()
+    words = Vocabularies(*read_vocabularies(state["cfg"], data, source_lang, target_lang))
+    reasons = objections(model, state["cfg"], words)
+    if reasons:
+        raise Refusal(*reasons)
+    with _written_beside(target) as folder:
+        _save(build_spec(model, state["cfg"].model, words), folder, None)
+        difference = largest_difference(model, words, folder)
+        if not difference <= TOLERANCE:
+            raise Refusal(
+                f"the converted model must agree with fairseq's to {TOLERANCE}, but differs by {difference:.2g} in "
+                f"log-probability (CTranslate2 {api.__version__})."
+            )
+        quantized = None
+        if quantization not in (None, "float32"):
+            shutil.rmtree(folder)
+            os.mkdir(folder)
+            _save(build_spec(model, state["cfg"].model, words), folder, quantization)
+            quantized = largest_difference(model, words, folder, "default")
+    return Conversion(model.layout, stack_heads(model), difference, quantized)
+
+
+def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> list[str]:
+    """Why CTranslate2 cannot represent the model: sentences; empty if it can.
+
+    Args:
+        model: baked.
+        cfg: the checkpoint's.
+    """
+    found = []
+    task = get_option(cfg.task, "_name")
+    if task not in ("translation", "translation_dsp"):
+        found.append(
+            f"`--format ctranslate2` needs a model of the task translation or translation_dsp, but it is {task}."
+        )
+    activation = get_option(cfg.model, "activation_fn", "relu")
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        found.append(f"`--format ctranslate2` needs an `--activation-fn` of {known}, but the model's is {activation}.")
+    for name in _UNSUPPORTED:
+        if value := get_option(cfg.model, name):
+            flag = "--" + name.replace("_", "-")
+            found.append(f"`--format ctranslate2` cannot represent `{flag}`, but the model has it ({value}).")
+    for side, symbols in (("encoder", words.source), ("decoder", words.target)):
+        rows = len(getattr(model, side).embed_tokens.weight)
+        if rows != len(symbols):
+            found.append(f"`--data` must have the {side}'s {rows} words, but its dictionary has {len(symbols)}.")
+    return found
+
+
+def largest_difference(
+    model: DspTransformerModel, words: Vocabularies, folder: str, compute_type: str = "float32"
+) -> float:
+    """Largest difference between fairseq's and CTranslate2's log-probability of a word, over random sentences.
+
+    Raises:
+        Refusal: CTranslate2 cannot run the model.
+    """
+    pairs = _random_pairs(words, min(12, *(limit - 1 for limit in model.max_positions())))
+    sources = [[words.source[i] for i in source] for source, _ in pairs]
+    targets = [[words.target[i] for i in target] for _, target in pairs]
+    try:
+        translator = import_ctranslate2().Translator(folder, device="cpu", compute_type=compute_type)
+        results = translator.score_batch(sources, targets)
+    except (RuntimeError, ValueError) as error:
+        raise Refusal(f"CTranslate2 cannot run the converted model: {error}") from error
+    worst = 0.0
+    for (source, target), result in zip(pairs, results, strict=True):
+        theirs = torch.tensor(result.log_probs)
+        worst = max(worst, (score(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item())
+    return worst
+
+
+def score(model: nn.Module, source: list[int], target: list[int]) -> Tensor:
+    """fairseq's log-probability of every word of the target and of its end: [len(target) + 1].
+
+    Args:
+        model: in evaluation mode.
+        source: numbers of the words, without the end.
+        target: likewise.
+    """
+    ended = torch.tensor([[*source, EOS]])
+    words = torch.tensor([[*target, EOS]])
+    with torch.no_grad():
+        output = model(ended, torch.tensor([ended.size(1)]), words.roll(1))  # the end is also the beginning
+        scores = model.get_normalized_probs(output, log_probs=True, sample=None)
+    return scores.gather(2, words.unsqueeze(2)).flatten()
+
+
+def _random_pairs(words: Vocabularies, longest: int) -> list[tuple[list[int], list[int]]]:
+    """Pairs of sentences of many lengths, the longest as long as `longest`."""
+    draw = torch.Generator().manual_seed(0)
+
+    def sentence(symbols: list[str], length: int) -> list[int]:
+        return torch.randint(min(FIRST_WORD, len(symbols) - 1), len(symbols), (length,), generator=draw).tolist()
+
+    lengths = [(max(longest - step, 1), max(longest * step // 5, 1)) for step in range(6)]
+    return [(sentence(words.source, one), sentence(words.target, other)) for one, other in lengths]
+
+
+def _save(spec: TransformerSpec, folder: str, quantization: str | None) -> None:
+    spec.validate()
+    spec.optimize(quantization)
+    spec.save(folder)
+
+
+@contextlib.contextmanager
+def _written_beside(target: str) -> Iterator[str]:
+    """An empty folder that gets the name `target` if the block ends well, replacing a model that has it, and goes if not."""
+    parent, name = os.path.split(os.path.abspath(target))
+    try:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
+            folder, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
+            os.mkdir(folder)
+            yield folder
+            if os.path.isdir(target):
+                os.rename(target, old)
+            try:
+                os.rename(folder, target)
+            except OSError:
+                if os.path.isdir(old):
+                    os.rename(old, target)
+                raise
+    except OSError as error:
+        raise Refusal(f"the model could not be written to {target}: {error}") from error

@@ -1,0 +1,109 @@
+"""Folds a layout into a checkpoint of stock fairseq's shapes: removed heads are there, but compute nothing.
+
+    W_Q, W_K, W_V: zero rows for a removed head;  W_O: zero columns
+
+so sum_i Attention_i runs over all heads and equals the sum over those that are kept. Nothing is saved by it, but the file
+loads where this package is not installed: in fairseq, and in any tool that reads a native transformer of fairseq.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadLayout, Site
+from fairseq_dsp.live import head_rows
+from fairseq_dsp.native import STOCK_NAMES, build_native, native_cfg
+from fairseq_dsp.rewriting import TOLERANCE, largest_difference
+from fairseq_dsp.surgery import KEPT_MASK, attentions, mask_heads, shrink_state, site_name
+
+
+@dataclass(frozen=True)
+class DenseExport:
+    """What `fold` made of a checkpoint.
+
+    Attributes:
+        state: the native checkpoint, ready to be saved.
+        layout: heads that still compute something.
+        difference: largest difference of log-probabilities to the model that was read.
+    """
+
+    state: dict[str, Any]
+    layout: HeadLayout
+    difference: float
+
+
+def fold(path: str) -> DenseExport:
+    """The checkpoint as a native transformer of stock fairseq, checked against the model that was read.
+
+    Args:
+        path: a checkpoint of a transformer: trained with a budget, rewritten, or dense.
+
+    Raises:
+        Refusal: the checkpoint is not fit, or the folded model would compute something else.
+    """
+    state = read_checkpoint(path)
+    model = load_model(state)
+    layout = model.deployed_layout()
+    weights = dict(state["model"])
+    model.upgrade_state_dict(weights)
+    dims = {site: attention.head_dim for site, attention in attentions(model, layout.grid)}
+    weights = widen_state(shrink_state(weights, layout, dims, model.layout), layout, dims)
+    cfg = native_cfg(state["cfg"])
+    native = build_native(cfg, weights)
+    mask_heads(model, layout, model.layout)
+    difference = largest_difference(model, native)
+    if not difference <= TOLERANCE:
+        raise Refusal(
+            f"folded and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."
+        )
+    history = {key: STOCK_NAMES.get(str(value), value) for key, value in state["optimizer_history"][-1].items()}
+    folded = {
+        "args": None,
+        "cfg": cfg,
+        "model": weights,
+        "criterion": None,
+        "optimizer_history": [history],
+        "task_state": {},
+        # no meters: they hold numpy's numbers, which torch's safe loading refuses without this package
+        "extra_state": {"train_iterator": dict(state["extra_state"]["train_iterator"])},
+    }
+    return DenseExport(folded, layout, difference)
+
+
+def widen_state(state: dict[str, Tensor], layout: HeadLayout, head_dims: dict[Site, int]) -> dict[str, Tensor]:
+    """The inverse of `surgery.shrink_state`, with zeros for what is gone: a dense state that computes the same.
+
+    Args:
+        state: has the layout's heads.
+        layout: heads of the state, in original ids.
+        head_dims: size of a head at every site.
+
+    Returns:
+        a new dict without marks; tensors of empty or partial sites are new, others the state's own.
+    """
+    wide = {name: value for name, value in state.items() if not name.endswith(f".{KEPT_MASK}")}
+    for site in layout.grid.sites:
+        name, kept = site_name(site), layout.heads(site)
+        if len(kept) == layout.grid.heads(site):
+            continue
+        rows = head_rows(kept, head_dims[site])
+        size = layout.grid.heads(site) * head_dims[site]
+        for projection in ("q_proj", "k_proj", "v_proj"):
+            for kind in ("weight", "bias"):
+                if (key := f"{name}.{projection}.{kind}") in wide:
+                    wide[key] = _spread(wide[key], rows, size, 0)
+        key = f"{name}.out_proj.weight"
+        wide[key] = _spread(wide[key], rows, size, 1)
+    return wide
+
+
+def _spread(tensor: Tensor, places: Tensor, size: int, dim: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = size
+    return torch.zeros(shape, dtype=tensor.dtype).index_copy(dim, places, tensor)
