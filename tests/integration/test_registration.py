@@ -41,4 +41,4 @@ def test_task_criterion_optimizer_and_methods_are_registered_under_their_documen
     assert TASK_REGISTRY["translation_dsp"] is TranslationDspTask
     assert CRITERION_REGISTRY["label_smoothed_cross_entropy_dsp"] is LabelSmoothedCrossEntropyDspCriterion
     assert OPTIMIZER_REGISTRY["dsp_adam"] is DspAdam
-    assert set(METHODS) == {"dsp", "ste", "fixed"}
+    assert {"dsp", "ste", "fixed"} <= set(METHODS)

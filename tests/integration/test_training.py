@@ -46,7 +46,7 @@ def test_recomputed_activations_train_to_the_same_model(dropout: float, data: Pa
     assert_close(*ends)
 
 
-def test_offloaded_activations_and_layer_drop_train(data: Path, tmp_path: Path):
+def test_recomputed_activations_with_layer_drop_train(data: Path, tmp_path: Path):
     extra = ["--checkpoint-activations", "--encoder-layerdrop", 0.5, "--decoder-layerdrop", 0.5, "--max-update", 4]
     train(data, tmp_path / "save", *QUIET, *budget(5, cooldown=2), *extra)
     prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "pruned.pt")
