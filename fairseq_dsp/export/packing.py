@@ -7,7 +7,8 @@ of key and value heads, which groups of N / n query heads share. Of h kept heads
     keys and values: the h heads, then n - h zeros
     queries: each of these n, N / n times over; the output projection reads the first of each group, and zeros of the others
 
-which computes exactly the h heads. Copied queries cost nothing more than zeros would, and make the mean over the first
+which computes exactly the h heads. The size of a head may differ between sublayers too, so one without heads gets small zero
+heads, and costs next to nothing. Copied queries cost nothing more than zeros would, and make the mean over the first
 h · N / n heads' attention that of the h heads, which is what an alignment is taken from.
 """
 
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_dsp.attention import PrunableAttention
+
+# Size of a head where none is kept. Not 1: kernels for whole numbers like multiples of 4.
+EMPTY_SIZE = 8
 
 Affine = tuple[Tensor, Tensor | None]
 
@@ -32,6 +36,7 @@ class PackedAttention:
         key: weight [n·d, C of the keys] and bias.
         value: as the key.
         output: weight [C, N·d] and bias [C].
+        size: d.
         groups: n.
         aligning: how many query heads, from the first, are real ones or copies of them.
     """
@@ -40,6 +45,7 @@ class PackedAttention:
     key: Affine
     value: Affine
     output: Affine
+    size: int
     groups: int
     aligning: int
 
@@ -56,7 +62,8 @@ def pack(attention: PrunableAttention, heads: int) -> PackedAttention:
         attention: h heads, none included.
         heads: N, at least max(h, 1).
     """
-    kept, size = attention.num_heads, attention.head_dim
+    kept = attention.num_heads
+    size = attention.head_dim if kept else min(EMPTY_SIZE, attention.head_dim)
     groups = group_count(kept, heads)
     copies = heads // groups
     out = attention.out_proj.weight.detach()
@@ -67,6 +74,7 @@ def pack(attention: PrunableAttention, heads: int) -> PackedAttention:
         key=_heads(attention.k_proj, kept, size, 1, groups),
         value=_heads(attention.v_proj, kept, size, 1, groups),
         output=(output.view(out.size(0), heads * size), _copy(attention.out_proj.bias)),
+        size=size,
         groups=groups,
         aligning=kept * copies,
     )

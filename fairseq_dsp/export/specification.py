@@ -154,7 +154,7 @@ def _set_attention(spec: Any, norm: nn.Module, packed: PackedAttention, fused: i
     if parts[fused:]:
         _set_linear(spec.linear[1], _joined(parts[fused:]))
     _set_linear(spec.linear[-1], packed.output)
-    spec.num_heads_kv = np.int32(packed.groups)
+    spec.num_heads_kv, spec.head_dim = np.int32(packed.groups), np.int32(packed.size)
     _set_norm(spec.layer_norm, norm)
 
 
