@@ -53,10 +53,10 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
         batches = sum(log.get("dsp_batches", 0) for log in logging_outputs)
         if not batches:
             return
-        for name in ("temperature", "head_penalty"):
+        for name, digits in (("temperature", None), ("head_penalty", 4)):
             if any(name in log for log in logging_outputs):
                 mean = sum(log.get(name, 0) for log in logging_outputs) / batches
-                metrics.log_scalar(name, mean, weight=0, priority=310)
+                metrics.log_scalar(name, mean, weight=0, priority=310, round=digits)
 
 
 def unwrap(model: Any) -> Any:

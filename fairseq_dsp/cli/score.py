@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def cli_main() -> None:
+    logging.getLogger("fairseq").setLevel(logging.WARNING)  # its warnings of sentences that are left out remain
     with exit_on_refusal():
         main()
 
