@@ -3,7 +3,8 @@
     W_Q, W_K, W_V: zero rows for a removed head;  W_O: zero columns
 
 so sum_i Attention_i runs over all heads and equals the sum over those that are kept. Nothing is saved by it, but the file
-loads where this package is not installed: in fairseq, and in any tool that reads a native transformer of fairseq.
+loads where this package is not installed: in fairseq's commands, and in all that builds models through fairseq. (Tools that
+take the options for an argparse Namespace, as CTranslate2's own converter does, cannot read it: see `native`.)
 """
 
 from __future__ import annotations
