@@ -46,11 +46,14 @@ ARCHITECTURES = (
 )
 
 
+NO_LAYER = -1
+
+
 class DspTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder, whose alignment comes from the last layer that has a cross-attention head.
 
     Attributes:
-        alignment_layer: index of that layer; the last layer where none has one. Set by the model.
+        alignment_layer: index of that layer; the last one where no layer has one; `NO_LAYER` where nobody aligns.
     """
 
     alignment_layer = 0  # without annotation, which TorchScript could not read here
@@ -91,6 +94,9 @@ class DspTransformerModel(TransformerModel):
         self.layout = HeadLayout.full(make_prunable(self))
         self.head_gates: HeadGates | None = None
         self.adopts_dense_state = False
+        layers = self.decoder.layers
+        for layer in (layers[index] for index in range(len(layers))):
+            layer.need_attn = False  # in validation too, where fairseq computes weights of all layers and uses one's
 
     @classmethod
     def add_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -122,6 +128,7 @@ class DspTransformerModel(TransformerModel):
             if method.learned:
                 gates = HeadGates(model.layout.surviving, config.budget, method.from_config(config))
                 install_gates(model, model.layout.surviving, gates)
+                model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
                         parameter.requires_grad_(parameter is gates.importance)
@@ -175,6 +182,8 @@ class DspTransformerModel(TransformerModel):
         with exit_on_refusal():
             self.bake()
             wanted = [name for name in ("print_alignment", "replace_unk") if getattr(cfg.generation, name, None)]
+            if not wanted:
+                self.decoder.alignment_layer = NO_LAYER  # spares computing weights that nobody asked for
             if wanted and not any(self.layout.by_type()["cross"][:1]):
                 flags = " and ".join("--" + name.replace("_", "-") for name in wanted)
                 raise Refusal(

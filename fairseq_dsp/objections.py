@@ -10,6 +10,9 @@ from fairseq_dsp.config import PruningConfig, get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
 
+# Where `task` leaves its name in the model's cfg, beside fairseq's own `task`, which a command that loads a model may change.
+BUDGET_TASK = "budget_task"
+
 
 def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     """Sentences on a model's cfg; empty if it can be built as far as the options tell."""
@@ -51,6 +54,8 @@ def _objections_to_method(args: argparse.Namespace | DictConfig, config: Pruning
             ("optimizer", "dsp_adam"),
         ):
             given = get_option(args, part, ours if isinstance(args, DictConfig) and part != "task" else None)
+            if part == "task":  # fairseq-validate writes its own task's name over the one that trained the model
+                given = get_option(args, BUDGET_TASK, given)
             if isinstance(given, str) and given != ours or given is None and part == "task":
                 found.append(f"`--{part}` must be {ours} for `--head-selection {method.name}`, but is {given}.")
     return found

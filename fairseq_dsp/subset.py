@@ -174,7 +174,7 @@ class _BoundedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return torch.nan_to_num(gradient, 0.0).clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
+        return torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
 
 
 def _check_count(k: int, scores: Tensor) -> None:

@@ -22,7 +22,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import HeadGates
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.model import DspTransformerModel
-from fairseq_dsp.objections import FULLY_SHARDED, objections
+from fairseq_dsp.objections import BUDGET_TASK, FULLY_SHARDED, objections
 from fairseq_dsp.optim import DspAdam
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class TranslationDspTask(TranslationTask):
                 if value is not None and str(given) != str(value):
                     raise Refusal(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
                 set_option(cfg, option, given)
-            set_option(cfg, "task", "translation_dsp")
+            set_option(cfg, BUDGET_TASK, "translation_dsp")
             reasons = objections(cfg) + self._objections_to_start(cfg)
             if reasons:
                 raise Refusal(*reasons)
