@@ -10,15 +10,16 @@ import contextlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.errors import Refusal
@@ -128,6 +129,8 @@ class VocabularyTask:
 def load_model(state: dict[str, Any]) -> DspTransformerModel:
     """The model of a checkpoint, in evaluation mode, with our attention. A stock transformer's cfg becomes one of ours.
 
+    Its parameters are the state's own tensors, in their precision: nothing is copied.
+
     Raises:
         Refusal: the weights do not fit the options.
     """
@@ -135,9 +138,10 @@ def load_model(state: dict[str, Any]) -> DspTransformerModel:
     adopt_architecture(cfg)
     if "encoder.embed_tokens.weight" not in state["model"] or "decoder.embed_tokens.weight" not in state["model"]:
         raise Refusal("the checkpoint's weights must be a translation model's, but embeddings are missing.")
-    model = ARCH_MODEL_REGISTRY[get_option(cfg, "arch")].build_model(cfg, VocabularyTask(state["model"], cfg))
+    with _without_initialisation():
+        model = ARCH_MODEL_REGISTRY[get_option(cfg, "arch")].build_model(cfg, VocabularyTask(state["model"], cfg))
     try:
-        model.load_state_dict(dict(state["model"]), strict=True, model_cfg=cfg)
+        model.adopt_state_dict(dict(state["model"]))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
         raise Refusal(f"the checkpoint's weights must fit its own options, but do not: {reason}") from error
@@ -190,6 +194,14 @@ def parse_layout(text: str, option: str) -> HeadLayout:
         return HeadLayout.parse(text)
     except ValueError as error:
         raise Refusal(f"`{option}` must be a layout: {error}") from error
+
+
+@contextlib.contextmanager
+def _without_initialisation() -> Iterator[None]:
+    """Leaves fresh parameters as memory that nobody has touched: a state is about to take their place."""
+    names = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
+    with mock.patch.multiple(nn.init, **{name: lambda tensor, *_, **__: tensor for name in names}):
+        yield
 
 
 def _dictionary(size: int) -> Dictionary:

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_dsp.compat import drop_fused_encoder_copies
 from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
@@ -203,12 +203,37 @@ class DspTransformerModel(TransformerModel):
         Raises:
             SystemExit: the state has other heads than the model; the sentence says which option to add.
         """
-        drop_fused_encoder_copies(state_dict)
         with exit_on_refusal():
-            self.upgrade_state_dict(state_dict)
-            state_dict = self._fit_heads(state_dict)
-            self._fit_gates(state_dict)
+            state_dict = self._fit(state_dict)
         return super().load_state_dict(state_dict, strict, model_cfg, args)
+
+    def adopt_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Loads strictly by making the state's tensors the parameters, in their precision and without a copy.
+
+        Raises:
+            Refusal: the state has other heads than the model.
+            RuntimeError: names or shapes differ.
+        """
+        shared: dict[int, list[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            shared.setdefault(id(parameter), []).append(name)
+        nn.Module.load_state_dict(self, self._fit(state_dict), strict=True, assign=True)
+        for first, *others in shared.values():
+            for name in others:  # embeddings that are one parameter stay one
+                owner, _, attribute = name.rpartition(".")
+                setattr(self.get_submodule(owner), attribute, self.get_parameter(first))
+
+    def _fit(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state under today's names, with the model's heads and gates.
+
+        Raises:
+            Refusal: it has other heads than the model.
+        """
+        drop_fused_encoder_copies(state)
+        self.upgrade_state_dict(state)
+        state = self._fit_heads(state)
+        self._fit_gates(state)
+        return state
 
     def _fit_heads(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state with the model's heads: the state itself, or a dense one shrunk to the model's layout."""
