@@ -68,7 +68,7 @@ class DspTransformerDecoder(TransformerDecoderBase):
         alignment_heads: Optional[int] = None,
     ):
         """As in fairseq; `alignment_layer` defaults to the last layer that can align."""
-        return self.extract_features_scriptable(
+        features, extra = self.extract_features_scriptable(
             prev_output_tokens,
             encoder_out,
             incremental_state,
@@ -76,6 +76,8 @@ class DspTransformerDecoder(TransformerDecoderBase):
             self.alignment_layer if alignment_layer is None else alignment_layer,
             alignment_heads,
         )
+        # contiguous, or torch multiplies a frozen output projection once a sentence instead of once a batch
+        return features.contiguous(), extra
 
 
 @register_model("dsp_transformer")

@@ -196,3 +196,11 @@ class TestGumbelNoise:
         noise = torch.stack([gumbel_noise(5, seed=1, update=update) for update in range(2000)])
         successive = torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))
         assert successive[0, 1].abs() < 0.04
+
+
+def test_relaxed_gates_are_zero_or_large_enough_for_products_that_are_no_denormal_numbers():
+    scores = torch.linspace(0, 8, 40)
+    for temperature in (0.5, 0.1, 0.05, 0.01, 1e-8):
+        gates = relaxed_top_k(scores, 9, temperature)
+        assert (gates[gates != 0] >= 1e-12).all()
+        torch.testing.assert_close(gates.sum(), torch.tensor(9.0))

@@ -1,0 +1,139 @@
+"""Which heads are kept: grids of them, and the share of each attention type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairseq_dsp.analysis.plots import style
+from fairseq_dsp.analysis.records import Group, Record, grouped
+from fairseq_dsp.heads import STACK_NAMES, STACKS, HeadLayout
+
+
+def kept_heads_grid(layouts: Mapping[str, HeadLayout], *paths: str) -> None:
+    """Which heads are kept: a row of panels a layout, a panel an attention type, a row a layer, a column a head.
+
+    Args:
+        layouts: title of each row of panels -> layout.
+        paths: where to write; the suffix chooses the format (png, pdf, svg).
+    """
+    deepest = max((len(getattr(layout.grid, stack)) for layout in layouts.values() for stack in STACKS), default=1)
+    widest = max(_width(layout, stack) for layout in layouts.values() for stack in STACKS)
+    with style.drawing():
+        figure = style.new_figure(
+            len(STACKS) * (0.21 * widest + 0.4) + 0.4, (0.21 * max(deepest, 1) + 0.5) * len(layouts)
+        )
+        axes = figure.subplots(len(layouts), len(STACKS), squeeze=False)
+        for row, (title, layout) in zip(axes, layouts.items(), strict=True):
+            for axis, stack in zip(row, STACKS, strict=True):
+                kept, total = layout.by_type()[stack]
+                axis.set_title(f"{STACK_NAMES[stack]}  {kept}/{total}")
+                _draw(axis, layout, stack)
+                layers, heads = len(getattr(layout.grid, stack)), _width(layout, stack)
+                axis.set_xticks(range(heads), [str(head + 1) for head in range(heads)])
+                axis.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
+            row[0].set_ylabel(f"{title}\nlayer", parse_math=False)
+        for axis in axes[-1]:
+            axis.set_xlabel("head")
+        style.save(figure, paths)
+
+
+def kept_heads_by_budget(layouts: Mapping[str, HeadLayout], *paths: str) -> None:
+    """The same, small, for many budgets side by side: a column a layout, a row an attention type.
+
+    Args:
+        layouts: title of each column -> layout.
+        paths: where to write.
+    """
+    first = next(iter(layouts.values()))
+    widest = max(_width(layout, stack) for layout in layouts.values() for stack in STACKS)
+    depths = [max(len(getattr(first.grid, stack)), 1) for stack in STACKS]
+    # the smallest cells that fill a page's width, within what the eye can take
+    cell = min(max((style.TEXT_WIDTH - 0.5) / len(layouts) / (widest + 1), 0.05), 0.13)
+    with style.drawing():
+        width = 0.75 + len(layouts) * max(cell * (widest + 1), 0.4)
+        figure = style.new_figure(width, 0.3 + sum(depths) * cell + 0.32 * len(STACKS))
+        axes = figure.subplots(len(STACKS), len(layouts), squeeze=False, height_ratios=depths)
+        for column, (title, layout) in enumerate(layouts.items()):
+            for axis, stack in zip(axes[:, column], STACKS, strict=True):
+                _draw(axis, layout, stack)
+                axis.set_xticks([])
+                layers = len(getattr(layout.grid, stack))
+                axis.set_yticks([0, layers - 1] if column == 0 and layers > 1 else [])
+                if column == 0:
+                    axis.set_yticklabels(["1", str(layers)] if layers > 1 else [])
+                    axis.set_ylabel(STACK_NAMES[stack].replace(" ", "\n"), rotation=0, ha="right", va="center")
+                kept, _ = layout.by_type()[stack]
+                axis.set_xlabel(str(kept), fontsize=6.5, labelpad=1.5)
+            axes[0, column].set_title(title, parse_math=False)
+        style.save(figure, paths)
+
+
+def attention_type_shares(records: Sequence[Record], *paths: str) -> None:
+    """The share of each attention type among the heads kept, against the budget: a panel a method.
+
+    Lines go through the mean over seeds, bars from the lowest seed to the highest; dotted is the type's share among all heads.
+    Nothing is drawn at K = 0, where there is nothing to share, nor for dense.
+    """
+    from matplotlib.lines import Line2D
+
+    groups = [group for group in grouped(records) if not group.records[0].is_dense and group.kept]
+    methods = list(dict.fromkeys(group.method for group in groups))
+    total = max(record.total for record in records)
+    columns = min(max(len(methods), 1), 3)
+    rows = max(-(-len(methods) // columns), 1)
+    with style.drawing():
+        figure = style.new_figure(max(0.45 + 1.95 * columns, style.COLUMN), 0.55 + 1.4 * rows)
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        budgets = {group.kept for group in groups}
+        panel = (max(0.45 + 1.95 * columns, style.COLUMN) - 0.5) / columns - 0.15
+        for number, (axis, method) in enumerate(zip(axes, methods, strict=False)):
+            style.budget_axis(axis, budgets, total, width=panel)
+            axis.set_title(method, parse_math=False)
+            axis.set(ylim=(0, 100), yticks=[0, 25, 50, 75, 100])
+            axis.grid(axis="y")
+            axis.tick_params(labelbottom=number + columns >= len(methods))
+            for stack in STACKS:
+                _shares(axis, [group for group in groups if group.method == method], stack)
+        for axis in axes[len(methods) :]:
+            axis.set_visible(False)
+        figure.supxlabel(f"heads kept, of {total} (square-root scale)", fontsize=7.5)
+        figure.supylabel("share of the heads kept (%)", fontsize=7.5)
+        handles = [
+            Line2D([], [], color=color, marker=marker, linestyle=dash, label=STACK_NAMES[stack])
+            for stack, (color, marker, dash) in style.TYPE_LOOKS.items()
+        ]
+        style.legend_below(figure, handles, columns=3)
+        style.save(figure, paths)
+
+
+def _shares(axis: Any, groups: Sequence[Group], stack: str) -> None:
+    color, marker, dash = style.TYPE_LOOKS[stack]
+    everywhere = groups[0].records[0].layout.by_type()[stack][1] / groups[0].records[0].total
+    axis.axhline(100 * everywhere, color=color, linewidth=0.7, linestyle=":", zorder=1)
+    kept, means = [], []
+    for group in groups:
+        shares = [100 * record.layout.by_type()[stack][0] / record.kept for record in group.records]
+        kept.append(group.kept)
+        means.append(sum(shares) / len(shares))
+        if len(shares) > 1:
+            axis.vlines(group.kept, min(shares), max(shares), color=color, linewidth=2.6, alpha=0.35, clip_on=False)
+    axis.plot(kept, means, color=color, marker=marker, linestyle=dash, markersize=3, clip_on=False, zorder=3)
+
+
+def _draw(axis: Any, layout: HeadLayout, stack: str) -> None:
+    """One attention type's heads as cells; without a frame."""
+    from matplotlib.patches import Rectangle
+
+    for site in (site for site in layout.grid.sites if site.stack == stack):
+        for head, kept in enumerate(layout.marks(site)):
+            color = style.KEPT if kept else style.REMOVED
+            axis.add_patch(Rectangle((head - 0.44, site.layer - 0.44), 0.88, 0.88, facecolor=color, edgecolor="none"))
+    layers = max(len(getattr(layout.grid, stack)), 1)
+    axis.set(xlim=(-0.5, _width(layout, stack) - 0.5), ylim=(layers - 0.5, -0.5), aspect="equal")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
+def _width(layout: HeadLayout, stack: str) -> int:
+    return max(1, *getattr(layout.grid, stack), 1)

@@ -1,0 +1,75 @@
+"""What happened to temperature, importance and heads while training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fairseq_dsp.analysis.plots import style
+from fairseq_dsp.analysis.training_log import TrainingLog
+from fairseq_dsp.heads import STACK_NAMES, STACKS
+
+
+def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
+    """A column a run: temperature, norm of the importance's gradient, heads kept by type and heads changed.
+
+    A vertical line marks the update at which the heads were fixed. At most four runs fit a page's width.
+
+    Args:
+        logs: title of each column -> its log.
+        paths: where to write.
+    """
+    from matplotlib.lines import Line2D
+
+    with style.drawing():
+        columns = len(logs)
+        width = max(0.5 + 1.9 * columns, style.COLUMN)
+        figure = style.new_figure(width, 5.0)
+        axes = figure.subplots(4, columns, sharex="col", sharey="row", squeeze=False)
+        for column, (title, log) in zip(axes.T, logs.items(), strict=True):
+            column[0].set_title(title, parse_math=False)
+            _course(column[0], log, "temperature", positive=True)
+            _course(column[1], log, "importance_gnorm", positive=True)
+            for stack in STACKS:
+                color, _, dash = style.TYPE_LOOKS[stack]
+                _course(column[2], log, f"heads_{stack}", color=color, linestyle=dash, drawstyle="steps-post")
+            _course(column[3], log, "heads_changed", drawstyle="steps-post")
+            for axis in column:
+                axis.grid(axis="y")
+                if log.fixed_at is not None:
+                    axis.axvline(log.fixed_at, color=style.INK, linewidth=0.7, linestyle=":")
+            if log.fixed_at is not None:
+                column[0].annotate(
+                    "heads fixed",
+                    (log.fixed_at, 1),
+                    (-2, -1),
+                    xycoords=("data", "axes fraction"),
+                    textcoords="offset points",
+                    fontsize=6,
+                    ha="right",
+                    va="top",
+                    rotation=90,
+                )
+            column[-1].set_xlabel("updates")
+            column[-1].locator_params(axis="x", nbins=4)
+        names = ("temperature", "gradient norm\nof importance", "heads kept", "heads changed\nsince validation")
+        for axis, name in zip(axes[:, 0], names, strict=True):
+            axis.set_ylabel(name)
+        for row in axes[:2]:
+            if any(axis.lines and axis.has_data() and any(len(line.get_xdata()) for line in axis.lines) for axis in row):
+                row[0].set_yscale("log")
+        for row in axes[2:]:
+            row[0].set_ylim(bottom=0)
+        figure.align_ylabels(axes[:, 0])
+        handles = [
+            Line2D([], [], color=color, linestyle=dash, label=STACK_NAMES[stack])
+            for stack, (color, _, dash) in style.TYPE_LOOKS.items()
+        ]
+        style.legend_below(figure, handles, columns=3)
+        style.save(figure, paths)
+
+
+def _course(axis: Any, log: TrainingLog, name: str, positive: bool = False, **look: Any) -> None:
+    points = [(update, value) for update, value in log.figures.get(name, []) if value > 0 or not positive]
+    if points:
+        axis.plot(*zip(*points, strict=True), **{"color": style.INK, "linewidth": 1.0} | look)

@@ -1,0 +1,281 @@
+"""`results.jsonl`: one finished run a line, read strictly. Written by the reproduction, read by `fairseq-dsp-report`.
+
+    {"method": "dsp", "kept": 4, "total": 24, "seed": 1, "layout": "enc:…/dec:…/cross:…", "bleu_tok": 33.1,
+     "sacrebleu": 32.5, "chrf": 54.2, "signatures": {"bleu_tok": "nrefs:1|…", "sacrebleu": "…", "chrf": "…"},
+     "updates": 20000, "seconds": 3600.5, "words_per_second": 51000.0, "parameters": 1234567, "hardware": "…",
+     "versions": {"fairseq_dsp": "0.1.0", "torch": "…"}, "data": "…", "command": "fairseq-train …"}
+
+`updates`, `seconds` and `words_per_second` are null where nothing was trained. `hypotheses` and `log` may name files, as seen
+from the results file's folder: detokenised translations, a line a sentence, and the training log. Further keys are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadLayout
+
+DENSE = "dense"
+_MOST_REASONS = 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run.
+
+    Attributes:
+        method: name of the method; `dense` for the model with all heads.
+        kept: K, the number of heads kept.
+        total: H, the number of heads that the model began with.
+        seed: of training.
+        layout: the heads kept.
+        bleu_tok: lower-cased BLEU on tokens, 0 to 100. Likewise, on detokenised text:
+        sacrebleu: BLEU.
+        chrf: chrF.
+        signatures: sacreBLEU's signature of each score, by the score's name.
+        updates: number of updates trained; None where nothing was. Likewise:
+        seconds: wall-clock time.
+        words_per_second: target words a second in training.
+        parameters: number of parameters that are deployed.
+        hardware: a text, or an object of texts and numbers, as are `versions` and `data`.
+        versions: of packages.
+        data: what was trained and tested on.
+        command: what ran, one command or several.
+        hypotheses: path of the translations, or None.
+        log: path of the training log, or None.
+        line: number of the line in its file.
+    """
+
+    method: str
+    kept: int
+    total: int
+    seed: int
+    layout: HeadLayout
+    bleu_tok: float
+    sacrebleu: float
+    chrf: float
+    signatures: dict[str, str]
+    updates: int | None
+    seconds: float | None
+    words_per_second: float | None
+    parameters: int
+    hardware: str | dict[str, Any]
+    versions: str | dict[str, Any]
+    data: str | dict[str, Any]
+    command: str | list[str]
+    hypotheses: str | None = None
+    log: str | None = None
+    line: int = 0
+
+    @property
+    def is_dense(self) -> bool:
+        return self.method == DENSE
+
+    @property
+    def name(self) -> str:
+        """What a message calls the run."""
+        return f"{self.method}, {self.kept} heads, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method at one budget: one for every seed.
+
+    Attributes:
+        method: name of the method.
+        kept: K.
+        records: in the order of their seeds.
+    """
+
+    method: str
+    kept: int
+    records: tuple[Record, ...]
+
+    def values(self, name: str) -> list[float]:
+        """A figure of every run, without those that lack it."""
+        return [value for value in (getattr(record, name) for record in self.records) if value is not None]
+
+
+def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
+    """Reads a results file.
+
+    Args:
+        path: the file.
+        warn: is given a sentence on a last line that is no whole JSON (its writer was killed) and on a run that is there
+            twice; of those the last counts.
+
+    Raises:
+        Refusal: it cannot be read, holds no run, or a line is not as above; every reason, with its line.
+    """
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise Refusal(f"the results must be a file, but {path} cannot be read: {error.strerror}.") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    records: dict[tuple[str, int, int], Record] = {}
+    reasons: list[str] = []
+    for number, line in numbered:
+        try:
+            content = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            if number == numbered[-1][0]:
+                warn(f"{path}, line {number}, the last, is no whole JSON and was left out: its writer was stopped.")
+            else:
+                reasons.append(f"{path}, line {number} must be whole JSON, but is {_short(line)}: {error}.")
+            continue
+        wrong = _problems(content)
+        reasons += [f"{path}, line {number}: {problem}." for problem in wrong]
+        if wrong:
+            continue
+        record = _record(content, number)
+        key = (record.method, record.kept, record.seed)
+        if key in records:
+            warn(f"{path}: lines {records[key].line} and {number} are both {record.name}; line {number} counts.")
+        records[key] = record
+    if len(reasons) > _MOST_REASONS:
+        reasons[_MOST_REASONS:] = [f"{path}: there are {len(reasons) - _MOST_REASONS} more of these."]
+    if not reasons and not records:
+        reasons.append(f"the results must hold a finished run at least, but {path} holds none.")
+    if reasons:
+        raise Refusal(*reasons)
+    return list(records.values())
+
+
+def grouped(records: Sequence[Record]) -> list[Group]:
+    """The runs by method, in the order in which the methods first occur, dense first; the largest budget first."""
+    methods = sorted(dict.fromkeys(record.method for record in records), key=lambda method: method != DENSE)
+    groups = []
+    for method in methods:
+        for kept in sorted({record.kept for record in records if record.method == method}, reverse=True):
+            same = [record for record in records if (record.method, record.kept) == (method, kept)]
+            groups.append(Group(method, kept, tuple(sorted(same, key=lambda record: record.seed))))
+    return groups
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and the sample standard deviation, which a single value has none of."""
+    return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def resolve(path: str, results: str) -> str:
+    """A path in a results file, as seen from the working directory."""
+    return os.path.join(os.path.dirname(results), path)
+
+
+def describe(value: str | dict[str, Any] | list[str]) -> str:
+    """Hardware, versions, data or command as one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return value if isinstance(value, str) else " && ".join(value)
+
+
+def _record(content: dict[str, Any], line: int) -> Record:
+    known = {name: content[name] for name in Record.__dataclass_fields__ if name in content}
+    return Record(**known | {"layout": HeadLayout.parse(content["layout"]), "line": line})
+
+
+def _problems(content: Any) -> list[str]:
+    """What is wrong with a line's content; empty for a record."""
+    if not isinstance(content, dict):
+        return [f"a run must be an object, but is {_short(content)}"]
+    found = [f"`{name}` must be there, but is missing" for name in _RULES if name not in content]
+    rules = _RULES | _OPTIONAL_RULES
+    for name, (rule, fits) in rules.items():
+        if name in content and not fits(content[name]):
+            found.append(f"`{name}` must be {rule}, but is {_short(content[name])}")
+    return found or _disagreements(content)
+
+
+def _disagreements(content: dict[str, Any]) -> list[str]:
+    """What is wrong between values that are right by themselves."""
+    found = []
+    layout = HeadLayout.parse(content["layout"])
+    for name, count, what in (("kept", layout.count, "keeps"), ("total", layout.grid.total, "has")):
+        if content[name] != count:
+            found.append(f"`{name}` must be the {count} heads that the layout {what}, but is {content[name]}")
+    if content["method"] == DENSE and content["kept"] != content["total"] and not found:
+        found.append(f"`kept` must be {content['total']}, all heads, for dense, but is {content['kept']}")
+    return found
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and value.isprintable()
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _is_score(value: Any) -> bool:
+    return _is_number(value) and value <= 100.0001  # chrF of a perfect translation may round above 100
+
+
+def _is_layout(value: Any) -> bool:
+    try:
+        HeadLayout.parse(value)
+    except (ValueError, AttributeError):
+        return False
+    return True
+
+
+def _is_description(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(item, str) or item is None or _is_number(item) for item in value.values())
+    return isinstance(value, str)
+
+
+def _is_command(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+_SCORE = ("a number from 0 to 100", _is_score)
+_COUNT = ("a whole number of at least 0", _is_count)
+_DESCRIPTION = ("a text, or an object of texts and numbers", _is_description)
+_PATH = ("a path or null", _or_none(_is_text))
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "method": ("a text of one line", _is_text),
+    "kept": _COUNT,
+    "total": _COUNT,
+    "seed": _COUNT,
+    "layout": ("a layout, enc:…/dec:…/cross:…", _is_layout),
+    "bleu_tok": _SCORE,
+    "sacrebleu": _SCORE,
+    "chrf": _SCORE,
+    "signatures": (
+        "an object of texts",
+        lambda value: isinstance(value, dict) and all(_is_text(item) for item in value.values()),
+    ),
+    "updates": ("a whole number of at least 0, or null", _or_none(_is_count)),
+    "seconds": ("a number of at least 0, or null", _or_none(_is_number)),
+    "words_per_second": ("a number of at least 0, or null", _or_none(_is_number)),
+    "parameters": _COUNT,
+    "hardware": _DESCRIPTION,
+    "versions": _DESCRIPTION,
+    "data": _DESCRIPTION,
+    "command": ("a text or a list of texts", _is_command),
+}
+_OPTIONAL_RULES = {"hypotheses": _PATH, "log": _PATH}
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, nesting without end
+        text = "something huge"
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,65 @@
+"""Reads what fairseq logged while training: temperature, importance gradient, heads kept by type, heads changed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+
+FIGURES = ("temperature", "importance_gnorm", "heads_enc", "heads_dec", "heads_cross", "heads_changed")
+
+# 2026-01-31 12:00:00 | INFO | train_inner | epoch 001:     10 / 40 loss=3.2, temperature=0.1, num_updates=10
+# 2026-01-31 12:00:00 | INFO | train_inner | {"epoch": 1, "loss": "3.2", "temperature": "0.1", "num_updates": "10"}
+_LINE = re.compile(r"\| (train_inner|train) \| (.*)$", re.MULTILINE)
+_FIGURE = re.compile(r"(?:^|[ |])([a-z_]+)[= ]([-+.\deE]+|nan|inf)(?=$|[, |])")
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """Figures over training.
+
+    Attributes:
+        figures: name of a figure -> [(number of updates done, value)], in the order of updates; only figures that the log has.
+    """
+
+    figures: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    @property
+    def fixed_at(self) -> int | None:
+        """The first update logged whose temperature is 0, as it is once the heads are fixed; None where it never is."""
+        return next((update for update, value in self.figures.get("temperature", []) if value == 0), None)
+
+
+def read_log(text: str) -> TrainingLog:
+    """Reads a training log of fairseq's formats `simple` and `json`; of others (`tqdm`) the line an epoch.
+
+    A training that was resumed logs some updates twice: the last word counts. What is not finite, such as the gradient norm
+    of an update that fp16 skipped, is left out.
+    """
+    lines = _LINE.findall(text)
+    tag = "train_inner" if any(kind == "train_inner" for kind, _ in lines) else "train"
+    series: dict[str, dict[int, float]] = {name: {} for name in FIGURES}
+    for values in (_values(content) for kind, content in lines if kind == tag):
+        update = values.get("num_updates", math.nan)
+        for name in FIGURES:
+            if math.isfinite(update) and math.isfinite(values.get(name, math.nan)):
+                series[name][int(update)] = values[name]
+    return TrainingLog({name: sorted(points.items()) for name, points in series.items() if points})
+
+
+def _values(content: str) -> dict[str, float]:
+    """All numbers of a line by name; a line that was cut has fewer."""
+    pairs = _FIGURE.findall(content)
+    if content.startswith("{"):
+        try:
+            pairs = list(json.loads(content).items())
+        except ValueError:
+            return {}
+    values = {}
+    for name, value in pairs:
+        try:
+            values[name.removeprefix("train_")] = float(value)
+        except (TypeError, ValueError):
+            continue
+    return values

@@ -1,0 +1,106 @@
+"""Sentence pairs to measure with, synthetic or from a data folder, in batches as fairseq makes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.data.data_utils import infer_language_pair, load_indexed_dataset
+from fairseq.data.language_pair_dataset import collate
+from torch import Tensor
+
+from fairseq_dsp.benchmark.settings import Settings
+from fairseq_dsp.errors import Refusal
+
+_PAD, _END, _FIRST_WORD = 1, 2, 4
+
+Pair = tuple[Tensor, Tensor]
+
+
+def dictionary_sizes(data: str) -> tuple[int, int]:
+    """Entries of the folder's source and target dictionary.
+
+    Raises:
+        Refusal: no such folder or dictionaries.
+    """
+    source, target = _dictionaries(data)
+    return len(source), len(target)
+
+
+def batch_of(settings: Settings, sentences: int) -> dict[str, Any]:
+    """A batch of so many sentences: synthetic ones of one length, or the middle of the subset sorted by length.
+
+    Raises:
+        Refusal: the subset is missing, or has too few sentences.
+    """
+    if settings.data is None:
+        return _collate(list(_synthetic(settings, sentences)))
+    pairs = _sorted_pairs(settings)
+    if len(pairs) < sentences:
+        raise Refusal(
+            f"`--batch-size` must be at most the {len(pairs)} sentences of {settings.data}, but is {sentences}."
+        )
+    start = (len(pairs) - sentences) // 2
+    return _collate(pairs[start : start + sentences])
+
+
+def batch_of_tokens(settings: Settings) -> dict[str, Any]:
+    """A batch of at most `max_tokens` on either side, padding included, as `--max-tokens` counts; at least a sentence."""
+    if settings.data is None:
+        return batch_of(settings, max(settings.max_tokens // (settings.length + 1), 1))
+    pairs = _sorted_pairs(settings)
+    start, chosen, longest = len(pairs) // 2, [], 0
+    for pair in pairs[start:]:
+        longest = max(longest, *map(len, pair))
+        if chosen and longest * (len(chosen) + 1) > settings.max_tokens:
+            break
+        chosen.append(pair)
+    return _collate(chosen)
+
+
+def to_device(batch: Any, device: str) -> Any:
+    """The same batch with its tensors on the device."""
+    if isinstance(batch, dict):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    return batch.to(device) if torch.is_tensor(batch) else batch
+
+
+def _synthetic(settings: Settings, sentences: int) -> Iterator[Pair]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(sentences):
+        pair = [torch.randint(_FIRST_WORD, size, (settings.length,), generator=generator) for size in settings.words]
+        source, target = (torch.cat([words, torch.tensor([_END])]) for words in pair)
+        yield source, target
+
+
+def _sorted_pairs(settings: Settings) -> list[Pair]:
+    """All pairs of the subset, by length of the source, then of the target."""
+    assert settings.data is not None
+    source_words, target_words = _dictionaries(settings.data)
+    source, target = infer_language_pair(settings.data)
+    prefix = os.path.join(settings.data, f"{settings.subset}.{source}-{target}.")
+    sides = [load_indexed_dataset(prefix + source, source_words), load_indexed_dataset(prefix + target, target_words)]
+    if None in sides:
+        raise Refusal(f"`--subset` must be in the data folder, but {settings.data} has no {settings.subset}.")
+    pairs = [(sides[0][index].long(), sides[1][index].long()) for index in range(len(sides[0]))]
+    if not pairs:
+        raise Refusal(f"`--subset` must have sentences, but {settings.subset} of {settings.data} has none.")
+    return sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
+
+
+def _collate(pairs: list[Pair]) -> dict[str, Any]:
+    samples = [{"id": index, "source": source, "target": target} for index, (source, target) in enumerate(pairs)]
+    return collate(samples, pad_idx=_PAD, eos_idx=_END, left_pad_source=True, left_pad_target=False)
+
+
+def _dictionaries(data: str) -> list[Dictionary]:
+    if not os.path.isdir(data):
+        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {data} is none.")
+    languages = infer_language_pair(data)
+    paths = [os.path.join(data, f"dict.{language}.txt") for language in languages]
+    if None in languages or not all(map(os.path.isfile, paths)):
+        raise Refusal(f"`--data` must have sentence pairs and both dictionaries, but {data} has not.")
+    return [Dictionary.load(path) for path in paths]

@@ -1,0 +1,212 @@
+"""What is measured: checkpoints, and models with random weights, each as fairseq itself would run it.
+
+A stock checkpoint is loaded as stock: fairseq's own attention, not ours over the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from torch import nn
+
+from fairseq_dsp.benchmark.layouts import PLACEMENTS
+from fairseq_dsp.checkpoint import (
+    VocabularyTask,
+    adopt_architecture,
+    family_of,
+    load_model,
+    parse_layout,
+    read_checkpoint,
+)
+from fairseq_dsp.config import get_option
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.native import build_native, native_cfg
+
+RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT][,gated][,pipelined][,method=NAME][,words=SOURCE/TARGET]"
+
+# IWSLT14 German-English after byte pair encoding, as fairseq's example prepares it.
+_WORDS = (8848, 6632)
+_SIDES = ("encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row of the table.
+
+    Args:
+        text: a checkpoint's path, or a model in `RANDOM_SYNTAX`.
+        random: which of the two.
+    """
+
+    text: str
+    random: bool = False
+
+    def build(self, words: tuple[int, int] | None = None) -> nn.Module:
+        """The model, float32, on the CPU, in evaluation mode, gates in place.
+
+        Args:
+            words: sizes of the source and target dictionary, for a model with random weights that names none.
+
+        Raises:
+            Refusal: no such checkpoint or architecture, or a layout that does not fit.
+        """
+        return (_build_random(self.text, words) if self.random else _load(self.text)).eval()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a table says of a model.
+
+    Args:
+        parameters: elements, shared ones once, importance variables excluded.
+        heads: attention heads that it deploys.
+        total: heads of its architecture.
+        layout: the deployed heads.
+        words: rows of the source and the target embeddings.
+        phases: stages of training that differ in speed; one unnamed where all updates are alike.
+        gated: whether heads are being chosen.
+    """
+
+    parameters: int
+    heads: int
+    total: int
+    layout: str
+    words: tuple[int, int]
+    phases: tuple[str, ...]
+    gated: bool
+
+
+def facts_of(model: nn.Module) -> Facts:
+    ours = isinstance(model, DspTransformerModel)
+    layout = model.deployed_layout() if ours else HeadLayout.full(_grid(model))
+    gates = model.head_gates if ours else None
+    phases: tuple[str, ...] = ("",)
+    if gates is not None:
+        trained = any(p.requires_grad for p in model.parameters() if p is not gates.importance)
+        phases = ("choosing heads" if trained else "pipelined",)
+        if trained and gates.method.fixes_at is not None:  # pipelined training ends where the heads are fixed
+            phases += ("heads fixed",)
+    counted = sum(p.numel() for p in model.parameters() if gates is None or p is not gates.importance)
+    words = (len(model.encoder.embed_tokens.weight), len(model.decoder.embed_tokens.weight))
+    return Facts(counted, layout.count, layout.grid.total, str(layout), words, phases, gates is not None)
+
+
+def dictionaries_of(model: nn.Module) -> tuple[Dictionary, Dictionary]:
+    """A source and a target dictionary of the model's sizes."""
+    embeddings = {f"{side}.embed_tokens.weight": getattr(model, side).embed_tokens.weight for side in _SIDES}
+    task = VocabularyTask(embeddings, argparse.Namespace())
+    return task.source_dictionary, task.target_dictionary
+
+
+def labels(subjects: list[Subject]) -> list[str]:
+    """A short name for each: the file's, or the whole text where two files are called alike."""
+    short = [subject.text if subject.random else os.path.basename(subject.text) for subject in subjects]
+    return [name if short.count(name) == 1 else s.text for name, s in zip(short, subjects, strict=True)]
+
+
+def _load(path: str) -> nn.Module:
+    state = read_checkpoint(path)
+    cfg = state["cfg"].model
+    if family_of(get_option(cfg, "_name") or get_option(cfg, "arch")) != "transformer":
+        return load_model(state)
+    adopt_architecture(cfg)
+    try:
+        return build_native(native_cfg(state["cfg"]), state["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise Refusal(f"the checkpoint must load in stock fairseq, but {path} does not: {reason}") from error
+
+
+def _build_random(text: str, words: tuple[int, int] | None) -> nn.Module:
+    architecture, _, rest = text.partition(":")
+    settings = _read_settings(text, rest)
+    if family_of(architecture) not in ("transformer", "dsp_transformer"):
+        raise Refusal(f"`--random` must name a transformer architecture, but {architecture} is none: {text}.")
+    ours = family_of(architecture) == "dsp_transformer"
+    if not ours and set(settings) - {"words"}:
+        raise Refusal(f"`--random` can remove heads of dsp_{architecture} alone, but is {text}.")
+    words = _read_words(text, settings) or words or _WORDS
+    args = argparse.Namespace(
+        arch=architecture, _name=architecture, share_decoder_input_output_embed=True, dropout=0.3, seed=1
+    )
+    ARCH_CONFIG_REGISTRY[architecture](args)
+    layout = _layout(text, settings, _grid_of_options(args))
+    gated = "gated" in settings
+    if ours and not gated:
+        args.head_layout = str(layout)
+    elif gated:
+        args.head_selection = settings.get("method") or "dsp"
+        args.unpruned_heads, args.pipelined = layout.count, "pipelined" in settings
+        args.task, args.optimizer = "translation_dsp", "dsp_adam"
+        args.criterion = "label_smoothed_cross_entropy_dsp"
+    embeddings = {f"{side}.embed_tokens.weight": torch.empty(n, 0) for side, n in zip(_SIDES, words, strict=True)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = ARCH_MODEL_REGISTRY[architecture].build_model(args, VocabularyTask(embeddings, args))
+    if gated:  # so that the heads that will be fixed are those of the layout
+        with torch.no_grad():
+            model.head_gates.importance.add_(torch.tensor(layout.kept) * 4.0)
+    return model
+
+
+def _read_settings(text: str, rest: str) -> dict[str, str | None]:
+    settings: dict[str, str | None] = {}
+    for word in filter(None, rest.split(",")):
+        name, given, value = word.partition("=")
+        settings[name] = value if given else None
+    valued = {*PLACEMENTS, "layout", "method", "words"}
+    wrong = [name for name, value in settings.items() if (value is None) != (name in ("gated", "pipelined"))]
+    unknown = set(settings) - valued - {"gated", "pipelined"}
+    places = [name for name in (*PLACEMENTS, "layout") if name in settings]
+    lonely = {"pipelined", "method"} & set(settings) and "gated" not in settings
+    if wrong or unknown or len(places) > 1 or lonely or "gated" in settings and not places:
+        raise Refusal(f"`--random` must read {RANDOM_SYNTAX}, with heads to choose where it is gated, but is {text}.")
+    return settings
+
+
+def _layout(text: str, settings: dict[str, str | None], grid: HeadGrid) -> HeadLayout:
+    layout = HeadLayout.full(grid)
+    if "layout" in settings:
+        layout = parse_layout(str(settings["layout"]), "--random")
+        if layout.grid != grid:
+            raise Refusal(f"`--random` must have a layout of its architecture's heads, but is {text}.")
+    for name in set(PLACEMENTS) & set(settings):
+        value = str(settings[name])
+        if not value.isdigit() or int(value) > grid.total:
+            raise Refusal(f"`--random {name}` must be a number of heads, 0 to {grid.total}, but is {value}.")
+        layout = PLACEMENTS[name](grid, int(value))
+    return layout
+
+
+def _read_words(text: str, settings: dict[str, str | None]) -> tuple[int, int] | None:
+    if "words" not in settings:
+        return None
+    sizes = str(settings["words"]).split("/")
+    if len(sizes) != 2 or not all(size.isdigit() and int(size) > 4 for size in sizes):
+        raise Refusal(f"`--random words` must be two sizes above 4, as 8848/6632, but is {text}.")
+    return int(sizes[0]), int(sizes[1])
+
+
+def _grid_of_options(args: Any) -> HeadGrid:
+    encoder = (args.encoder_attention_heads,) * args.encoder_layers
+    decoder = (args.decoder_attention_heads,) * args.decoder_layers
+    return HeadGrid(encoder, decoder, decoder)
+
+
+def _grid(model: nn.Module) -> HeadGrid:
+    encoder, decoder = (
+        [side.layers[index] for index in range(len(side.layers))] for side in (model.encoder, model.decoder)
+    )
+    return HeadGrid(
+        tuple(layer.self_attn.num_heads for layer in encoder),
+        tuple(layer.self_attn.num_heads for layer in decoder),
+        tuple(layer.encoder_attn.num_heads for layer in decoder),
+    )

@@ -1,0 +1,237 @@
+"""`fairseq-dsp-bench --path A.pt [B.pt …]`: measures models side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+
+from fairseq_dsp.benchmark.comparison import Plan, Row, compare, signature
+from fairseq_dsp.benchmark.measuring import CLOCKS
+from fairseq_dsp.benchmark.sentences import dictionary_sizes
+from fairseq_dsp.benchmark.settings import Case, Settings
+from fairseq_dsp.benchmark.subjects import RANDOM_SYNTAX, Facts, Subject, facts_of, labels
+from fairseq_dsp.benchmark.workloads import WORKLOADS
+from fairseq_dsp.checkpoint import refuse_to_overwrite, write_atomically
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+
+_NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairseq-dsp-bench",
+        description="Measures models side by side. The first is the baseline: a ratio of 2 is half its time.",
+    )
+    models = parser.add_argument_group("models, in the order given")
+    models.add_argument(
+        "--path", dest="subjects", nargs="+", type=Subject, action="extend", metavar="CHECKPOINT", help="dense or ours"
+    )
+    models.add_argument(
+        "--random", dest="subjects", nargs="+", type=lambda text: Subject(text, True), action="extend", metavar="MODEL",
+        help="random weights: " + RANDOM_SYNTAX,
+    )  # fmt: skip
+    work = parser.add_argument_group("work")
+    default = "encoder,decoder-step,generate,update"
+    work.add_argument(
+        "--workloads", default=default, metavar="LIST", help=f"of {', '.join(WORKLOADS)} (default: {default})"
+    )
+    work.add_argument("--batch-size", default="32", metavar="LIST", help="sentences at a time (default: 32)")
+    work.add_argument("--beam", default="5", metavar="LIST", help="hypotheses a sentence (default: 5)")
+    work.add_argument("--length", metavar="N", help="words of the synthetic sentences (default: 20)")
+    work.add_argument("--data", metavar="DATA-BIN", help="real sentences, of --subset")
+    work.add_argument("--subset", default="test", help="of DATA-BIN (default: test)")
+    work.add_argument(
+        "--output-length", metavar="N",
+        help="words to generate (default: --length; with --data, until the model ends, at most 200)",
+    )  # fmt: skip
+    work.add_argument(
+        "--max-tokens", default="4096", metavar="N", help="tokens of an update or a validation (default: 4096)"
+    )
+    how = parser.add_argument_group("measuring")
+    how.add_argument("--pairs", default="7", metavar="N", help="times that every model is measured (default: 7)")
+    how.add_argument("--warmup", default="2", metavar="N", help="and before that, unmeasured (default: 2)")
+    how.add_argument("--threads", default="1", metavar="N", help="of torch (default: 1)")
+    how.add_argument(
+        "--clock", default="wall", help="wall, or cpu: processor time, steadier on a busy machine (default: wall)"
+    )
+    device = how.add_mutually_exclusive_group()
+    device.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    device.add_argument("--cuda", action="store_true", help="use a GPU (default: where there is one)")
+    how.add_argument("--dtype", default="float32", help="float32, float16 or bfloat16 (default: float32)")
+    how.add_argument("--fp16", dest="dtype", action="store_const", const="float16", help="--dtype float16")
+    how.add_argument("--no-memory", action="store_true", help="spare the processes that measure peak memory")
+    parser.add_argument("--json", metavar="FILE", help="write a line for every row, with all times")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+        Refusal: the request cannot be honoured; nothing has been measured.
+    """
+    args = get_parser().parse_args(arguments)
+    settings, plan, cases = _read(args)
+    torch.set_num_threads(settings.threads)
+    words = dictionary_sizes(settings.data) if settings.data else None
+    given = args.subjects
+    facts = [facts_of(subject.build(words)) for subject in given]
+    settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
+    subjects = list(zip(labels(given), given, facts, strict=True))
+    sign = signature(settings, plan)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file need not fold its tables
+    records = []
+    for case in cases:
+        columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
+            bar = progress.add_task(_title(case), total=plan.pairs + plan.warmup)
+            rows = compare(subjects, settings, plan, case, partial(progress.update, bar, advance=1, refresh=True))
+        if rows:
+            show(console, case, rows)
+        records += [row.record(case, sign) for row in rows]
+    print(" | ".join(f"{name} {value}" for name, value in sign.items()))
+    if args.json:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_atomically(args.json, lambda file: file.write(lines.encode()), "measurements")
+
+
+def cli_main() -> None:
+    for talker in ("fairseq", "hydra"):
+        logging.getLogger(talker).setLevel(logging.WARNING)
+    with exit_on_refusal():
+        main()
+
+
+def show(console: Console, case: Case, rows: list[Row]) -> None:
+    """Prints the table of a case."""
+    table = Table(title=_title(case), title_justify="left")
+    table.add_column("model", overflow="fold")
+    for column in (
+        "heads", "parameters", f"ms {WORKLOADS[case.workload].what}", "ratio", "95 %", "tokens/s", "GFLOP",
+        "promised", "share", "peak MB", "attention",
+    ):  # fmt: skip
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        ratio = row.ratio
+        table.add_row(
+            _name(row),
+            f"{row.heads}/{row.total}",
+            f"{row.parameters:,}",
+            f"{row.median * 1e3:.3g}" if row.median < 1 else f"{row.median * 1e3:.0f}",
+            "1" if ratio is None else f"{ratio.median:.2f}",
+            "" if ratio is None else f"{ratio.low:.2f}-{ratio.high:.2f}",
+            "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
+            f"{row.flops / 1e9:.3g}" if row.flops else "",
+            "" if row.promised is None else f"{row.promised:.2f}",
+            "" if row.share is None else f"{row.share:.0%}",
+            "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f}",
+        )
+    console.print(table)
+    for kernels in dict.fromkeys(row.attention for row in rows if row.attention):
+        names = [_name(row) for row in rows if row.attention == kernels]
+        console.print(f"attention by {kernels}: {'; '.join(names)}", highlight=False, markup=False)
+
+
+def _name(row: Row) -> str:
+    return row.model + (f" ({row.phase})" if row.phase else "")
+
+
+def _title(case: Case) -> str:
+    sizes = [f"{name} {size}" for name, size in (("batch", case.batch), ("beam", case.beam)) if size is not None]
+    return ", ".join([case.workload, *sizes])
+
+
+def _common_words(measured: list[tuple[Subject, Facts]], words: tuple[int, int] | None) -> tuple[int, int]:
+    """The dictionary sizes that all models share; of synthetic sentences, words that all of them know.
+
+    Raises:
+        Refusal: a model has other dictionaries than the data.
+    """
+    wrong = [
+        f"`--data` must have the model's dictionaries, but has {words[0]} and {words[1]} entries for {facts.words[0]} and "
+        f"{facts.words[1]} embeddings of {subject.text}."
+        for subject, facts in measured
+        if words is not None and facts.words != words
+    ]
+    if wrong:
+        raise Refusal(*wrong)
+    sources, targets = zip(*(facts.words for _, facts in measured), strict=True)
+    return min(sources), min(targets)
+
+
+def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
+    """The request as plain data.
+
+    Raises:
+        Refusal: options that cannot be honoured, all at once.
+    """
+    reasons = []
+    if not args.subjects:
+        reasons.append("`--path` or `--random` must name a model, but neither is given.")
+    names = args.workloads.split(",")
+    for name in names:
+        if name not in WORKLOADS:
+            reasons.append(f"`--workloads` must be of {', '.join(WORKLOADS)}, but has {name!r}.")
+    for option, allowed in (("clock", tuple(CLOCKS)), ("dtype", ("float32", "float16", "bfloat16"))):
+        if getattr(args, option) not in allowed:
+            reasons.append(f"`--{option}` must be {' or '.join(allowed)}, but is {getattr(args, option)}.")
+    if args.cuda and not torch.cuda.is_available():
+        reasons.append("`--cuda` needs a GPU that torch can use, but there is none.")
+    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+    if device == "cpu" and args.dtype == "float16":
+        reasons.append("`--dtype float16` needs a GPU, but the device is the CPU: use bfloat16 or float32.")
+    if args.data and args.length:
+        reasons.append(f"`--length` is of synthetic sentences and must not come with `--data`, but is {args.length}.")
+    args.length = args.length or "20"
+    args.output_length = args.output_length or (None if args.data else args.length)
+    numbers = {
+        option: _numbers(getattr(args, option), option, least, reasons)[0]
+        for option, least in _NUMBERS
+        if getattr(args, option) is not None
+    }
+    batches, beams = _numbers(args.batch_size, "batch_size", 1, reasons), _numbers(args.beam, "beam", 1, reasons)
+    if args.clock == "cpu" and (device == "cuda" or numbers["threads"] > 1):
+        where = "a GPU" if device == "cuda" else f"{numbers['threads']} threads"
+        reasons.append(f"`--clock cpu` adds up one thread's processor time, but there is {where}: use wall.")
+    try:
+        if args.json:
+            refuse_to_overwrite(args.json, args.force)
+    except Refusal as refusal:
+        reasons += refusal.reasons
+    if reasons:
+        raise Refusal(*reasons)
+    pairs, warmup = numbers.pop("pairs"), numbers.pop("warmup")
+    settings = Settings(device=device, dtype=args.dtype, data=args.data, subset=args.subset, **numbers)
+    if args.output_length is None:
+        settings = replace(settings, output_length=None)
+    cases = [
+        Case(name, batch, beam)
+        for name in names
+        for batch in (batches if WORKLOADS[name].takes_batch else [None])
+        for beam in (beams if WORKLOADS[name].takes_beam else [None])
+    ]
+    return settings, Plan(pairs, warmup, args.clock, not args.no_memory), cases
+
+
+def _numbers(text: str, option: str, least: int, reasons: list[str]) -> list[int]:
+    """A comma-separated list of whole numbers; what is wrong with it goes to `reasons`."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least:
+        reasons.append(f"`--{option.replace('_', '-')}` must be whole numbers of at least {least}, but is {text!r}.")
+        return [least]
+    return numbers
