@@ -4,12 +4,14 @@
     python examples/translation/demo.py --text DIR --source-lang de --target-lang en  your own text
 
 DIR holds tokenised {train,valid,test}.{de,en}; a joint BPE is learned on it. Every command is printed before it runs, so
-that it can be run again by hand. Everything is written to one folder, whose earlier content from this program is replaced.
+that it can be run again by hand. Everything is written to one folder, whose earlier content from this program is replaced;
+with --resume, commands that have finished there are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shlex
 import shutil
 import subprocess
@@ -99,9 +101,9 @@ class Demo:
             raise Refusal(
                 f"`--output` must be new, empty or an earlier run's folder, but {self.out} holds other files."
             )
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.out.mkdir(parents=True)
-        (self.out / MARKER).touch()
+        if not self.options.resume:
+            shutil.rmtree(self.out, ignore_errors=True)
+        (self.out / MARKER).mkdir(parents=True, exist_ok=True)
 
     def _prepare_text(self) -> None:
         if self.options.text is None:
@@ -125,7 +127,7 @@ class Demo:
 
     def _apply_bpe(self, merges: int) -> Path:
         folder = self.out / "bpe"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         codes = folder / "codes"
         train = [self.text / f"train.{side}" for side in self.pair]
         vocabularies = [folder / f"vocabulary.{side}" for side in self.pair]
@@ -213,6 +215,10 @@ class Demo:
     def _run(self, command: list[str], log: Path | None) -> str:
         shown = [Path(command[0]).name, *command[1:]]
         print(f"$ {shlex.join(shown)}", flush=True)
+        finished = self.out / MARKER / hashlib.sha256("\0".join(shown).encode()).hexdigest()[:16]
+        if finished.exists():
+            return finished.read_text(encoding="utf-8")
+        started = time.monotonic()
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if log is not None:
             log.write_text(done.stdout, encoding="utf-8")
@@ -221,6 +227,8 @@ class Demo:
             raise Refusal(f"{shown[0]} must succeed, but ended with code {done.returncode}:\n{tail}")
         if shown[0] == "fairseq-dsp-prune":
             print(done.stdout)
+        print(f"  {time.monotonic() - started:.0f} seconds", flush=True)
+        finished.write_text(done.stdout, encoding="utf-8")
         return done.stdout
 
 
@@ -236,6 +244,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--unpruned-heads", type=int, help="default: a sixth of the heads")
     parser.add_argument("--epochs", type=int, help="default: chosen for the corpus")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--resume", action="store_true", help="go on with an earlier run in the same folder")
     return parser
 
 
