@@ -37,6 +37,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["fairseq_dsp", "fairseq_dsp.*"]),
+    package_data={"fairseq_dsp.analysis": ["*.jinja"]},
     python_requires=">=3.10",
     # Ranges, so that the plug-in fits into an existing environment; constraints.txt has CI's exact versions.
     install_requires=[
@@ -47,6 +48,7 @@ setup(
         "sacremoses>=0.1,<1",
         "subword-nmt>=0.3.8,<1",
         "matplotlib>=3.8,<4",
+        "jinja2>=3.1,<4",
         "rich>=13,<16",
     ],
     extras_require={
@@ -70,6 +72,8 @@ setup(
             "fairseq-dsp-score = fairseq_dsp.cli.score:cli_main",
             "fairseq-dsp-average = fairseq_dsp.cli.average:cli_main",
             "fairseq-dsp-export = fairseq_dsp.cli.export:cli_main",
+            "fairseq-dsp-report = fairseq_dsp.cli.report:cli_main",
+            "fairseq-dsp-bench = fairseq_dsp.cli.bench:cli_main",
         ],
     },
 )

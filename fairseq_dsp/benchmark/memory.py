@@ -5,6 +5,8 @@ Started by `peak`, which sends it the run as JSON; `python -m fairseq_dsp.benchm
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import resource
 import subprocess
@@ -19,9 +21,15 @@ from fairseq_dsp.benchmark.subjects import Subject
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.errors import Refusal
 
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
 
 def peak(subject: Subject, settings: Settings, case: Case, phase: str) -> int:
-    """Bytes at the highest: of the whole process on a CPU, of torch's allocations on a GPU.
+    """Bytes that model and run need at the highest, without the libraries and without what loading needs.
+
+    On a GPU the peak of torch's allocations. On a CPU that of the process's resident size, less what it was before the
+    model; where the system cannot start counting anew (it is Linux that can), loading the model is included.
 
     Raises:
         Refusal: the process failed; its last line says why.
@@ -44,21 +52,24 @@ def _answer() -> None:
     request["settings"]["words"] = tuple(request["settings"]["words"])
     subject, settings, case = Subject(**request["subject"]), Settings(**request["settings"]), Case(**request["case"])
     torch.set_num_threads(settings.threads)
+    before = _resident_peak()
     model = subject.build(settings.words)
+    gc.collect()
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")  # the peak is the present size from here on
     run = WORKLOADS[case.workload].prepare(model, settings, case, request["phase"])
     for _ in range(2):
         run.call()
-    print(torch.cuda.max_memory_allocated() if settings.device == "cuda" else _process_peak())
+    print(torch.cuda.max_memory_allocated() if settings.device == "cuda" else _resident_peak() - before)
 
 
-def _process_peak() -> int:
-    """The process's largest resident size.
+def _resident_peak() -> int:
+    """The process's largest resident size in bytes.
 
     Linux's own VmHWM where there is one: ru_maxrss survives the start of a program, so a child's begins at its parent's.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

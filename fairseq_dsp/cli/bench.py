@@ -120,7 +120,7 @@ def show(console: Console, case: Case, rows: list[Row]) -> None:
     table.add_column("model", overflow="fold")
     for column in (
         "heads", "parameters", f"ms {WORKLOADS[case.workload].what}", "ratio", "95 %", "tokens/s", "GFLOP",
-        "promised", "share", "peak MB", "attention",
+        "promised", "share", "peak MB",
     ):  # fmt: skip
         table.add_column(column, justify="right", overflow="fold")
     for row in rows:

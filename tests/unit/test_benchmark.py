@@ -1,0 +1,225 @@
+"""fairseq-dsp-bench: its statistics, what it loads, its rows, its refusals. No time is asserted anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from fairseq.modules import MultiheadAttention
+from fairseq.sequence_generator import SequenceGenerator
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.benchmark.flops import count
+from fairseq_dsp.benchmark.layouts import packed, spread
+from fairseq_dsp.benchmark.measuring import achieved_share, paired_ratio, take_turns
+from fairseq_dsp.benchmark.settings import Settings
+from fairseq_dsp.benchmark.subjects import Subject, facts_of, labels
+from fairseq_dsp.benchmark.training import trainer_of
+from fairseq_dsp.benchmark.workloads import WORKLOADS
+from fairseq_dsp.cli.bench import cli_main, main
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadGrid
+from tests.models import few_examples, grids
+
+DENSE = "transformer_tiny:words=30/40"
+SMALL = "dsp_transformer_tiny:spread=6,words=30/40"
+GATED = "dsp_transformer_tiny:packed=5,gated,words=30/40"
+PIPELINED = "dsp_transformer_tiny:packed=5,gated,pipelined,words=30/40"
+QUICK = "--batch-size 2 --beam 2 --length 4 --max-tokens 30 --pairs 2 --warmup 0 --cpu".split()
+
+
+def test_ratio_is_paired():
+    load = np.array([1.0, 5.0, 2.0, 9.0, 1.5, 3.0, 4.0])  # of the machine, the same for both of a turn
+    ratio = paired_ratio(2.0 * load, load)
+    assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_interval_holds_the_median_and_covers_the_truth():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(60):
+        noise = generator.lognormal(sigma=0.2, size=(2, 15))
+        ratio = paired_ratio(1.5 * noise[0], noise[1], seed=seed)
+        assert ratio.low <= ratio.median <= ratio.high
+        covered += ratio.low <= 1.5 <= ratio.high
+    assert covered >= 50
+
+
+def test_pairs_have_two_sides():
+    for sides in (([1.0], [1.0, 2.0]), ([], [])):
+        with pytest.raises(ValueError, match="two sides"):
+            paired_ratio(*sides)
+
+
+def test_turns_go_to_and_fro():
+    order = []
+
+    def measure(name):
+        order.append(name)
+        return float(len(order))
+
+    times = take_turns([lambda: measure("a"), lambda: measure("b")], pairs=2, warmup=1)
+    assert "".join(order) == "abbaab"
+    assert times == [[4.0, 5.0], [3.0, 6.0]]
+
+
+def test_share_of_a_promise():
+    assert achieved_share(1.5, 2.0) == pytest.approx(0.5)
+    assert achieved_share(1.5, 1.0) is None
+    assert achieved_share(1.5, math.inf) is None
+
+
+@few_examples
+@given(grids, st.data())
+def test_layouts_keep_k(grid, data):
+    k = data.draw(st.integers(0, grid.total))
+    for placement in (spread, packed):
+        assert placement(grid, k).count == k
+
+
+def test_spread_and_packed():
+    grid = HeadGrid((4,) * 6, (4,) * 6, (4,) * 6)
+    assert spread(grid, 18).surviving == HeadGrid((1,) * 6, (1,) * 6, (1,) * 6)
+    assert spread(grid, 6).by_type() == dict.fromkeys(("enc", "dec", "cross"), (2, 24))
+    assert packed(grid, 18).surviving == HeadGrid((0,) * 6, (0,) * 6, (4, 4, 4, 4, 2, 0))
+
+
+def test_counts_what_fused_attention_computes():
+    q, k, v = (torch.randn(2, 3, length, 4) for length in (5, 7, 7))
+    flops, kernel = count(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v))
+    assert flops == 2 * (2 * 3 * 5 * 7 * 4) * 2
+    assert "attention" in kernel
+    assert count(lambda: torch.softmax(q @ k.transpose(2, 3), -1) @ v) == (flops, "unfused")
+    assert count(lambda: torch.softmax(torch.ones(3), 0)) == (0, "")
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_the_baseline_is_stock_fairseq(as_file, tmp_path):
+    """Its attention, its search and its training parts: nothing of ours."""
+    subject = Subject(DENSE, random=True)
+    if as_file:
+        model = subject.build()
+        torch.save({"model": model.state_dict(), "args": None, "cfg": {"model": _options()}}, tmp_path / "dense.pt")
+        subject = Subject(str(tmp_path / "dense.pt"))
+        torch.testing.assert_close(subject.build().state_dict(), model.state_dict())
+    model = subject.build()
+    attentions = [module for module in model.modules() if hasattr(module, "k_proj")]
+    assert len(attentions) == 6
+    assert all(type(attention) is MultiheadAttention for attention in attentions)
+    assert facts_of(model).heads == facts_of(model).total == 12
+    trainer = trainer_of(model, Settings())
+    assert {type(part).__module__.split(".")[0] for part in (trainer.task, trainer.criterion, trainer.optimizer)} == {
+        "fairseq"
+    }
+
+
+def _options():
+    return {"_name": "transformer_tiny", "arch": "transformer_tiny", "share_decoder_input_output_embed": True}
+
+
+def test_a_model_in_training_has_our_parts():
+    model = Subject(GATED, random=True).build()
+    assert facts_of(model).heads == 5
+    assert facts_of(model).phases == ("choosing heads", "heads fixed")
+    assert model.deployed_layout() == packed(model.layout.grid, 5)
+    trainer = trainer_of(model, Settings())
+    assert type(trainer.optimizer).__name__ == "DspAdam"
+    assert all(isinstance(m, PrunableAttention) for m in model.modules() if hasattr(m, "k_proj"))
+    frozen = Subject(PIPELINED, random=True).build()
+    assert facts_of(frozen).phases == ("pipelined",)
+    assert [name for name, p in frozen.named_parameters() if p.requires_grad] == ["head_gates.importance"]
+
+
+def test_rows_of_every_workload(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    models = [DENSE, SMALL, GATED, PIPELINED]
+    main(["--random", *models, "--workloads", ",".join(WORKLOADS), *QUICK, "--no-memory", "--json", str(file)])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    found = {name: [(row["model"], row["phase"]) for row in rows if row["workload"] == name] for name in WORKLOADS}
+    once = [(model, "") for model in models]
+    updates = [*once[:2], (GATED, "choosing heads"), (GATED, "heads fixed"), (PIPELINED, "pipelined")]
+    assert found == dict.fromkeys(WORKLOADS, once) | {"update": updates, "mask": once[2:]}
+    for row in rows:
+        assert len(row["seconds"]) == 2
+        assert min(row["seconds"]) > 0
+        assert row["signature"]["pairs"] == 2
+        assert (row["ratio"] is None) == (row["model"] == found[row["workload"]][0][0])
+        assert row["workload"] == "mask" or row["tokens_per_second"] > 0
+        assert row["peak_bytes"] is None
+    flops = {(row["workload"], row["model"]): row["flops"] for row in rows}
+    for name in ("encoder", "decoder-step", "generate", "update", "validation"):
+        assert flops[name, SMALL] < flops[name, DENSE]
+    assert {row["heads"] for row in rows if row["model"] == GATED} == {5}
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].startswith("machine ")
+    assert "generate, batch 2, beam 2" in printed
+
+
+def test_memory_is_of_a_process_of_its_own(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    main(["--random", SMALL, "--workloads", "encoder", *QUICK, "--json", str(file)])
+    assert json.loads(file.read_text())["peak_bytes"] > 4 * facts_of(Subject(SMALL, True).build()).parameters
+
+
+def test_generation_is_of_the_length_that_was_asked_for(monkeypatch):
+    lengths = set()
+    generate = SequenceGenerator.generate
+
+    def spied(self, *args, **kwargs):
+        found = generate(self, *args, **kwargs)
+        lengths.update(len(hypothesis["tokens"]) for sentence in found for hypothesis in sentence)
+        return found
+
+    monkeypatch.setattr(SequenceGenerator, "generate", spied)
+    main(["--random", DENSE, SMALL, "--workloads", "generate", *QUICK, "--no-memory"])
+    assert lengths == {5}  # with its end
+
+
+def test_labels_tell_files_apart():
+    subjects = [Subject("a/x.pt"), Subject("b/x.pt"), Subject("b/y.pt"), Subject("ARCH:spread=1", True)]
+    assert labels(subjects) == ["a/x.pt", "b/x.pt", "y.pt", "ARCH:spread=1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "`--path` or `--random` must name a model, but neither is given."),
+        (["--path", "no.pt"], "the checkpoint must be a file, but no.pt does not exist."),
+        (["--random", DENSE, "--workloads", "encoder,dance"], "but has 'dance'."),
+        (["--random", DENSE, "--pairs", "0"], "`--pairs` must be whole numbers of at least 1, but is '0'."),
+        (["--random", DENSE, "--cuda"], "`--cuda` needs a GPU that torch can use, but there is none."),
+        (["--random", DENSE, "--fp16"], "`--dtype float16` needs a GPU"),
+        (["--random", DENSE, "--clock", "cpu", "--threads", "2"], "but there is 2 threads: use wall."),
+        (["--random", DENSE, "--data", "nowhere"], "`--data` must be a folder of fairseq-preprocess"),
+        (["--random", "lstm"], "`--random` must name a transformer architecture, but lstm is none"),
+        (["--random", "transformer_tiny:spread=3"], "`--random` can remove heads of dsp_transformer_tiny alone"),
+        (["--random", "dsp_transformer_tiny:spread=13"], "must be a number of heads, 0 to 12, but is 13."),
+        (["--random", "dsp_transformer_tiny:gated"], "`--random` must read ARCH"),
+        (
+            ["--random", "dsp_transformer_tiny:layout=enc:1/dec:1/cross:1"],
+            "must have a layout of its architecture's heads",
+        ),
+    ],
+)
+def test_refusals(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["fairseq-dsp-bench", *arguments])
+    with pytest.raises(SystemExit) as left:
+        cli_main()
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert left.value.code == 2
+    assert len(printed) == 1
+    assert sentence in printed[0]
+
+
+def test_refuses_to_overwrite(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("precious")
+    with pytest.raises(Refusal, match="--force"):
+        main(["--random", DENSE, "--json", str(file)])
+    assert file.read_text() == "precious"
