@@ -17,21 +17,19 @@ from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.compat import drop_fused_encoder_copies
 from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import HeadGates
 from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.loading import fit_state
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.objections import budget_out_of_range, objections
 from fairseq_dsp.surgery import (
     attentions,
     install_gates,
-    layout_of_state,
     make_prunable,
     remove_gates,
     shrink_model,
-    shrink_state,
 )
 
 ARCHITECTURES = (
@@ -206,7 +204,7 @@ class DspTransformerModel(TransformerModel):
             SystemExit: the state has other heads than the model; the sentence says which option to add.
         """
         with exit_on_refusal():
-            state_dict = self._fit(state_dict)
+            state_dict = fit_state(self, state_dict)
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def adopt_state_dict(self, state_dict: dict[str, Tensor]) -> None:
@@ -219,62 +217,11 @@ class DspTransformerModel(TransformerModel):
         shared: dict[int, list[str]] = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             shared.setdefault(id(parameter), []).append(name)
-        nn.Module.load_state_dict(self, self._fit(state_dict), strict=True, assign=True)
+        nn.Module.load_state_dict(self, fit_state(self, state_dict), strict=True, assign=True)
         for first, *others in shared.values():
             for name in others:  # embeddings that are one parameter stay one
                 owner, _, attribute = name.rpartition(".")
                 setattr(self.get_submodule(owner), attribute, self.get_parameter(first))
-
-    def _fit(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state under today's names, with the model's heads and gates.
-
-        Raises:
-            Refusal: it has other heads than the model.
-        """
-        drop_fused_encoder_copies(state)
-        self.upgrade_state_dict(state)
-        state = self._fit_heads(state)
-        self._fit_gates(state)
-        return state
-
-    def _fit_heads(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state with the model's heads: the state itself, or a dense one shrunk to the model's layout."""
-        theirs = layout_of_state(state, self.layout.grid)
-        has_layout = any(hasattr(attention, "kept_mask") for _, attention in attentions(self, self.layout.grid))
-        if theirs is None and has_layout:
-            gated = {name: value for name, value in state.items() if name.startswith("head_gates.")}
-            dims = {site: attention.head_dim for site, attention in attentions(self, self.layout.grid)}
-            state = shrink_state(state, self.layout, dims)
-            if self.head_gates is not None:
-                state.update(gated)
-        elif theirs is not None and (not has_layout or theirs != self.layout):
-            ours = f"other heads ({self.layout})" if has_layout else "all heads"
-            raise Refusal(
-                f"the checkpoint keeps {theirs.count} heads and this model {ours}: add `--head-layout {theirs}`."
-            )
-        return state
-
-    def _fit_gates(self, state: dict[str, Tensor]) -> None:
-        """Supplies fresh importance variables to a dense state where that is meant, in place."""
-        names = [name for name in state if name.startswith("head_gates.")]
-        if self.head_gates is None:
-            for name in names:  # asked for explicitly: a layout without a budget
-                del state[name]
-            return
-        if not names:
-            if not self.adopts_dense_state:
-                raise Refusal(
-                    "the checkpoint has no importance variables, though its options say that heads were chosen."
-                )
-            state.update({f"head_gates.{name}": value for name, value in self.head_gates.state_dict().items()})
-            return
-        fixed = state.get("head_gates.fixed_mask")
-        if fixed is not None and fixed.numel() and bool(((fixed == 0) | (fixed == 1)).all()):
-            if self.head_gates.kept not in (None, int(fixed.sum())):
-                raise Refusal(
-                    f"`--unpruned-heads` must stay {int(fixed.sum())}, for the checkpoint's cooldown is over and its heads "
-                    f"are fixed, but is {self.head_gates.kept}."
-                )
 
     def _find_alignment_layer(self) -> None:
         able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.heads(site)]

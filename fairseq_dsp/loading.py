@@ -1,0 +1,67 @@
+"""Fits a state to a model before it is loaded: names of today, the model's heads, importance variables. Called by `model`.
+
+A state of the same heads passes as it is. A dense one is shrunk to the model's layout, or given fresh importance variables
+where training starts on it. Anything else is refused with the option that would make it fit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fairseq_dsp.compat import drop_fused_encoder_copies
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.surgery import KEPT_MASK, attentions, layout_of_state, shrink_state
+
+if TYPE_CHECKING:
+    from fairseq_dsp.model import DspTransformerModel
+
+_GATES = "head_gates."
+
+
+def fit_state(model: DspTransformerModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state as the model's strict loading wants it.
+
+    Args:
+        state: may be changed in place.
+
+    Raises:
+        Refusal: it has other heads than the model, or lacks importance variables that it should bring.
+    """
+    drop_fused_encoder_copies(state)
+    model.upgrade_state_dict(state)
+    state = _with_heads_of(model, state)
+    return _with_gates_of(model, state)
+
+
+def _with_heads_of(model: DspTransformerModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    sites = dict(attentions(model, model.layout.grid))
+    theirs = layout_of_state(state, model.layout.grid)
+    has_layout = any(hasattr(attention, KEPT_MASK) for attention in sites.values())
+    if theirs is None and has_layout:
+        gates = {name: value for name, value in state.items() if name.startswith(_GATES)}
+        dims = {site: attention.head_dim for site, attention in sites.items()}
+        return {**shrink_state(state, model.layout, dims), **gates}
+    if theirs is not None and (not has_layout or theirs != model.layout):
+        ours = f"other heads ({model.layout})" if has_layout else "all heads"
+        raise Refusal(f"the checkpoint keeps {theirs.count} heads and this model {ours}: add `--head-layout {theirs}`.")
+    return state
+
+
+def _with_gates_of(model: DspTransformerModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    gates = model.head_gates
+    if gates is None:  # asked for explicitly: a layout without a budget
+        return {name: value for name, value in state.items() if not name.startswith(_GATES)}
+    if not any(name.startswith(_GATES) for name in state):
+        if not model.adopts_dense_state:
+            raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
+        return {**state, **{_GATES + name: value for name, value in gates.state_dict().items()}}
+    fixed = state.get(f"{_GATES}fixed_mask")
+    if fixed is not None and fixed.numel() and bool(((fixed == 0) | (fixed == 1)).all()):
+        if gates.kept not in (None, int(fixed.sum())):
+            raise Refusal(
+                f"`--unpruned-heads` must stay {int(fixed.sum())}, for the checkpoint's cooldown is over and its heads are "
+                f"fixed, but is {gates.kept}."
+            )
+    return state
