@@ -1,1 +1,2 @@
-"""What runs leave behind, read and shown: translations, figures. Needs matplotlib only where a figure is drawn."""
+"""What runs leave behind, read and shown: translations, results, training logs, figures, reports. Optional packages are
+imported where they are needed."""

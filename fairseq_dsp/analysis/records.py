@@ -120,7 +120,7 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
     except OSError as error:
         raise Refusal(f"the results must be a file, but {path} cannot be read: {error.strerror}.") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    records: dict[tuple[str, int, int], Record] = {}
+    records: dict[tuple[Any, ...], Record] = {}
     reasons: list[str] = []
     for number, line in numbered:
         try:
@@ -136,7 +136,7 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
         if wrong:
             continue
         record = _record(content, number)
-        key = (record.method, record.kept, record.seed)
+        key = (record.method, record.kept, record.seed, record.layout.grid, describe(record.data))
         if key in records:
             warn(f"{path}: lines {records[key].line} and {number} are both {record.name}; line {number} counts.")
         records[key] = record

@@ -83,7 +83,7 @@ def attention_type_shares(records: Sequence[Record], *paths: str) -> None:
     columns = min(max(len(methods), 1), 3)
     rows = max(-(-len(methods) // columns), 1)
     with style.drawing():
-        figure = style.new_figure(max(0.45 + 1.95 * columns, style.COLUMN), 0.55 + 1.4 * rows)
+        figure = style.new_figure(max(0.45 + 1.95 * columns, style.COLUMN), 0.6 + 1.4 * rows)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
         budgets = {group.kept for group in groups}
         panel = (max(0.45 + 1.95 * columns, style.COLUMN) - 0.5) / columns - 0.15
@@ -97,8 +97,10 @@ def attention_type_shares(records: Sequence[Record], *paths: str) -> None:
                 _shares(axis, [group for group in groups if group.method == method], stack)
         for axis in axes[len(methods) :]:
             axis.set_visible(False)
-        figure.supxlabel(f"heads kept, of {total} (square-root scale)", fontsize=7.5)
-        figure.supylabel("share of the heads kept (%)", fontsize=7.5)
+        for axis in axes[max(len(methods) - columns, 0) : max(len(methods), 1)]:
+            axis.set_xlabel(f"heads kept, of {total}")
+        for axis in axes[::columns]:
+            axis.set_ylabel("share (%)")
         handles = [
             Line2D([], [], color=color, marker=marker, linestyle=dash, label=STACK_NAMES[stack])
             for stack, (color, marker, dash) in style.TYPE_LOOKS.items()
@@ -109,8 +111,9 @@ def attention_type_shares(records: Sequence[Record], *paths: str) -> None:
 
 def _shares(axis: Any, groups: Sequence[Group], stack: str) -> None:
     color, marker, dash = style.TYPE_LOOKS[stack]
-    everywhere = groups[0].records[0].layout.by_type()[stack][1] / groups[0].records[0].total
-    axis.axhline(100 * everywhere, color=color, linewidth=0.7, linestyle=":", zorder=1)
+    counts = [total for _, total in groups[0].records[0].layout.by_type().values()]
+    everywhere = 100 * counts[STACKS.index(stack)] / groups[0].records[0].total
+    axis.axhline(everywhere, color=color if len({*counts}) > 1 else style.INK, linewidth=0.7, linestyle=":", zorder=1)
     kept, means = [], []
     for group in groups:
         shares = [100 * record.layout.by_type()[stack][0] / record.kept for record in group.records]

@@ -17,6 +17,7 @@ logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 COLUMN = 3.35  # inches: the column of a two-column page
 TEXT_WIDTH = 6.3
+DOTS_PER_INCH = 300  # of PNG
 INK, FAINT = "#222222", "#d9dcdf"
 KEPT, REMOVED = "#1b5e8c", "#e3e6e8"
 # colour, marker, dash of each attention type
@@ -111,7 +112,7 @@ def save(figure: Any, paths: Sequence[str]) -> None:
     """Writes the figure; the same figure gives the same bytes."""
     for path in paths:
         undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.rpartition(".")[2])
-        figure.savefig(path, dpi=300, metadata=undated)
+        figure.savefig(path, dpi=DOTS_PER_INCH, metadata=undated)
 
 
 def budget_axis(axis: Any, budgets: Iterable[int], total: int, width: float) -> None:
@@ -125,12 +126,13 @@ def budget_axis(axis: Any, budgets: Iterable[int], total: int, width: float) -> 
     import numpy as np
 
     axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    total = max(total, 1)
     axis.set_xlim(0, total)
     ticks: list[int] = []
     space = 0.075 + 0.055 * len(str(total))
     # the ends first, then the small budgets
     for budget in [0, total, *sorted({*budgets} - {0, total})]:
-        place = [width * math.sqrt(tick / max(total, 1)) for tick in (budget, *ticks)]
+        place = [width * math.sqrt(tick / total) for tick in (budget, *ticks)]
         if all(abs(place[0] - other) >= space for other in place[1:]):
             ticks.append(budget)
     axis.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])

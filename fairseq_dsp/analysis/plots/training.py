@@ -29,10 +29,9 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
         for column, (title, log) in zip(axes.T, logs.items(), strict=True):
             column[0].set_title(title, parse_math=False)
             _course(column[0], log, "temperature", positive=True)
-            _course(column[1], log, "importance_gnorm", positive=True)
+            _course(column[1], log, "importance_gnorm")
             for stack in STACKS:
-                color, _, dash = style.TYPE_LOOKS[stack]
-                _course(column[2], log, f"heads_{stack}", color=color, linestyle=dash, drawstyle="steps-post")
+                _course(column[2], log, f"heads_{stack}", color=style.TYPE_LOOKS[stack][0], drawstyle="steps-post")
             _course(column[3], log, "heads_changed", drawstyle="steps-post")
             for axis in column:
                 axis.grid(axis="y")
@@ -55,15 +54,13 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
         names = ("temperature", "gradient norm\nof importance", "heads kept", "heads changed\nsince validation")
         for axis, name in zip(axes[:, 0], names, strict=True):
             axis.set_ylabel(name)
-        for row in axes[:2]:
-            if any(axis.lines and axis.has_data() and any(len(line.get_xdata()) for line in axis.lines) for axis in row):
-                row[0].set_yscale("log")
-        for row in axes[2:]:
+        if any(value > 0 for log in logs.values() for _, value in log.figures.get("temperature", [])):
+            axes[0, 0].set_yscale("log")
+        for row in axes[1:]:
             row[0].set_ylim(bottom=0)
         figure.align_ylabels(axes[:, 0])
         handles = [
-            Line2D([], [], color=color, linestyle=dash, label=STACK_NAMES[stack])
-            for stack, (color, _, dash) in style.TYPE_LOOKS.items()
+            Line2D([], [], color=color, label=STACK_NAMES[stack]) for stack, (color, _, _) in style.TYPE_LOOKS.items()
         ]
         style.legend_below(figure, handles, columns=3)
         style.save(figure, paths)
