@@ -1,0 +1,280 @@
+"""A report of finished runs: Markdown, figures, and one HTML page with everything in it. Called by `fairseq-dsp-report`."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fairseq_dsp.analysis import plots, tables
+from fairseq_dsp.analysis.records import Record, describe, grouped, resolve
+from fairseq_dsp.analysis.significance import PairedTests
+from fairseq_dsp.analysis.training_log import TrainingLog, read_log
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import STACK_NAMES
+
+MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
+_PIXELS_PER_INCH = 165  # of figures on the page; their text is then about as large as the page's
+_COLUMNS = 3  # runs side by side in a figure of trainings
+
+
+@dataclass(frozen=True)
+class FigureFile:
+    """A figure that was drawn.
+
+    Attributes:
+        name: of its files, without suffix.
+        caption: what it shows.
+        image: its PNG in base64.
+        width: of its PNG on the page, in pixels.
+    """
+
+    name: str
+    caption: str
+    image: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with figures and tables under it."""
+
+    title: str
+    figures: list[FigureFile] = field(default_factory=list)
+    tables: list[tables.Table] = field(default_factory=list)
+
+
+def refuse_mixtures(records: Sequence[Record], path: str) -> None:
+    """Refuses runs that do not belong into one table.
+
+    Raises:
+        Refusal: of different models, or on different data.
+    """
+    reasons = []
+    for what, values in (
+        ("of one model, with the same heads", [record.layout.grid for record in records]),
+        ("on the same data", [describe(record.data) for record in records]),
+    ):
+        other = next((i for i, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            lines = f"lines {records[0].line} and {records[other].line}"
+            reasons.append(f"the runs of a report must be {what}, but {path} has others in {lines}: report them apart.")
+    if reasons:
+        raise Refusal(*reasons)
+
+
+def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, TrainingLog], list[str]]:
+    """The training logs worth a figure: of each method that learns heads, the run of the lowest seed nearest to H/4 heads.
+
+    Returns:
+        title -> log, and a sentence for every log that cannot be read.
+    """
+    chosen: dict[str, TrainingLog] = {}
+    problems: list[str] = []
+    total = max(record.total for record in records)
+    for method in dict.fromkeys(group.method for group in grouped(records)):
+        candidates = [record for record in records if record.method == method and record.log is not None]
+        for record in sorted(candidates, key=lambda record: (abs(record.kept - total / 4), record.seed)):
+            try:
+                log = read_log(Path(resolve(str(record.log), results)).read_text(encoding="utf-8", errors="replace"))
+            except OSError as error:
+                problems.append(f"the log of {record.name} cannot be read: {error.strerror}.")
+                continue
+            if log.figures:
+                chosen[f"{method}, K = {record.kept}"] = log
+            break
+    return chosen, problems
+
+
+def write_report(
+    records: Sequence[Record],
+    output: str,
+    tests: PairedTests | None = None,
+    logs: dict[str, TrainingLog] | None = None,
+    warnings: Sequence[str] = (),
+) -> None:
+    """Writes the report's folder, whole or not at all.
+
+    Args:
+        records: runs of one model on the same data.
+        output: the folder; replaced if it is there.
+        tests: comparisons with dense.
+        logs: title -> training log.
+        warnings: sentences that readers should see.
+
+    Raises:
+        Refusal: the folder cannot be written.
+    """
+    with _written_beside(output) as folder:
+        sections = _sections(records, folder, tests, logs or {})
+        first = records[0]
+        title = f"Attention heads pruned: {describe(first.data)}"
+        methods = {record.method for record in records if not record.is_dense}
+        budgets = {record.kept for record in records if not record.is_dense}
+        summary = (
+            f"{len(records)} runs of a model with {first.total} attention heads: {_count(len(methods), 'method')} at "
+            f"{_count(len(budgets), 'budget')}, {_count(len({record.seed for record in records}), 'seed')}."
+        )
+        facts = [("Data", describe(first.data))]
+        for name, attribute in (("Hardware", "hardware"), ("Versions", "versions")):
+            facts += [(name, text) for text in dict.fromkeys(describe(getattr(each, attribute)) for each in records)]
+        facts += [("Signature", line) for line in tables.signature_lines(records)]
+        Path(folder, MARKDOWN).write_text(_markdown(title, summary, warnings, facts, sections), encoding="utf-8")
+        page = _template().render(
+            title=title,
+            summary=summary,
+            warnings=warnings,
+            facts=facts,
+            sections=sections,
+            runs=tables.all_runs(records),
+        )
+        Path(folder, PAGE).write_text(page, encoding="utf-8")
+
+
+def refuse_to_overwrite_report(path: str, force: bool) -> None:
+    """Refuses an output that is in the way.
+
+    Raises:
+        Refusal: it exists without `--force`, is no report, or its own folder does not exist.
+    """
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise Refusal(f"the output's folder must exist, but {parent} does not.")
+    if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
+        return
+    if not force:
+        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
+    if not os.path.isdir(path) or os.path.islink(path) or set(os.listdir(path)) != {MARKDOWN, PAGE, FIGURES}:
+        raise Refusal(f"`--force` replaces reports and empty folders only, but {path} is neither.")
+
+
+def _sections(
+    records: Sequence[Record], folder: str, tests: PairedTests | None, logs: dict[str, TrainingLog]
+) -> list[Section]:
+    os.mkdir(os.path.join(folder, FIGURES))
+    spread = "bars reach from the lowest seed to the highest"
+    scores = Section("Translation quality", tables=[tables.by_budget(records, "bleu_tok")])
+    paths = _paths(folder, "bleu-against-heads")
+    plots.score_against_heads(records, *paths)
+    scores.figures.append(
+        _figure(paths, f"BLEU against heads kept. Lines are means over seeds, {spread}; the level line is dense.")
+    )
+    if tests is not None:
+        scores.tables.append(tables.significance(tests))
+    sections = [scores]
+    pruned = [group for group in grouped(records) if not group.records[0].is_dense]
+    if any(group.kept for group in pruned):
+        paths = _paths(folder, "attention-types")
+        plots.attention_type_shares(records, *paths)
+        caption = (
+            f"Share of each attention type among the heads kept: means over seeds, {spread}; dotted, among all heads."
+        )
+        kept = Section("Which heads are kept", [_figure(paths, caption)])
+        names: set[str] = set()
+        for method in dict.fromkeys(group.method for group in pruned):
+            budgets = [group for group in pruned if group.method == method]
+            paths = _paths(folder, _file_name(f"kept-heads-{method}", names))
+            plots.kept_heads_by_budget({f"K = {group.kept}": group.records[0].layout for group in budgets}, *paths)
+            seeds = sorted({group.records[0].seed for group in budgets})
+            caption = (
+                f"Heads kept by {method}, {_list('seed', seeds)}: a row a layer, a column a head, their number below."
+            )
+            kept.figures.append(_figure(paths, caption))
+        sections.append(kept)
+    titles = list(logs)
+    for start in range(0, len(titles), _COLUMNS):
+        part = {title: logs[title] for title in titles[start : start + _COLUMNS]}
+        paths = _paths(folder, f"training-{start // _COLUMNS + 1}")
+        plots.training_courses(part, *paths)
+        figure = _figure(paths, f"While training: {'; '.join(part)}. Heads by type are {_types()}.")
+        if start == 0:
+            sections.append(Section("Training"))
+        sections[-1].figures.append(figure)
+    figures = tables.all_figures(records)
+    return [*sections, Section(figures.title, tables=[figures])]
+
+
+def _markdown(
+    title: str, summary: str, warnings: Sequence[str], facts: list[tuple[str, str]], sections: Sequence[Section]
+) -> str:
+    parts = [f"# {title}", summary, *(f"> {warning}" for warning in warnings)]
+    parts.append("\n".join(f"- {name}: {f'`{text}`' if name == 'Signature' else text}" for name, text in facts))
+    for section in sections:
+        parts.append(f"## {section.title}")
+        for figure in section.figures:
+            parts.append(f"![{figure.caption}]({FIGURES}/{figure.name}.png)\n\n*{figure.caption}*")
+        for table in section.tables:
+            heading = f"### {table.title}" if table.title != section.title else ""
+            parts += [heading, table.note, table.markdown()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _template():  # type: ignore[no-untyped-def]
+    """The page's template, which escapes all that it is given."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fairseq_dsp.analysis", "."), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("report.html.jinja")
+
+
+def _paths(folder: str, name: str) -> tuple[str, str]:
+    return tuple(os.path.join(folder, FIGURES, f"{name}.{suffix}") for suffix in ("png", "pdf"))  # type: ignore[return-value]
+
+
+def _figure(paths: tuple[str, str], caption: str) -> FigureFile:
+    data = Path(paths[0]).read_bytes()
+    pixels = int.from_bytes(data[16:20], "big")  # the width in a PNG's header
+    width = pixels * _PIXELS_PER_INCH // plots.DOTS_PER_INCH
+    return FigureFile(Path(paths[0]).stem, caption, base64.b64encode(data).decode("ascii"), width)
+
+
+def _file_name(text: str, taken: set[str]) -> str:
+    """A name of plain characters that no other text has."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    name, number = plain, 1
+    while name in taken:
+        number += 1
+        name = f"{plain}-{number}"
+    taken.add(name)
+    return name
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _list(what: str, numbers: Sequence[int]) -> str:
+    return f"{what}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+
+
+def _types() -> str:
+    return ", ".join(f"{name} attention" for name in STACK_NAMES.values())
+
+
+@contextlib.contextmanager
+def _written_beside(target: str) -> Iterator[str]:
+    """An empty folder that gets the name `target` if the block ends well, replacing what has it, and goes if not."""
+    target = os.path.abspath(target)
+    parent, name = os.path.split(target)
+    try:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
+            folder, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
+            os.mkdir(folder)
+            yield folder
+            if os.path.isdir(target):
+                os.rename(target, old)
+            try:
+                os.rename(folder, target)
+            except OSError:
+                if os.path.isdir(old):
+                    os.rename(old, target)
+                raise
+    except OSError as error:
+        raise Refusal(f"the report could not be written to {target}: {error}") from error

@@ -1,0 +1,69 @@
+"""`fairseq-dsp-report RESULTS --output DIR`: a table, figures and a page of finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from fairseq_dsp.analysis.records import read_records
+from fairseq_dsp.analysis.report import (
+    MARKDOWN,
+    PAGE,
+    read_logs,
+    refuse_mixtures,
+    refuse_to_overwrite_report,
+    write_report,
+)
+from fairseq_dsp.analysis.significance import disagreements, paired_tests
+from fairseq_dsp.errors import exit_on_refusal
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairseq-dsp-report",
+        description="Makes a report of finished runs: a Markdown table, PNG and PDF figures, one self-contained HTML page.",
+    )
+    parser.add_argument("results", metavar="RESULTS", help="results.jsonl: a finished run a line")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the report's folder")
+    parser.add_argument(
+        "--references",
+        metavar="FILE",
+        help="detokenised reference translations: test every run whose line names `hypotheses` against dense",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the report in DIR")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+        Refusal: the request cannot be honoured; nothing has been written.
+    """
+    args = get_parser().parse_args(arguments)
+    refuse_to_overwrite_report(args.output, args.force)
+    warnings: list[str] = []
+
+    def warn(sentence: str) -> None:
+        print(f"fairseq_dsp: warning: {sentence}", file=sys.stderr)
+        warnings.append(sentence)
+
+    records = read_records(args.results, warn)
+    refuse_mixtures(records, args.results)
+    logs, problems = read_logs(records, args.results)
+    tests = None
+    if args.references is not None:
+        tests = paired_tests(records, args.results, args.references)
+        problems += disagreements(tests)
+    for problem in problems:
+        warn(problem)
+    write_report(records, args.output, tests, logs, warnings)
+    print(f"reported {len(records)} runs: {args.output}/{PAGE}, {args.output}/{MARKDOWN}")
+
+
+def cli_main() -> None:
+    logging.getLogger("sacrebleu").setLevel(logging.WARNING)  # it tells of every step of every test
+    with exit_on_refusal():
+        main()
