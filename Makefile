@@ -39,8 +39,9 @@ $(STAMP): setup.py constraints.txt pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python examples/translation/demo.py $(DEMO_ARGS)
 
+# One thread a process: the models are tiny, and two processes on two cores gain more than two threads.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest --slow

@@ -60,6 +60,7 @@ setup(
             "ctranslate2>=4.5",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.12",
             "mypy>=1.15",

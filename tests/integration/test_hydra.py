@@ -5,7 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import HYDRA, QUIET, STOCK, assert_refused, budget, different, generate, heads_in, load, prune, run, train
+from commands import (
+    HYDRA,
+    QUIET,
+    ROOT,
+    STOCK,
+    assert_refused,
+    budget,
+    different,
+    generate,
+    heads_in,
+    load,
+    prune,
+    run,
+    train,
+)
 from hydra_config import write_config
 
 
@@ -105,3 +119,18 @@ def test_fp16_under_hydra_works_or_says_what_to_add(data: Path, tmp_path: Path):
     assert done.code == 0, done.err[-3000:]
     done = hydra(tmp_path / "bf16", data, "common.bf16=true", max_update=2)
     assert done.code == 0, done.err[-3000:]
+
+
+def test_the_recipe_that_is_shipped_trains_with_a_small_model(data: Path, tmp_path: Path):
+    sizes = {f"{side}_{name}": 16 for side in ("encoder", "decoder") for name in ("embed_dim", "ffn_embed_dim")}
+    sizes |= {"encoder_layers": 1, "decoder_layers": 1}
+    overrides = [f"+model.{name}={size}" for name, size in sizes.items()]
+    overrides += [f"task.data={data}", "task.unpruned_heads=5", "task.eval_bleu=false"]
+    overrides += ["checkpoint.best_checkpoint_metric=loss", "checkpoint.maximize_best_checkpoint_metric=false"]
+    overrides += [f"checkpoint.save_dir={tmp_path / 'save'}", "optimization.max_epoch=1", "common.cpu=true"]
+    overrides += [f"common.user_dir={ROOT / 'fairseq_dsp'}", f"hydra.run.dir={tmp_path / 'hydra'}"]
+    place = ["--config-dir", str(ROOT / "examples/translation/conf"), "--config-name", "iwslt14_de_en"]
+    done = run(HYDRA, *place, *overrides, folder=tmp_path)
+    assert done.code == 0, done.err[-3000:]
+    prune(tmp_path / "save/checkpoint_best.pt", tmp_path / "pruned.pt")
+    assert heads_in(tmp_path / "pruned.pt", head_dim=4) == 5
