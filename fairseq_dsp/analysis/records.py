@@ -173,8 +173,15 @@ def resolve(path: str, results: str) -> str:
 def describe(value: str | dict[str, Any] | list[str]) -> str:
     """Hardware, versions, data or command as one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
+        return ", ".join(f"{name} {item}" for name, item in value.items() if item not in ("", None))
     return value if isinstance(value, str) else " && ".join(value)
+
+
+def name_of(data: str | dict[str, Any]) -> str:
+    """What the data is called: its `label` and `pair`, where it has them."""
+    if isinstance(data, dict):
+        return " ".join(str(data[name]) for name in ("label", "pair") if data.get(name)) or describe(data)
+    return data
 
 
 def _record(content: dict[str, Any], line: int) -> Record:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_dsp.analysis import plots, tables
-from fairseq_dsp.analysis.records import Record, describe, grouped, resolve
+from fairseq_dsp.analysis.records import Record, describe, grouped, name_of, resolve
 from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
@@ -113,7 +113,7 @@ def write_report(
     with _written_beside(output) as folder:
         sections = _sections(records, folder, tests, logs or {})
         first = records[0]
-        title = f"Attention heads pruned: {describe(first.data)}"
+        title = f"Attention heads pruned: {name_of(first.data)}"
         methods = {record.method for record in records if not record.is_dense}
         budgets = {record.kept for record in records if not record.is_dense}
         summary = (

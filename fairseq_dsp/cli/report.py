@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logs, problems = read_logs(records, args.results)
     tests = None
     if args.references is not None:
+        count = sum(record.hypotheses is not None and not record.is_dense for record in records)
+        print(f"testing {count} runs against dense, each a few seconds", flush=True)
         tests = paired_tests(records, args.results, args.references)
         problems += disagreements(tests)
     for problem in problems:

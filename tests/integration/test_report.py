@@ -106,6 +106,7 @@ class TestWhole:
         # no temporary folder stays; nothing but the result is said
         assert not [name for name in os.listdir(folder.parent) if name.startswith(".")]
         assert done.err == ""
+        assert "testing 8 runs" in done.out
         assert "reported 10 runs" in done.out
 
     def test_table_has_mean_and_spread_of_every_method_and_budget(self, whole):

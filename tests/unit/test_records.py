@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from made_up import run, runs, training_log, write
 
-from fairseq_dsp.analysis.records import Record, describe, grouped, mean_and_spread, read_records
+from fairseq_dsp.analysis.records import Record, describe, grouped, mean_and_spread, name_of, read_records
 from fairseq_dsp.analysis.training_log import FIGURES, read_log
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout
@@ -181,10 +181,16 @@ class TestGroups:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("one", "one"), ({"torch": "2.5", "cores": 2}, "torch 2.5, cores 2"), (["train", "prune"], "train && prune")],
+    [("one", "one"), ({"torch": "2.5", "gpu": None, "note": "", "cores": 2}, "torch 2.5, cores 2"), (["train", "prune"], "train && prune")],
 )
 def test_descriptions_are_one_line(value: Any, text: str):
     assert describe(value) == text
+
+
+def test_data_is_called_by_its_label_and_pair():
+    assert name_of({"label": "a third", "pair": "de-en", "sha256": "abc"}) == "a third de-en"
+    assert name_of({"label": "", "size": 3}) == "size 3"
+    assert name_of("one") == "one"
 
 
 class TestTrainingLogs:
