@@ -181,7 +181,11 @@ class TestGroups:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("one", "one"), ({"torch": "2.5", "gpu": None, "note": "", "cores": 2}, "torch 2.5, cores 2"), (["train", "prune"], "train && prune")],
+    [
+        ("one", "one"),
+        ({"torch": "2.5", "gpu": None, "note": "", "cores": 2}, "torch 2.5, cores 2"),
+        (["train", "prune"], "train && prune"),
+    ],
 )
 def test_descriptions_are_one_line(value: Any, text: str):
     assert describe(value) == text
