@@ -15,6 +15,10 @@ from torch import Tensor
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import IMPORTANCE_GROUP
 
+# A near-tie at a low temperature has a huge derivative, and a single such update would fill Adam's second moment for
+# thousands of updates. Gradients of useful updates, a mean over the batch by now, stay far below.
+_LARGEST_GRADIENT = 1e3
+
 
 # fairseq reads the types of these fields at run time: no postponed annotations in this module.
 @dataclass
@@ -95,9 +99,11 @@ class DspAdam(FairseqAdam):
 
     def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:
         """One update; fixed importance variables are left out of it, so not even their momentum moves them."""
-        if self.importance_is_fixed:
-            for parameter in self.importance:
+        for parameter in self.importance:
+            if self.importance_is_fixed:
                 parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.clamp_(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
         super().step(closure, scale, groups)
 
 

@@ -21,9 +21,9 @@ from torch import Tensor
 # The recursion needs room below float32's 1e-38: log(1 - p) of a head that was chosen must outweigh any importance.
 _EPSILON = torch.finfo(torch.float64).tiny
 
-# One near-tie at temperature 1e-8 has a derivative near 1e8, and several multiply. Unbounded, a single such update fills
-# Adam's second moment for thousands of updates, or overflows float32. No gradient of a useful update comes near.
-_LARGEST_GRADIENT = 1e4
+# One near-tie at temperature 1e-8 has a derivative near 1e8, and several multiply, which overflows float32. The bound leaves
+# room for a norm, whose squares must not overflow, and for fairseq's sums over a batch and its loss scale.
+_LARGEST_GRADIENT = 1e15
 
 # Hard concrete: temperature, lower and upper end of the stretch, and how close to 0 and 1 the noise comes (Voita et al. 2019).
 _CONCRETE_TEMPERATURE, _LOW, _HIGH, _CONCRETE_EPSILON = 0.33, -0.1, 1.1, 1e-6
@@ -142,8 +142,8 @@ def relaxed_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
         r_1 = scores,  p_j = softmax(r_j / t),  r_{j+1} = r_j + log max(1 - p_j, eps),  mask = sum_j p_j
 
     With Gumbel noise added to the scores, the limit t -> 0 samples k of n without replacement. Entries are at least 0
-    and sum to k, but an entry may exceed 1 while t is large; one below 1e-12 is 0. The recursion runs in float64, because log(1 - p) needs
-    the room; the result has the scores' dtype, and its gradient is finite and bounded.
+    and sum to k, but an entry may exceed 1 while t is large; one below 1e-12 is 0. The recursion runs in float64, because
+    log(1 - p) needs the room; the result has the scores' dtype, and its gradient is finite wherever the loss's is.
 
     Args:
         scores: [n], finite.
@@ -159,26 +159,52 @@ def relaxed_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
     _check_count(k, scores)
     if k in (0, scores.numel()):
         return torch.full_like(scores, float(k > 0)) + 0.0 * scores
-    remaining = _BoundedGradient.apply(scores).double()
+    guard = _Guard()
+    remaining = _BoundedGradient.apply(scores, guard).double()
     mask = torch.zeros_like(remaining)
     for j in range(k):
         chosen = torch.softmax(remaining / temperature, dim=0)
         mask = mask + chosen
         if j + 1 < k:
             remaining = remaining + torch.log((1.0 - chosen).clamp_min(_EPSILON))
-    return torch.where(mask < _SMALLEST_GATE, 0.0, mask).to(scores.dtype)
+    return _NotedGradient.apply(torch.where(mask < _SMALLEST_GATE, 0.0, mask).to(scores.dtype), guard)
 
 
-class _BoundedGradient(torch.autograd.Function):
-    """Identity whose gradient is finite and at most `_LARGEST_GRADIENT` in size."""
+class _Guard:
+    """Carries from the end of the recursion to its beginning, in the backward pass, whether the gradient was finite."""
+
+    finite: Tensor
+
+
+class _NotedGradient(torch.autograd.Function):
+    """Identity that notes whether the gradient that comes in is finite."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, guard: _Guard) -> Tensor:
+        ctx.guard = guard
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.guard.finite = torch.isfinite(gradient).all()
+        return gradient, None
+
+
+class _BoundedGradient(torch.autograd.Function):
+    """Identity that bounds what the recursion made of a finite gradient; overflow in it counts as nothing.
+
+    What came in as NaN or infinity goes out as NaN: the loss is broken, and whoever trains must hear of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, guard: _Guard) -> Tensor:
+        ctx.guard = guard
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        bounded = torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
+        return torch.where(ctx.guard.finite, bounded, torch.nan), None
 
 
 def _check_count(k: int, scores: Tensor) -> None:
