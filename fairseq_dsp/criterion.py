@@ -12,7 +12,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.logging import metrics
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal
-from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.model import DspTransformerModel, unwrap
 
 
 @register_criterion("label_smoothed_cross_entropy_dsp", dataclass=LabelSmoothedCrossEntropyCriterionConfig)
@@ -57,10 +57,3 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
             if any(name in log for log in logging_outputs):
                 mean = sum(log.get(name, 0) for log in logging_outputs) / batches
                 metrics.log_scalar(name, mean, weight=0, priority=310, round=digits)
-
-
-def unwrap(model: Any) -> Any:
-    """The model itself, where fairseq has wrapped it for several processes."""
-    while not isinstance(model, DspTransformerModel) and hasattr(model, "module"):
-        model = model.module
-    return model

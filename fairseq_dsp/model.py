@@ -228,6 +228,13 @@ class DspTransformerModel(TransformerModel):
         self.decoder.alignment_layer = able[-1] if able else self.decoder.num_layers - 1
 
 
+def unwrap(model: Any) -> Any:
+    """The model itself, where fairseq has wrapped it for several processes."""
+    while not isinstance(model, DspTransformerModel) and hasattr(model, "module"):
+        model = model.module
+    return model
+
+
 def _counts(grid: HeadGrid) -> str:
     return f"enc {grid.enc}, dec {grid.dec}, cross {grid.cross}"
 

@@ -17,11 +17,11 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
 from fairseq_dsp.config import get_option, set_option
-from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion, unwrap
+from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import HeadGates
 from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.model import DspTransformerModel, unwrap
 from fairseq_dsp.objections import BUDGET_TASK, FULLY_SHARDED, objections
 from fairseq_dsp.optim import DspAdam
 
