@@ -194,6 +194,11 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         reasons.append("`--dtype float16` needs a GPU, but the device is the CPU: use bfloat16 or float32.")
     if args.data and args.length:
         reasons.append(f"`--length` is of synthetic sentences and must not come with `--data`, but is {args.length}.")
+    untrained = [subject.text for subject in args.subjects or () if subject.random]
+    if args.data and untrained and not args.output_length and "generate" in names:
+        reasons.append(
+            f"`--output-length` must be given with `--data` for {untrained[0]}: random weights end a sentence anywhere."
+        )
     args.length = args.length or "20"
     args.output_length = args.output_length or (None if args.data else args.length)
     numbers = {

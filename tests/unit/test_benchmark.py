@@ -195,7 +195,11 @@ def test_labels_tell_files_apart():
         (["--random", DENSE, "--cuda"], "`--cuda` needs a GPU that torch can use, but there is none."),
         (["--random", DENSE, "--fp16"], "`--dtype float16` needs a GPU"),
         (["--random", DENSE, "--clock", "cpu", "--threads", "2"], "but there is 2 threads: use wall."),
-        (["--random", DENSE, "--data", "nowhere"], "`--data` must be a folder of fairseq-preprocess"),
+        (["--random", DENSE, "--data", "nowhere"], "`--output-length` must be given with `--data`"),
+        (
+            ["--random", DENSE, "--data", "nowhere", "--output-length", "5"],
+            "`--data` must be a folder of fairseq-preprocess",
+        ),
         (["--random", "lstm"], "`--random` must name a transformer architecture, but lstm is none"),
         (["--random", "transformer_tiny:spread=3"], "`--random` can remove heads of dsp_transformer_tiny alone"),
         (["--random", "dsp_transformer_tiny:spread=13"], "must be a number of heads, 0 to 12, but is 13."),
