@@ -1,0 +1,115 @@
+"""The data folder: is everything there, what must results say of it, how many updates an epoch has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fairseq.data import data_utils
+from fairseq.data.indexed_dataset import MMapIndexedDataset
+
+from fairseq_dsp.errors import Refusal
+
+INFO = "data.json"  # written by prepare-iwslt14.sh
+SUBSETS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A folder of fairseq-preprocess.
+
+    Attributes:
+        sizes: subset -> tokens of each sentence pair, [sentences, 2].
+        words: entries of the two dictionaries.
+        info: what results say of it: languages, label, pairs, checksum, tokenised, segmentation.
+    """
+
+    folder: Path
+    source: str
+    target: str
+    sizes: dict[str, np.ndarray]
+    words: tuple[int, int]
+    info: dict[str, Any]
+
+    @property
+    def moses(self) -> bool:
+        return self.info["tokenised"] == "moses"
+
+    @property
+    def remove_bpe(self) -> str:
+        return str(self.info["segmentation"])
+
+    def updates_an_epoch(self, max_tokens: int) -> int:
+        """As many batches as fairseq-train makes of the training set."""
+        sizes = self.sizes["train"]
+        order = np.lexsort((sizes[:, 0], sizes[:, 1]))
+        return len(
+            data_utils.batch_by_size(
+                order, None, num_tokens_vec=sizes.max(1)[order].astype(np.int64), max_tokens=max_tokens
+            )
+        )
+
+
+def read_data(folder: Path, source: str | None, target: str | None, label: str | None) -> Data:
+    """Reads what is needed before anything starts.
+
+    Raises:
+        Refusal: every reason why nothing can be trained on the folder.
+    """
+    if not folder.is_dir():
+        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {folder} does not exist.")
+    found = sorted({file.name.split(".")[1] for file in folder.glob("train.*-*.*.idx")})
+    pair = (source, target) if source and target else tuple(found[0].split("-")) if found else None
+    if pair is None:
+        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {folder} holds no train.SRC-TGT.SRC.idx.")
+    name = "-".join(map(str, pair))
+    reasons = []
+    if name not in found:
+        reasons.append(
+            f"the language pair must be one that `--data` holds ({', '.join(found) or 'none'}), but is {name}."
+        )
+    files = [f"{subset}.{name}.{side}.{kind}" for subset in SUBSETS for side in pair for kind in ("idx", "bin")]
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing and not reasons:
+        reasons.append(f"`--data` must hold train, valid and test in both languages, but lacks {', '.join(missing)}.")
+    lacking = [file for side in pair if not (folder / (file := f"dict.{side}.txt")).is_file()]
+    if lacking:
+        reasons.append(f"`--data` must hold both dictionaries, but {folder} lacks {', '.join(lacking)}.")
+    if reasons:
+        raise Refusal(*reasons)
+    try:
+        sizes = {
+            subset: np.stack([_sizes(folder / f"{subset}.{name}.{side}") for side in pair], 1) for subset in SUBSETS
+        }
+    except Exception as error:
+        raise Refusal(f"`--data` must hold whole data sets, but those of {folder} cannot be read: {error}") from error
+    words = [sum(1 for _ in open(folder / f"dict.{side}.txt", "rb")) for side in pair]
+    return Data(
+        folder, str(pair[0]), str(pair[1]), sizes, (words[0], words[1]), _info(folder, name, pair, sizes, label)
+    )
+
+
+def _sizes(prefix: Path) -> np.ndarray:
+    data = MMapIndexedDataset(str(prefix))
+    return np.array(data.sizes)  # a copy: the memory goes with the data set
+
+
+def _info(folder: Path, name: str, pair: Any, sizes: dict[str, np.ndarray], label: str | None) -> dict[str, Any]:
+    known = json.loads((folder / INFO).read_text(encoding="utf-8")) if (folder / INFO).is_file() else {}
+    checksum = hashlib.sha256()
+    for file in [f"dict.{side}.txt" for side in pair] + [
+        f"{subset}.{name}.{side}.bin" for subset in SUBSETS for side in pair
+    ]:
+        checksum.update((folder / file).read_bytes())
+    return {
+        "pair": name,
+        "label": label if label is not None else known.get("label", ""),
+        **{f"{subset} pairs": len(size) for subset, size in sizes.items()},
+        "tokenised": known.get("tokenised", "moses"),
+        "segmentation": known.get("segmentation", "subword_nmt"),
+        "sha256": checksum.hexdigest(),
+    }

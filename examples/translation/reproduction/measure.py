@@ -1,0 +1,126 @@
+"""From a finished run's files to its line of the results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from sacrebleu.metrics import BLEU, CHRF
+
+import fairseq_dsp
+from fairseq_dsp.analysis.translations import Translations, read_translations, tokenised_bleu
+from fairseq_dsp.checkpoint import load_model, read_checkpoint
+
+from .checkpoints import LAST, updates_of
+from .data import Data
+from .plan import Run
+
+FOLDER, REFERENCES = "hypotheses", "hypotheses/references.detok.txt"
+
+
+def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run whose commands have all ended; writes its translations beside it.
+
+    Raises:
+        Refusal: a translation is missing, or the checkpoint is not fit.
+    """
+    folder = out / "runs" / run.name
+    printed = read_translations((folder / "generate.log").read_text(encoding="utf-8"), len(data.sizes["test"]))
+    hypotheses, references = ([line.lower() for line in side] for side in (printed.hypotheses, printed.references))
+    tokenised = tokenised_bleu(Translations(printed.sources, references, hypotheses, printed.tokens_per_second))
+    plain = detokenise(printed.hypotheses, data), detokenise(printed.references, data)
+    translations = f"{FOLDER}/{run.name}.detok.txt"
+    write_lines(out / translations, plain[0])
+    write_lines(out / FOLDER / f"{run.name}.tok.txt", printed.hypotheses)
+    write_lines(out / REFERENCES, plain[1])
+    metrics = {"sacrebleu": BLEU(), "chrf": CHRF()}
+    scores = {name: metric.corpus_score(plain[0], [plain[1]]).score for name, metric in metrics.items()}
+    signatures = {"bleu_tok": tokenised.signature} | {name: str(m.get_signature()) for name, m in metrics.items()}
+    model = load_model(read_checkpoint(str(out / run.deployed)))
+    layout = model.deployed_layout()
+    log = folder / "train.log"
+    trained = training_figures(log.read_text(encoding="utf-8")) if log.is_file() else {}
+    return {
+        "method": run.method,
+        "kept": layout.count,
+        "total": layout.grid.total,
+        "seed": run.seed,
+        "layout": str(layout),
+        "bleu_tok": tokenised.value,
+        **scores,
+        "signatures": signatures,
+        "updates": updates_of(folder / "checkpoints" / LAST) if trained else None,
+        "seconds": trained.get("seconds"),
+        "words_per_second": trained.get("words_per_second"),
+        "parameters": sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head_gates.")),
+        "hardware": hardware,
+        "versions": versions(),
+        "data": data.info,
+        "command": " && ".join(shlex.join(step.words) for step in run.steps),
+        "hypotheses": translations,
+        "log": f"runs/{run.name}/train.log" if trained else None,
+    }
+
+
+def detokenise(lines: Iterable[str], data: Data) -> list[str]:
+    """Detokenised text of the target language, by sacremoses; text that was never tokenised stays as it is."""
+    if not data.moses:
+        return list(lines)
+    from sacremoses import MosesDetokenizer
+
+    detokeniser = MosesDetokenizer(data.target)
+    return [detokeniser.detokenize(line.split()) for line in lines]
+
+
+def training_figures(log: str) -> dict[str, float]:
+    """Seconds in training steps, and target words a second of them, over all epochs; an epoch's last line counts."""
+    epochs: dict[int, dict[str, float]] = {}
+    for line in re.findall(r"\| train \| (epoch \d+ .*)$", log, flags=re.MULTILINE):
+        found = {name: float(value) for name, value in re.findall(r"([a-z_]+) ([-+.\de]+)(?= \||$)", line)}
+        if {"epoch", "wpb", "num_updates", "train_wall"} <= found.keys():
+            epochs[int(found["epoch"])] = found
+    seconds, words, before = 0.0, 0.0, 0.0
+    for _, found in sorted(epochs.items()):
+        seconds += found["train_wall"]
+        words += found["wpb"] * (found["num_updates"] - before)
+        before = found["num_updates"]
+    if not epochs:
+        return {}
+    return {"seconds": seconds, "words_per_second": round(words / max(seconds, 1.0), 1)}
+
+
+def hardware(gpus: list[str], jobs: int) -> dict[str, Any]:
+    """What the runs run on, as the results say it."""
+    name = platform.processor() or platform.machine()
+    if os.path.isfile("/proc/cpuinfo"):
+        models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+        name = models[0] if models else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found: dict[str, Any] = {"processor": name, "cores": cores, "runs at once": jobs}
+    return found | ({"gpu": torch.cuda.get_device_name(0), "gpus": len(gpus)} if gpus else {})
+
+
+def versions() -> dict[str, str]:
+    """Of what the scores depend on."""
+    found = {"fairseq_dsp": fairseq_dsp.__version__, "python": platform.python_version()}
+    for package in ("fairseq-fixed", "fairseq", "torch", "sacrebleu", "sacremoses", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replaces a text file in one go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,256 @@
+"""The runs, each a list of commands, and which runs need which: pure functions of preset, data and options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from fairseq_dsp.config import AUTO
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadGrid, HeadLayout
+
+from .presets import LEARNED, METHODS, Preset, Schedule
+
+# Placeholders in commands: what they stand for is known to the machine that runs them, and does not belong into results.
+DATA, PLUGIN = "DATA-BIN", "fairseq_dsp"
+SCORED = ("gradient", "random")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a run. Paths are seen from the output folder.
+
+    Attributes:
+        name: of its log and marker.
+        words: the command, `DATA` and `PLUGIN` for the folders.
+        output: the file that it makes anew, removed before it runs again; None for training, which goes on.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    output: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        return self.words[0] == "fairseq-train"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the results, or, where `budget` is None, scores that other runs need.
+
+    Attributes:
+        budget: K; the word auto for hard-concrete's own.
+        needs: names of runs that come first.
+        deployed: the checkpoint that translates the test set.
+    """
+
+    name: str
+    method: str
+    budget: int | str | None
+    seed: int
+    steps: tuple[Step, ...]
+    needs: tuple[str, ...] = ()
+    deployed: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs share."""
+
+    preset: Preset
+    schedule: Schedule
+    source: str
+    target: str
+    remove_bpe: str
+    gpu: bool
+    precision: str
+
+
+def parse_budgets(words: Sequence[str], total: int) -> list[int | str]:
+    """Budgets as counts: `18`, a share of the heads (`0.25`, `1/4`), or `auto` for hard-concrete alone.
+
+    Raises:
+        Refusal: one is none, or the model has fewer heads; all reasons.
+    """
+    budgets: list[int | str] = []
+    reasons = []
+    for word in words:
+        if word == AUTO:
+            budgets.append(AUTO)
+            continue
+        try:
+            count = int(word) if re.fullmatch(r"-?\d+", word) else round(Fraction(word) * total)
+        except (ValueError, ZeroDivisionError):
+            reasons.append(f"`--budgets` must be counts, shares such as 0.25 or 1/4, or auto, but one is {word!r}.")
+            continue
+        if not 0 <= count <= total:
+            reasons.append(f"`--budgets` must be between 0 and {total} (the heads of this model), but one is {word}.")
+        budgets.append(count)
+    if reasons:
+        raise Refusal(*reasons)
+    return list(dict.fromkeys(budgets))
+
+
+def plan(settings: Settings, methods: Sequence[str], budgets: Sequence[int | str], seeds: Sequence[int]) -> list[Run]:
+    """Every run, those first that others need.
+
+    Raises:
+        Refusal: an unknown method.
+    """
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise Refusal(f"`--methods` must be among {', '.join(METHODS)}, but {', '.join(unknown)} is not.")
+    maker = _Maker(settings)
+    runs: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        runs.setdefault(run.name, run)
+
+    pruned = [method for method in methods if method != "dense"]
+    for seed in seeds:
+        if "dense" in methods or {"pipelined", *(m for m in methods if m.partition("-")[0] in SCORED)} & set(methods):
+            add(maker.dense(seed))
+    for seed in seeds:
+        for scorer in SCORED:
+            if any(method.partition("-")[0] == scorer for method in methods):
+                add(maker.scores(scorer, seed))
+        for budget in budgets:
+            for method in pruned:
+                if budget != AUTO or method == "hard-concrete":
+                    add(maker.pruned(method, budget, seed))
+    return list(runs.values())
+
+
+class _Maker:
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.preset, self.schedule = settings, settings.preset, settings.schedule
+        layers = (self.preset.heads_per_layer,) * self.preset.layers
+        self.full = HeadLayout.full(HeadGrid(layers, layers, layers))
+
+    def dense(self, seed: int) -> Run:
+        name = f"dense-s{seed}"
+        folder = f"runs/{name}/checkpoints"
+        # stock fairseq's command line takes --bf16 for TPUs; our architecture does not
+        ours = ["--head-layout", str(self.full)] if self.settings.precision == "bf16" else None
+        parts = [*self._stock(), *self._architecture(ours is not None), *(ours or [])]
+        train = self._train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
+        best = f"{folder}/checkpoint_best.pt"
+        return Run(name, "dense", self.preset.total_heads, seed, (train, self._generate(name, best)), deployed=best)
+
+    def scores(self, scorer: str, seed: int) -> Run:
+        name, needed = f"{scorer}-scores-s{seed}", f"dense-s{seed}"
+        output = f"runs/{name}/scores.json"
+        words = [
+            "fairseq-dsp-score",
+            DATA,
+            "--path",
+            f"runs/{needed}/checkpoints/checkpoint_best.pt",
+            "--scorer",
+            scorer,
+        ]
+        words += ["--seed", seed, "--output", output, *([] if self.settings.gpu else ["--cpu"])]
+        return Run(name, scorer, None, seed, (Step("score", _text(words), output),), (needed,))
+
+    def pruned(self, method: str, budget: int | str, seed: int) -> Run:
+        name = f"{method}-k{budget}-s{seed}"
+        if method in LEARNED or method == "fixed":
+            return self._trained(name, method, budget, seed)
+        scorer = method.partition("-")[0]
+        small = f"runs/{name}/pruned.pt"
+        dense, scores = f"dense-s{seed}", f"{scorer}-scores-s{seed}"
+        cut = self._prune(
+            f"runs/{dense}/checkpoints/checkpoint_best.pt", small, "--scores", f"runs/{scores}/scores.json",
+            "--unpruned-heads", budget,
+        )  # fmt: skip
+        steps, deployed = [cut], small
+        if method.endswith("-finetune"):
+            parts = [*self._stock(), *self._architecture(True), "--head-layout", small, "--finetune-from-model", small]
+            steps.append(self._train(name, parts, seed, self.preset.finetune, self.schedule.finetune_warmup, 0.2))
+            deployed = f"runs/{name}/checkpoints/checkpoint_best.pt"
+        steps.append(self._generate(name, deployed))
+        return Run(name, method, budget, seed, tuple(steps), (dense, scores), deployed)
+
+    def _trained(self, name: str, method: str, budget: int | str, seed: int) -> Run:
+        parts = ["--task", "translation_dsp", "--unpruned-heads", budget, *self._architecture(True)]
+        parts += ["--criterion", "label_smoothed_cross_entropy_dsp", "--optimizer", "dsp_adam"]
+        selection = "dsp" if method == "pipelined" else method
+        parts += ["--head-selection", selection]
+        importance, schedule, needs, epochs = self.schedule.importance, self.schedule, (), self.preset.epochs
+        cooldown, warmup = schedule.cooldown, schedule.warmup
+        if method == "pipelined":
+            needs = (f"dense-s{seed}",)
+            dense = f"runs/{needs[0]}/checkpoints/checkpoint_best.pt"
+            parts += ["--pipelined", "--finetune-from-model", dense]
+            parts += ["--head-layout", dense] if self.settings.precision == "bf16" else []
+            epochs, cooldown, warmup = self.preset.pipelined, schedule.pipelined_cooldown, 1
+        if method in ("dsp", "pipelined"):
+            parts += [*importance, "--cooldown-updates", cooldown]
+        elif method == "ste":
+            parts += [*importance[:2], "--cooldown-updates", cooldown]
+        elif method == "hard-concrete":
+            parts += importance[:2]
+            parts += ["--l0-penalty", self.preset.l0_penalty] if self.preset.l0_penalty is not None else []
+        # where the number of heads falls throughout the training, the best checkpoint is an early one with most of them
+        chosen = "last" if budget == AUTO else "best"
+        small = f"runs/{name}/pruned.pt"
+        train = self._train(name, parts, seed, epochs, warmup)
+        trained = f"runs/{name}/checkpoints/checkpoint_{chosen}.pt"
+        if method == "fixed":  # has no other heads to remove
+            return Run(name, method, budget, seed, (train, self._generate(name, trained)), needs, trained)
+        steps = (train, self._prune(trained, small), self._generate(name, small))
+        return Run(name, method if budget != AUTO else f"{method}-auto", budget, seed, steps, needs, small)
+
+    def _stock(self) -> list[str]:
+        return ["--task", "translation", "--criterion", "label_smoothed_cross_entropy", "--optimizer", "adam"]
+
+    def _architecture(self, ours: bool) -> list[Any]:
+        words: list[Any] = ["--arch", ("dsp_" if ours else "") + self.preset.architecture]
+        if self.preset.shape is not None:
+            layers, heads, width, inner = self.preset.shape
+            for side in ("encoder", "decoder"):
+                words += [f"--{side}-layers", layers, f"--{side}-attention-heads", heads]
+                words += [f"--{side}-embed-dim", width, f"--{side}-ffn-embed-dim", inner]
+        return words
+
+    def _train(self, name: str, parts: Sequence[Any], seed: int, epochs: int, warmup: int, rate: float = 1.0) -> Step:
+        preset, settings = self.preset, self.settings
+        words = ["fairseq-train", DATA, "--source-lang", settings.source, "--target-lang", settings.target]
+        words += ["--user-dir", PLUGIN, *parts, "--share-decoder-input-output-embed", "--label-smoothing", "0.1"]
+        words += [
+            "--adam-betas",
+            "(0.9, 0.98)",
+            "--lr",
+            f"{preset.learning_rate * rate:g}",
+            "--lr-scheduler",
+            "inverse_sqrt",
+        ]
+        words += ["--warmup-updates", warmup, "--dropout", preset.dropout, "--weight-decay", "0.0001"]
+        words += ["--max-tokens", preset.max_tokens, "--max-epoch", epochs, "--seed", seed]
+        words += ["--required-batch-size-multiple", 1, "--no-epoch-checkpoints", "--no-progress-bar"]
+        words += ["--log-format", "simple", "--log-interval", 100, "--save-dir", f"runs/{name}/checkpoints"]
+        if preset.select == "bleu":
+            words += ["--eval-bleu", "--eval-bleu-args", '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}']
+            words += ["--eval-bleu-detok", "moses", "--eval-bleu-remove-bpe", settings.remove_bpe]
+            words += ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
+        words += [f"--{settings.precision}"] if settings.precision != "fp32" else []
+        words += ["--num-workers", 2] if settings.gpu else ["--cpu", "--num-workers", 0]
+        return Step("train", _text(words))
+
+    def _prune(self, source: str, target: str, *options: Any) -> Step:
+        return Step("prune", _text(["fairseq-dsp-prune", source, target, *options]), target)
+
+    def _generate(self, name: str, checkpoint: str) -> Step:
+        settings = self.settings
+        words = ["fairseq-generate", DATA, "--source-lang", settings.source, "--target-lang", settings.target]
+        words += ["--user-dir", PLUGIN, "--path", checkpoint, "--beam", 5, "--remove-bpe", settings.remove_bpe]
+        words += ["--batch-size", 512 if settings.gpu else 64, "--required-batch-size-multiple", 1, "--num-workers", 0]
+        words += [] if settings.gpu else ["--cpu"]
+        return Step("generate", _text(words))
+
+
+def _text(words: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(str(word) for word in words)

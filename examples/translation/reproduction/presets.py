@@ -1,0 +1,129 @@
+"""How large the models are and how long they train. The schedule is a share of the training, whatever data and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import sqrt
+
+# in the order of the table; auto: hard-concrete's own number of heads
+METHODS = (
+    "dense", "dsp", "pipelined", "ste", "hard-concrete", "gradient", "gradient-finetune", "random", "random-finetune",
+    "fixed",
+)  # fmt: skip
+LEARNED = ("dsp", "pipelined", "ste", "hard-concrete")
+# the paper's schedule of a joint training: a cooldown of 15,000 of about 60,000 updates, 4,000 of warm-up
+COOLDOWN_SHARE, WARMUP_SHARE = 15 / 60, 4 / 60
+PAPER_COOLDOWN = 5000  # below so many updates of cooldown the gentler settings of docs/design/0003 are taken
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and a training.
+
+    Attributes:
+        architecture: of stock fairseq; ours has `dsp_` before it.
+        shape: options that change it: (layers, heads, width, inner width); None for the architecture's own.
+        cooldown: updates, at most; likewise warmup.
+        pipelined: epochs that train the importance variables alone.
+        finetune: epochs after pruning by scores.
+        l0_penalty: of hard-concrete; None for its default.
+        select: what chooses the best checkpoint: bleu or loss, in validation.
+        budgets: counts and shares of the heads.
+    """
+
+    architecture: str
+    shape: tuple[int, int, int, int] | None
+    max_tokens: int
+    epochs: int
+    learning_rate: float
+    dropout: float
+    warmup: int
+    cooldown: int
+    pipelined: int
+    finetune: int
+    select: str
+    methods: tuple[str, ...]
+    budgets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    l0_penalty: float | None = None
+
+    @property
+    def heads_per_layer(self) -> int:
+        return self.shape[1] if self.shape else 4
+
+    @property
+    def layers(self) -> int:
+        return self.shape[0] if self.shape else 6
+
+    @property
+    def total_heads(self) -> int:
+        """H: encoder self, decoder self and cross-attention."""
+        return 3 * self.layers * self.heads_per_layer
+
+    def parameters(self, source_words: int, target_words: int) -> int:
+        """About how many the dense model has; for the estimate of disk space."""
+        layers, _, width, inner = self.shape or (6, 4, 512, 1024)
+        return (source_words + target_words) * width + layers * (12 * width**2 + 4 * width * inner)
+
+
+PRESETS: Mapping[str, Preset] = {
+    "paper": Preset(
+        architecture="transformer_iwslt_de_en", shape=None, max_tokens=4096, epochs=60, learning_rate=5e-4, dropout=0.3,
+        warmup=4000, cooldown=15000, pipelined=1, finetune=5, select="bleu", methods=METHODS,
+        budgets=("72", "60", "48", "36", "24", "18", "12", "8", "4", "0"), seeds=(1, 2, 3),
+    ),
+    "small": Preset(
+        architecture="transformer", shape=(3, 4, 128, 256), max_tokens=2048, epochs=4, learning_rate=3e-3, dropout=0.1,
+        warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
+        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2),
+    ),
+    "smoke": Preset(
+        architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
+        warmup=100, cooldown=100, pipelined=1, finetune=1, select="loss", methods=("dense", "dsp", "gradient", "random"),
+        budgets=("1/2", "1/6"), seeds=(1,),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A preset's numbers of updates for the data at hand."""
+
+    updates_an_epoch: int
+    warmup: int
+    cooldown: int
+    pipelined_cooldown: int
+    finetune_warmup: int
+
+    @property
+    def gentle(self) -> bool:
+        """Whether the cooldown is too short for the paper's temperatures and learning rate of the importance."""
+        return self.cooldown < PAPER_COOLDOWN
+
+    @property
+    def importance(self) -> list[str]:
+        """Options of the importance variables."""
+        if self.gentle:
+            return ["--importance-lr", "0.05", "--initial-temperature", "0.5", "--final-temperature", "0.01"]
+        return ["--importance-lr", "0.2", "--initial-temperature", "0.1", "--final-temperature", "1e-8"]
+
+
+def scale_batch(preset: Preset, max_tokens: int) -> Preset:
+    """The preset with other batches: the learning rate follows the square root of their size, as suits Adam."""
+    rate = preset.learning_rate * sqrt(max_tokens / preset.max_tokens)
+    return replace(preset, max_tokens=max_tokens, learning_rate=float(f"{rate:.3g}"))
+
+
+def schedule(preset: Preset, updates_an_epoch: int) -> Schedule:
+    """Warm-up and cooldown: the preset's, or their share of a shorter training."""
+    updates = updates_an_epoch * preset.epochs
+    pipelined = updates_an_epoch * preset.pipelined
+    return Schedule(
+        updates_an_epoch=updates_an_epoch,
+        warmup=max(min(preset.warmup, round(WARMUP_SHARE * updates)), 1),
+        cooldown=max(min(preset.cooldown, round(COOLDOWN_SHARE * updates)), 1),
+        # the paper: 250 of an epoch of about 1,000 updates
+        pipelined_cooldown=max(min(250, pipelined // 2), 1),
+        finetune_warmup=max(round(WARMUP_SHARE * updates_an_epoch * preset.finetune), 1),
+    )

@@ -1,0 +1,77 @@
+"""`results.jsonl`: one line a finished run, appended so that a kill leaves at most a broken last line, which is cut."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fairseq_dsp.errors import Refusal
+
+KEYS = (
+    "method", "kept", "total", "seed", "layout", "bleu_tok", "sacrebleu", "chrf", "signatures", "updates", "seconds",
+    "words_per_second", "parameters", "hardware", "versions", "data", "command",
+    "hypotheses", "log",  # files, as seen from the results' folder: for paired tests, and for figures of the training
+)  # fmt: skip
+
+
+def write_marker(path: Path, content: Any) -> None:
+    """A small JSON file that is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """All lines; a broken last one is cut from the file first, and one without its newline gets it.
+
+    Raises:
+        Refusal: a line before the last is broken: nothing of ours does that.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole, _, rest = content.rpartition(b"\n")
+    if rest:
+        if _record(rest) is not None:
+            _append(path, b"\n")
+            whole = content
+        else:
+            print(
+                f"{path.name}: the last line is broken (a run was killed while writing it) and was cut: {rest[:60]!r}…"
+            )
+            with open(path, "r+b") as file:
+                file.truncate(len(content) - len(rest))
+                os.fsync(file.fileno())
+    lines = whole.split(b"\n") if whole else []
+    records = [_record(line) for line in lines]
+    broken = [str(number) for number, record in enumerate(records, 1) if record is None]
+    if broken:
+        raise Refusal(f"every line of {path} must be JSON with a run's result, but line {', '.join(broken)} is not.")
+    return [record for record in records if record is not None]
+
+
+def append_result(path: Path, record: dict[str, Any]) -> None:
+    """Adds a line and waits until the disk has it."""
+    assert tuple(record) == KEYS
+    _append(path, json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def _append(path: Path, content: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # includes broken UTF-8
+        return None
+    return record if isinstance(record, dict) else None
