@@ -56,6 +56,7 @@ setup(
         # it would install over a fairseq that the user already has (0.12.2, a checkout, a fork).
         "fairseq": ["fairseq-fixed==0.12.3.1"],
         "ctranslate2": ["ctranslate2>=4.5"],
+        "sweep": ["hydra-submitit-launcher>=1.2,<2"],
         "dev": [
             "ctranslate2>=4.5",
             "pytest>=8",

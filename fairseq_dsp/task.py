@@ -6,9 +6,11 @@ builds validation and test batches that keep the last one.
 
 import logging
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -69,6 +71,7 @@ class TranslationDspTask(TranslationTask):
         if from_checkpoint:
             return super().build_model(cfg, from_checkpoint)
         self._trains = True
+        _forget_earlier_runs()
         name = get_option(cfg, "_name") or get_option(cfg, "arch")
         with exit_on_refusal():
             if not issubclass(ARCH_MODEL_REGISTRY.get(name, object), DspTransformerModel):
@@ -223,6 +226,18 @@ class HeadProgress:
     def validate(self, gates: HeadGates) -> None:
         """The heads that later figures are compared with; this validation's own are compared with the last one's."""
         self._before = self.look(gates)
+
+
+def _forget_earlier_runs() -> None:
+    """Drops the best scores that fairseq keeps on its functions.
+
+    `fairseq-hydra-train -m` trains in one process: a run would compare itself with those before it, and leave no
+    `checkpoint_best.pt`, or stop early, where they were better.
+    """
+    stopping = getattr(sys.modules.get("fairseq_cli.train"), "should_stop_early", None)
+    for function in (checkpoint_utils.save_checkpoint, stopping):
+        if function is not None:
+            vars(function).pop("best", None)
 
 
 def _dsp_adam(optimizer: Any) -> DspAdam:
