@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -31,6 +32,8 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.heads import HeadLayout
 
 MARKER = ".fairseq_dsp_demo"
+# The models are so small that a second thread gains nothing, and costs much where the cores have other work.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", **os.environ}
 SPLITS = ("train", "valid", "test")
 
 
@@ -74,6 +77,7 @@ class Demo:
         """Does it all and prints the table; returns the BLEU of every row."""
         started = time.monotonic()
         self._prepare_folder()
+        print(f"every command below runs with OMP_NUM_THREADS={ONE_THREAD['OMP_NUM_THREADS']}")
         self._prepare_text()
         dense = self._train("dense", self._dense_options())
         trained = self._train("budget", self._budget_options())
@@ -219,7 +223,9 @@ class Demo:
         if finished.exists():
             return finished.read_text(encoding="utf-8")
         started = time.monotonic()
-        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command, env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
         if log is not None:
             log.write_text(done.stdout, encoding="utf-8")
         if done.returncode != 0:
