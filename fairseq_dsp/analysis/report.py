@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import STACK_NAMES
+from fairseq_dsp.output import written_beside
 
 MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
 _PIXELS_PER_INCH = 165  # of figures on the page; their text is then about as large as the page's
@@ -110,7 +109,7 @@ def write_report(
     Raises:
         Refusal: the folder cannot be written.
     """
-    with _written_beside(output) as folder:
+    with written_beside(output, "the report") as folder:
         sections = _sections(records, folder, tests, logs or {})
         first = records[0]
         title = f"Attention heads pruned: {name_of(first.data)}"
@@ -256,25 +255,3 @@ def _list(what: str, numbers: Sequence[int]) -> str:
 
 def _types() -> str:
     return ", ".join(f"{name} attention" for name in STACK_NAMES.values())
-
-
-@contextlib.contextmanager
-def _written_beside(target: str) -> Iterator[str]:
-    """An empty folder that gets the name `target` if the block ends well, replacing what has it, and goes if not."""
-    target = os.path.abspath(target)
-    parent, name = os.path.split(target)
-    try:
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
-            folder, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
-            os.mkdir(folder)
-            yield folder
-            if os.path.isdir(target):
-                os.rename(target, old)
-            try:
-                os.rename(folder, target)
-            except OSError:
-                if os.path.isdir(old):
-                    os.rename(old, target)
-                raise
-    except OSError as error:
-        raise Refusal(f"the report could not be written to {target}: {error}") from error

@@ -7,11 +7,8 @@ and compared with fairseq's model in float32 before it gets its name.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +21,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.native import read_vocabularies
+from fairseq_dsp.output import written_beside
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
@@ -95,7 +93,7 @@ def convert(
     reasons = objections(model, state["cfg"], words)
     if reasons:
         raise Refusal(*reasons)
-    with _written_beside(target) as folder:
+    with written_beside(target, "the model") as folder:
         _save(build_spec(model, state["cfg"].model, words), folder, None)
         difference = largest_difference(model, words, folder)
         if not difference <= TOLERANCE:
@@ -194,24 +192,3 @@ def _save(spec: TransformerSpec, folder: str, quantization: str | None) -> None:
     spec.validate()
     spec.optimize(quantization)
     spec.save(folder)
-
-
-@contextlib.contextmanager
-def _written_beside(target: str) -> Iterator[str]:
-    """An empty folder that gets the name `target` if the block ends well, replacing a model that has it, and goes if not."""
-    parent, name = os.path.split(os.path.abspath(target))
-    try:
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
-            folder, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
-            os.mkdir(folder)
-            yield folder
-            if os.path.isdir(target):
-                os.rename(target, old)
-            try:
-                os.rename(folder, target)
-            except OSError:
-                if os.path.isdir(old):
-                    os.rename(old, target)
-                raise
-    except OSError as error:
-        raise Refusal(f"the model could not be written to {target}: {error}") from error
