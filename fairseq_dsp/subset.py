@@ -176,13 +176,17 @@ class _Guard:
     finite: Tensor
 
 
-class _NotedGradient(torch.autograd.Function):
-    """Identity that notes whether the gradient that comes in is finite."""
+class _GuardedIdentity(torch.autograd.Function):
+    """Identity of one end of the recursion; its subclasses say what becomes of the gradient there."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, guard: _Guard) -> Tensor:
         ctx.guard = guard
         return x.view_as(x)
+
+
+class _NotedGradient(_GuardedIdentity):
+    """Identity that notes whether the gradient that comes in is finite."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -190,16 +194,11 @@ class _NotedGradient(torch.autograd.Function):
         return gradient, None
 
 
-class _BoundedGradient(torch.autograd.Function):
+class _BoundedGradient(_GuardedIdentity):
     """Identity that bounds what the recursion made of a finite gradient; overflow in it counts as nothing.
 
     What came in as NaN or infinity goes out as NaN: the loss is broken, and whoever trains must hear of it.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, guard: _Guard) -> Tensor:
-        ctx.guard = guard
-        return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
