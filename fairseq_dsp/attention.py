@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.live import LiveHeads, head_rows, tie
 from fairseq_dsp.masks import additive_mask, join_padding
+from fairseq_dsp.sharing import equal_neighbours, order_of_shared
 
 _instances = itertools.count()
 
@@ -61,7 +62,6 @@ class PrunableAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
         self.out_proj = attention.out_proj
         self.dropout_module = attention.dropout_module
-        self.beam_size = 1
         self.gates: Gates | None = None
         self.live: LiveHeads | None = None
         # fairseq keeps one flat dictionary of caches for the whole decoder
@@ -184,6 +184,8 @@ class PrunableAttention(nn.Module):
         if bias is None:
             return torch.zeros_like(query)
         if not torch.jit.is_scripting():
+            if callable(bias):  # a method in torch's int8 layers
+                bias = bias().to(query)
             if self.encoder_decoder_attention and key is not None and key.requires_grad:
                 bias = tie(bias, key)  # or the encoder would have no gradient where no cross head is left
         return bias.expand_as(query)
@@ -206,11 +208,13 @@ class PrunableAttention(nn.Module):
             key = value = query
         assert key is not None
         assert value is not None
-        if self.encoder_decoder_attention and self.beam_size > 1 and query.size(1) == key.size(1):
-            # fairseq repeats the encoder's output for every beam; project it once a sentence
-            key = value = key.view(key.size(0), -1, self.beam_size, key.size(2))[:, :, 0]
-            if key_padding_mask is not None:
-                key_padding_mask = key_padding_mask.view(-1, self.beam_size, key_padding_mask.size(1))[:, 0]
+        if static_kv and incremental_state is not None and value is key and not torch.is_grad_enabled():
+            # fairseq repeats the encoder's output for every beam: project it once a sentence
+            repeats = equal_neighbours(key, key_padding_mask)
+            if repeats > 1:
+                key = value = key[:, ::repeats]
+                if key_padding_mask is not None:
+                    key_padding_mask = key_padding_mask[::repeats]
         k, v = self._split(self.k_proj(key)), self._split(self.v_proj(value))
         if past_key is not None and past_value is not None:
             key_padding_mask = join_padding(
@@ -219,6 +223,8 @@ class PrunableAttention(nn.Module):
             k, v = torch.cat([past_key, k], dim=2), torch.cat([past_value, v], dim=2)
         if incremental_state is not None:
             cache = {"prev_key": k, "prev_value": v, "prev_key_padding_mask": key_padding_mask}
+            if static_kv:
+                cache["shared_by"] = torch.tensor(query.size(1) // k.size(0))
             self._set_input_buffer(incremental_state, cache)
         return k, v, key_padding_mask
 
@@ -240,24 +246,21 @@ class PrunableAttention(nn.Module):
 
     # What fairseq's decoder layers, beam search and checkpoint loader ask of an attention.
 
-    def set_beam_size(self, beam_size: int) -> None:
-        """Tells how many hypotheses share a source sentence."""
-        self.beam_size = beam_size
-
     @torch.jit.export
     def reorder_incremental_state(
         self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor
     ) -> dict[str, dict[str, Tensor | None]]:
         """Follows the beam search's reshuffling of hypotheses."""
         cache = self._get_input_buffer(incremental_state)
+        order = new_order
+        shared, entries = cache.get("shared_by"), cache.get("prev_key")
+        if shared is not None and entries is not None:
+            order, still_shared_by = order_of_shared(new_order, int(shared))
+            if still_shared_by > 1 and torch.equal(order, torch.arange(entries.size(0), device=order.device)):
+                return incremental_state
+            cache["shared_by"] = torch.tensor(still_shared_by)
         for name, cached in cache.items():
-            if cached is not None:
-                order = new_order
-                if self.encoder_decoder_attention:
-                    if cached.size(0) * self.beam_size == new_order.size(0):
-                        return incremental_state  # one entry a sentence: beams may move within it
-                    if self.beam_size > 1:  # sentences have left the batch
-                        order = new_order.reshape(-1, self.beam_size)[:, 0] // self.beam_size
+            if cached is not None and name != "shared_by":
                 cache[name] = cached.index_select(0, order)
         if len(cache) > 0:
             self._set_input_buffer(incremental_state, cache)

@@ -50,7 +50,6 @@ class LiveHeads:
     def attend(self, attention: PrunableAttention, *args: Any) -> tuple[Tensor, Tensor | None]:
         """What the gated attention returns for the arguments of its forward pass."""
         small = self.small
-        small.beam_size = attention.beam_size
         differentiable = torch.is_grad_enabled()
         weights = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight, attention.out_proj.weight]
         # Evaluation selects once for as long as the weights stay what they are. The version counts changes in place.

@@ -64,7 +64,6 @@ def cross_attended_with_weights(ours: PrunableAttention) -> Tensor:
 
 
 def beams_sharing_a_source(ours: PrunableAttention) -> Tensor:
-    ours.set_beam_size(2)
     query = torch.cat([X, -X], dim=2).view(QUERIES, 2 * BATCH, EMBED)
     return ours(query, SOURCE, SOURCE, key_padding_mask=PADDING, static_kv=True, need_weights=False)[0]
 

@@ -116,7 +116,6 @@ def test_evaluation_sees_importance_that_has_changed_since():
 
 def test_beams_reorder_the_one_cache():
     model = fixed().eval()
-    model.decoder.set_beam_size(2)
 
     def decoded(order: Tensor) -> Tensor:
         encoder_out = model.encoder(torch.tensor([[5, 6, 7]] * 2), torch.tensor([3, 3]))
