@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -18,32 +17,48 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.compat import config_of_checkpoint
+from fairseq_dsp.config import flag, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.output import refuse_folder_of, write_atomically
 
 if TYPE_CHECKING:
     from fairseq_dsp.model import DspTransformerModel
+
+
+# The entry of a rewritten checkpoint that says where it came from, and the version of what it means. A checkpoint without it
+# is format 1 too: training writes none.
+PROVENANCE, FORMAT = "fairseq_dsp", 1
+
+_SIDES = ("encoder", "decoder")
+_MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint of a transformer, brought to fairseq's present form: with `cfg`, never `args`.
 
     Raises:
-        Refusal: no such file, cut short, holding types that are not on the list, not fairseq's, or of another family.
+        Refusal: no such file, cut short or damaged, holding types that are not on the list, not fairseq's, of another
+            family, of a later format, or with weights that are not finite.
     """
     if not os.path.isfile(path):
         raise Refusal(f"the checkpoint must be a file, but {path} does not exist.")
     try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _check_sums(path)
         # Lazily where the format allows it: the optimizer's state is twice the model and is not wanted here.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises a dozen kinds for a broken file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Refusal(f"the checkpoint must be whole and hold no code, but {path} cannot be read: {reason}") from error
-    options = state.get("args") or state.get("cfg") if isinstance(state, dict) else None
+        raise Refusal(
+            f"the checkpoint must be whole and hold no code, but {path} cannot be read: {_first_line(error)}"
+        ) from error
+    given = (state.get("args"), state.get("cfg")) if isinstance(state, dict) else ()
+    options = next((each for each in given if isinstance(each, (argparse.Namespace, dict, DictConfig))), None)
     if not options or not isinstance(state.get("model"), dict):
         raise Refusal(f"the checkpoint must be one of fairseq, with `model` and `cfg` or `args`, but {path} is not.")
     model_cfg = options.get("model") if isinstance(options, dict) else options
@@ -54,61 +69,45 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"the checkpoint must be of a `transformer` architecture, but {path} is of {name('_name') or name('arch')} "
             f"({family or 'unknown'})."
         )
+    _refuse_later_format(state.get(PROVENANCE), path)
+    _refuse_broken_weights(state["model"], path)
     if "optimizer_history" not in state and "best_loss" not in state:  # weights alone
         history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
         iterator = {"epoch": 1, "iterations_in_epoch": 0}
         state.update(optimizer_history=[history], extra_state={"train_iterator": iterator})
-    if state.get("args") is None:
-        state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
-    state = checkpoint_utils._upgrade_state_dict(state)
+    try:
+        if state.get("args") is None:
+            state["cfg"] = config_of_checkpoint(state["cfg"])
+        state = checkpoint_utils._upgrade_state_dict(state)
+    except Exception as error:  # whatever meets what it did not expect
+        raise Refusal(
+            f"the checkpoint's options and history must be as fairseq writes them, but those of {path} are not: "
+            f"{_first_line(error)}"
+        ) from error
     state["args"] = None
     return state
 
 
+def _refuse_later_format(provenance: Any, path: str) -> None:
+    found = provenance.get("format") if isinstance(provenance, dict) else FORMAT
+    if found not in range(1, FORMAT + 1):
+        raise Refusal(
+            f"the checkpoint's format must be at most {FORMAT}, the last that this fairseq_dsp knows, but {path} is of {found!r}."
+        )
+
+
 def write_checkpoint(state: dict[str, Any], path: str) -> None:
-    """Saves a checkpoint atomically; see `write_atomically`."""
-    write_atomically(path, lambda file: torch.save(state, file), "checkpoint")
-
-
-def write_atomically(path: str, write: Callable[[Any], Any], what: str) -> None:
-    """Writes under a temporary name beside `path`, then renames: the old file is whole or the new one is.
-
-    Args:
-        write: writes the content into the binary file that it is given.
-        what: what is written, for the refusal.
-
-    Raises:
-        Refusal: the folder cannot be written to, or the disk is full.
-    """
-    temporary = None
-    try:
-        folder, name = os.path.split(os.path.abspath(path))
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", delete=False) as file:
-            temporary = file.name
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # a temporary file is made for its owner alone
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise Refusal(f"the {what} could not be written to {path}: {error}") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+    """Saves a checkpoint atomically; see `output.write_atomically`."""
+    write_atomically(path, lambda file: torch.save(state, file), "the checkpoint")
 
 
 def refuse_to_overwrite(path: str, force: bool) -> None:
-    """Checks an output before any work is done.
+    """Checks an output file before any work is done.
 
     Raises:
-        Refusal: it exists and `--force` was not given, is a folder, or its folder does not exist.
+        Refusal: it exists and `--force` was not given, is a folder, or its own folder is not there or cannot be written to.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise Refusal(f"the output's folder must exist, but {folder} does not.")
+    refuse_folder_of(path)
     if os.path.isdir(path):
         raise Refusal(f"the output must be a file, but {path} is a folder.")
     if os.path.exists(path) and not force:
@@ -135,15 +134,22 @@ def load_model(state: dict[str, Any]) -> DspTransformerModel:
         Refusal: the weights do not fit the options.
     """
     cfg = state["cfg"].model
-    adopt_architecture(cfg)
     if "encoder.embed_tokens.weight" not in state["model"] or "decoder.embed_tokens.weight" not in state["model"]:
         raise Refusal("the checkpoint's weights must be a translation model's, but embeddings are missing.")
-    with _without_initialisation():
-        model = ARCH_MODEL_REGISTRY[get_option(cfg, "arch")].build_model(cfg, VocabularyTask(state["model"], cfg))
+    for side in _SIDES:  # the weights come with the checkpoint: no need of the files that they started from
+        set_option(cfg, f"{side}_embed_path", None)
+    if (layout := get_option(cfg, "head_layout")) is not None:
+        parse_layout(str(layout), "--head-layout")  # never a path: training writes the layout that it found there
     try:
+        _refuse_other_sizes(cfg, state["model"])
+        adopt_architecture(cfg)
+        with _without_initialisation():
+            model = ARCH_MODEL_REGISTRY[get_option(cfg, "arch")].build_model(cfg, VocabularyTask(state["model"], cfg))
         model.adopt_state_dict(dict(state["model"]))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:400]
+    except Refusal:
+        raise
+    except Exception as error:  # fairseq's model trusts its options, and stumbles over wrong ones in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise Refusal(f"the checkpoint's weights must fit its own options, but do not: {reason}") from error
     return model.eval()
 
@@ -202,6 +208,60 @@ def _without_initialisation() -> Iterator[None]:
     names = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
     with mock.patch.multiple(nn.init, **{name: lambda tensor, *_, **__: tensor for name in names}):
         yield
+
+
+def _check_sums(path: str) -> None:
+    """torch checks none where it reads lazily, and a flipped byte would be a wrong weight that nobody sees.
+
+    Raises:
+        ValueError: a record's content is not that which was written.
+    """
+    with zipfile.ZipFile(path) as file:
+        broken = file.testzip()
+    if broken is not None:
+        raise ValueError(f"the checksum of {broken} is wrong.")
+
+
+def _refuse_broken_weights(weights: dict[str, Any], path: str) -> None:
+    strange = [
+        name
+        for name, value in weights.items()
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided
+    ]
+    if strange:
+        raise Refusal(
+            f"the checkpoint's weights must be plain tensors, but {path} has others: {str(strange[:5])[:200]}."
+        )
+    broken = [
+        name for name, value in weights.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    if broken:
+        raise Refusal(
+            f"the checkpoint's weights must be finite, but {path} has NaN or infinity in {', '.join(broken[:5])}."
+        )
+
+
+def _refuse_other_sizes(cfg: argparse.Namespace | DictConfig, weights: dict[str, Tensor]) -> None:
+    """Compares options with weights before a model is built: a wrong number could ask for any amount of memory and time."""
+    wrong = []
+    for side, positions in zip(_SIDES, ("max_source_positions", "max_target_positions"), strict=True):
+        layers = {name.split(".")[2] for name in weights if name.startswith(f"{side}.layers.")}
+        sizes = {"layers": len(layers), "embed_dim": weights[f"{side}.embed_tokens.weight"].shape[-1]}
+        if f"{side}.layers.0.fc1.weight" in weights:
+            sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
+        for name, size in sizes.items():
+            if (value := get_option(cfg, f"{side}_{name}", size)) != size:
+                wrong.append(
+                    f"{flag(f'{side}_{name}')} must be {size}, as the checkpoint's weights are, but is {value}."
+                )
+        if not 0 < (value := get_option(cfg, positions, 1)) <= _MOST_POSITIONS:
+            wrong.append(f"{flag(positions)} must be between 1 and {_MOST_POSITIONS}, but is {value}.")
+    if wrong:
+        raise Refusal(*wrong)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
 
 
 def _dictionary(size: int) -> Dictionary:

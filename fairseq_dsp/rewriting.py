@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
 import fairseq_dsp
-from fairseq_dsp.checkpoint import load_model, parse_layout, read_checkpoint
+from fairseq_dsp.checkpoint import FORMAT, PROVENANCE, load_model, parse_layout, read_checkpoint
 from fairseq_dsp.compat import drop_fused_encoder_copies
 from fairseq_dsp.config import PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
@@ -27,9 +26,6 @@ from fairseq_dsp.surgery import attentions, mask_heads, shrink_state
 
 if TYPE_CHECKING:
     from fairseq_dsp.model import DspTransformerModel
-
-FORMAT = 1
-PROVENANCE = "fairseq_dsp"
 
 # Largest difference between log-probabilities of masked and rewritten model, both in float32.
 TOLERANCE = 1e-4
@@ -71,7 +67,6 @@ def rewrite(
         Refusal: the checkpoint or the choice is not fit.
     """
     state = read_checkpoint(path)
-    _refuse_not_finite(state["model"], path)
     model = load_model(state)
     layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores)
     weights = dict(state["model"])
@@ -189,15 +184,3 @@ def _provenance(cfg: Any, model: DspTransformerModel, layout: HeadLayout, scores
         "total": layout.grid.total,
         "layout": str(layout),
     }
-
-
-def _refuse_not_finite(weights: dict[str, Any], path: str) -> None:
-    broken = [
-        name
-        for name, value in weights.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())
-    ]
-    if broken:
-        raise Refusal(
-            f"the checkpoint's weights must be finite, but {path} has NaN or infinity in {', '.join(broken[:5])}."
-        )

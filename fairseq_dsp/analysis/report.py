@@ -15,7 +15,7 @@ from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import STACK_NAMES
-from fairseq_dsp.output import written_beside
+from fairseq_dsp.output import refuse_folder_of, written_beside
 
 MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
 _PIXELS_PER_INCH = 165  # of figures on the page; their text is then about as large as the page's
@@ -139,11 +139,9 @@ def refuse_to_overwrite_report(path: str, force: bool) -> None:
     """Refuses an output that is in the way.
 
     Raises:
-        Refusal: it exists without `--force`, is no report, or its own folder does not exist.
+        Refusal: it exists without `--force`, is no report, or its own folder is not there or cannot be written to.
     """
-    parent = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(parent):
-        raise Refusal(f"the output's folder must exist, but {parent} does not.")
+    refuse_folder_of(path)
     if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
         return
     if not force:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from fairseq_dsp.checkpoint import refuse_to_overwrite, write_checkpoint
+from fairseq_dsp.cli.prune import megabytes
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert
 from fairseq_dsp.export.dense import fold
@@ -77,7 +78,7 @@ def _export_dense(args: argparse.Namespace) -> None:
     refuse_to_overwrite(args.output, args.force)
     done = fold(args.input)
     write_checkpoint(done.state, args.output)
-    _report(args, done.layout, os.path.getsize(args.output))
+    _report(args, done.layout, megabytes(args.output))
     print(f"checked: folded and given model differ by at most {done.difference:.1e} in log-probability")
 
 
@@ -86,13 +87,14 @@ def _export_ctranslate2(args: argparse.Namespace) -> None:
         raise Refusal("`--data` must be given for `--format ctranslate2`: the folder with the dictionaries.")
     refuse_to_overwrite_model(args.output, args.force)
     done = convert(args.input, args.output, args.data, args.quantization, args.source_lang, args.target_lang)
-    _report(args, done.layout, sum(entry.stat().st_size for entry in os.scandir(args.output)))
+    size = sum(entry.stat().st_size for entry in os.scandir(args.output))
+    _report(args, done.layout, f"{size / 1e6:.1f}")
     print("heads a sublayer: encoder {}, decoder {}".format(*done.heads))
     print(f"checked: CTranslate2 and fairseq differ by at most {done.difference:.1e} in log-probability, in float32")
     if done.quantized_difference is not None:
         print(f"with {args.quantization}: by at most {done.quantized_difference:.1e}")
 
 
-def _report(args: argparse.Namespace, layout: HeadLayout, size: int) -> None:
-    megabytes = f"{os.path.getsize(args.input) / 1e6:.1f} -> {size / 1e6:.1f} megabytes"
-    print(f"{args.input} -> {args.output}: {layout.count} of {layout.grid.total} heads, {megabytes}")
+def _report(args: argparse.Namespace, layout: HeadLayout, size: str) -> None:
+    sizes = f"{megabytes(args.input)} -> {size} megabytes"
+    print(f"{args.input} -> {args.output}: {layout.count} of {layout.grid.total} heads, {sizes}")

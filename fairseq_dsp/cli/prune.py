@@ -64,6 +64,14 @@ def whole_number(text: str | None, option: str) -> int | None:
         raise Refusal(f"`{option}` must be a whole number, but is {text!r}.") from None
 
 
+def megabytes(path: str) -> str:
+    """Size of a file, for people; a dash where it is gone by now, which is no reason to fail after the work."""
+    try:
+        return f"{os.path.getsize(path) / 1e6:.1f}"
+    except OSError:
+        return "-"
+
+
 def report(done: Rewrite, source: str, target: str) -> None:
     """Prints the before/after table, the grid of kept heads and the layout."""
     full = HeadLayout.full(done.layout.grid).by_type()
@@ -75,7 +83,7 @@ def report(done: Rewrite, source: str, target: str) -> None:
         table.add_row(f"{name} heads", str(full[stack][1]), str(kept[stack][0]))
     table.add_row("heads", str(done.layout.grid.total), str(done.layout.count))
     table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
-    table.add_row("megabytes on disk", *(f"{os.path.getsize(path) / 1e6:.1f}" for path in (source, target)))
+    table.add_row("megabytes on disk", megabytes(source), megabytes(target))
     console = Console()
     console.print(table)
     print(done.layout.drawing())

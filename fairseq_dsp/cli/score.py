@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import fairseq_dsp
-from fairseq_dsp.checkpoint import load_model, read_checkpoint, refuse_to_overwrite, write_atomically
+from fairseq_dsp.checkpoint import load_model, read_checkpoint, refuse_to_overwrite
 from fairseq_dsp.cli.prune import whole_number
 from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.output import write_atomically
 from fairseq_dsp.scoring import SCORERS, Subject, removal_order
 from fairseq_dsp.scoring.score_file import ScoreFile
 from fairseq_dsp.surgery import attentions, remove_gates
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, options = ungated(args.path)
     batches = _batches(args, model, options) if SCORERS[args.scorer].reads_data else []
     file = _score(args, model, batches)
-    write_atomically(args.output, lambda handle: handle.write(file.text().encode()), "score file")
+    write_atomically(args.output, lambda handle: handle.write(file.text().encode()), "the score file")
     data = f" on {file.sentences:,} sentences of {file.subset}" if batches else ""
     print(f"scored {model.layout.count} heads of {args.path}{data} by {args.scorer}: {args.output}")
 

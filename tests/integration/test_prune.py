@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -152,7 +151,10 @@ def test_checkpoints_that_are_missing_cut_short_or_not_fairseq_s_are_refused(tra
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name in ("missing", "short", "garbage", "empty", "foreign", "list"):
+    torch.save({"cfg": torch.zeros(2), "model": {}}, tmp_path / "numbers.pt")
+    sparse = {"cfg": {"model": {"arch": "transformer"}}, "model": {"weight": torch.eye(2).to_sparse()}}
+    torch.save(sparse, tmp_path / "sparse.pt")
+    for name in ("missing", "short", "garbage", "empty", "foreign", "list", "numbers", "sparse"):
         path = tmp_path / f"{name}.pt"
         assert_refused(prune(path, tmp_path / "out.pt", "--layout", FULL, ok=False), str(path))
         assert not (tmp_path / "out.pt").exists()
@@ -164,29 +166,43 @@ def test_other_families_are_refused_by_name(arch: str, dense: Path, tmp_path: Pa
     assert_refused(prune(path, tmp_path / "out.pt", "--layout", FULL, ok=False), arch, str(path))
 
 
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(trained: Path, tmp_path: Path):
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["encoder.layers.0.fc1.weight", "head_gates.importance", "head_gates.fixed_mask"])
+def test_weights_and_importance_that_are_no_numbers_are_refused_by_name(name: str, value: str, trained, tmp_path: Path):
     state = load(trained)
-    state["extra_state"]["surprise"] = Payload(tmp_path / "executed")
-    torch.save(state, tmp_path / "crafted.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
-    for name in ("crafted.pt", "plain.pt"):
-        assert_refused(prune(tmp_path / name, tmp_path / "out.pt", ok=False), name, "no code")
-    assert not (tmp_path / "executed").exists()
-
-
-def test_weights_that_are_no_numbers_are_refused(trained: Path, tmp_path: Path):
-    state = load(trained)
-    state["model"]["encoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    state["model"][name].view(-1)[1] = float(value)
     torch.save(state, tmp_path / "in.pt")
-    assert_refused(prune(tmp_path / "in.pt", tmp_path / "out.pt", ok=False), "encoder.layers.0.fc1.weight")
+    for arguments in ([], ["--unpruned-heads", 3], ["--layout", LAYOUT]):
+        assert_refused(prune(tmp_path / "in.pt", tmp_path / "out.pt", *arguments, ok=False), name, "NaN or infinity")
+    assert os.listdir(tmp_path) == ["in.pt"]
+
+
+def test_a_weight_whose_byte_was_flipped_is_refused(trained: Path, tmp_path: Path):
+    state = load(trained)
+    wanted = state["model"]["encoder.layers.0.fc1.weight"].numpy().tobytes()
+    content = bytearray(trained.read_bytes())
+    content[content.index(wanted) + 5] ^= 1  # another number, as finite as before
+    (tmp_path / "in.pt").write_bytes(content)
+    assert_refused(prune(tmp_path / "in.pt", tmp_path / "out.pt", ok=False), "checksum", str(tmp_path / "in.pt"))
+
+
+@pytest.mark.parametrize("kind", ["trained", "dense"])
+def test_options_that_ask_for_more_than_the_weights_are_refused_before_anything_is_built(kind, request, tmp_path: Path):
+    source = request.getfixturevalue(kind)
+    path = changed(source, tmp_path / "in.pt", encoder_layers=10**12, max_source_positions=10**12)
+    done = prune(path, tmp_path / "out.pt", ok=False)
+    assert_refused(done, "`--encoder-layers` must be 2", "`--max-source-positions`", reasons=2)
+
+
+def test_embeddings_that_training_began_with_are_not_looked_for(trained: Path, tmp_path: Path):
+    path = changed(trained, tmp_path / "in.pt", encoder_embed_path="/nowhere/embeddings.txt")
+    prune(path, tmp_path / "out.pt")
+    assert load(tmp_path / "out.pt")["cfg"]["model"].encoder_embed_path is None
+
+
+def test_a_layout_in_a_checkpoint_is_never_a_path(trained: Path, tmp_path: Path):
+    path = changed(trained, tmp_path / "in.pt", head_layout=str(tmp_path / "in.pt"))  # itself, without end
+    assert_refused(prune(path, tmp_path / "out.pt", ok=False), "`--head-layout` must be a layout", "in.pt")
 
 
 def test_shared_embeddings_stay_shared(corpus: Path, data: Path, tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.output import write_atomically
 
 KEYS = (
     "method", "kept", "total", "seed", "layout", "bleu_tok", "sacrebleu", "chrf", "signatures", "updates", "seconds",
@@ -17,14 +18,13 @@ KEYS = (
 
 
 def write_marker(path: Path, content: Any) -> None:
-    """A small JSON file that is there whole or not at all, also after a power cut."""
+    """A small JSON file that is there whole or not at all, also after a power cut.
+
+    Raises:
+        Refusal: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(str(path), lambda file: file.write(json.dumps(content, indent=1).encode()), "the marker")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
