@@ -23,6 +23,7 @@ from fairseq_dsp.checkpoint import (
     load_model,
     parse_layout,
     read_checkpoint,
+    resolve_layout,
 )
 from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
@@ -30,7 +31,7 @@ from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.native import build_native, native_cfg
 
-RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT][,gated][,pipelined][,method=NAME][,words=SOURCE/TARGET]"
+RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,words=SOURCE/TARGET]"
 
 # IWSLT14 German-English after byte pair encoding, as fairseq's example prepares it.
 _WORDS = (8848, 6632)
@@ -44,13 +45,15 @@ class Subject:
     Args:
         text: a checkpoint's path, or a model in `RANDOM_SYNTAX`.
         random: which of the two.
+        ctranslate2: the type of weights with which CTranslate2 runs it; empty where fairseq does.
     """
 
     text: str
     random: bool = False
+    ctranslate2: str = ""
 
     def build(self, words: tuple[int, int] | None = None) -> nn.Module:
-        """The model, float32, on the CPU, in evaluation mode, gates in place.
+        """The model, float32, on the CPU, in evaluation mode, gates in place; for CTranslate2, one of ours with the same heads.
 
         Args:
             words: sizes of the source and target dictionary, for a model with random weights that names none.
@@ -58,7 +61,10 @@ class Subject:
         Raises:
             Refusal: no such checkpoint or architecture, or a layout that does not fit.
         """
-        return (_build_random(self.text, words) if self.random else _load(self.text)).eval()
+        if not self.random:
+            return (load_model(read_checkpoint(self.text)) if self.ctranslate2 else _load(self.text)).eval()
+        ours = self.ctranslate2 and family_of(self.text.partition(":")[0]) == "transformer"
+        return _build_random(f"dsp_{self.text}" if ours else self.text, words).eval()
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,26 @@ def dictionaries_of(model: nn.Module) -> tuple[Dictionary, Dictionary]:
     return task.source_dictionary, task.target_dictionary
 
 
+def options_of(model: DspTransformerModel) -> argparse.Namespace:
+    """The model's options as a checkpoint holds them: fairseq groups some when it builds, this is the flat list."""
+    options: dict[str, Any] = {}
+    for name, value in vars(model.args).items():
+        if name in (*_SIDES, "quant_noise"):
+            options |= {f"{name}_{inner}": inside for inner, inside in vars(value).items()}
+        else:
+            options[name] = value
+    return argparse.Namespace(**options)
+
+
 def labels(subjects: list[Subject]) -> list[str]:
     """A short name for each: the file's, or the whole text where two files are called alike."""
     short = [subject.text if subject.random else os.path.basename(subject.text) for subject in subjects]
-    return [name if short.count(name) == 1 else s.text for name, s in zip(short, subjects, strict=True)]
+    fairseqs = [name for name, subject in zip(short, subjects, strict=True) if not subject.ctranslate2]
+    return [
+        (name if fairseqs.count(name) == 1 else subject.text)
+        + (f" in CTranslate2 {subject.ctranslate2}" if subject.ctranslate2 else "")
+        for name, subject in zip(short, subjects, strict=True)
+    ]
 
 
 def _load(path: str) -> nn.Module:
@@ -175,7 +197,7 @@ def _read_settings(text: str, rest: str) -> dict[str, str | None]:
 def _layout(text: str, settings: dict[str, str | None], grid: HeadGrid) -> HeadLayout:
     layout = HeadLayout.full(grid)
     if "layout" in settings:
-        layout = parse_layout(str(settings["layout"]), "--random")
+        layout = _given_layout(str(settings["layout"]))
         if layout.grid != grid:
             raise Refusal(f"`--random` must have a layout of its architecture's heads, but is {text}.")
     for name in set(PLACEMENTS) & set(settings):
@@ -184,6 +206,16 @@ def _layout(text: str, settings: dict[str, str | None], grid: HeadGrid) -> HeadL
             raise Refusal(f"`--random {name}` must be a number of heads, 0 to {grid.total}, but is {value}.")
         layout = PLACEMENTS[name](grid, int(value))
     return layout
+
+
+def _given_layout(text: str) -> HeadLayout:
+    """Of a text, of a text file, or of a checkpoint: the heads that it keeps."""
+    if text.endswith(".pt"):
+        return resolve_layout(text)
+    if os.path.isfile(text):
+        with open(text, encoding="utf-8") as file:
+            text = file.read().strip()
+    return parse_layout(text, "--random")
 
 
 def _read_words(text: str, settings: dict[str, str | None]) -> tuple[int, int] | None:

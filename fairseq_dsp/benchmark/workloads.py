@@ -76,8 +76,6 @@ def decoder_step(model: nn.Module, settings: Settings, case: Case, phase: str) -
     steps = settings.output_length or settings.length
     words = torch.randint(4, settings.words[1], (hypotheses, steps + 1), generator=torch.Generator().manual_seed(0))
     words = words.to(settings.device)
-    if beam > 1 and hasattr(model, "set_beam_size"):  # as the generator does; stock transformers have no such method
-        model.set_beam_size(beam)
     # every hypothesis of a sentence goes on from its neighbour
     order = torch.arange(hypotheses, device=settings.device).view(-1, beam).roll(1, dims=1).flatten()
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 from collections.abc import Sequence
@@ -15,15 +16,19 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from fairseq_dsp.benchmark.comparison import Plan, Row, compare, signature
-from fairseq_dsp.benchmark.measuring import CLOCKS
+from fairseq_dsp.benchmark.measuring import CLOCKS, Estimate
 from fairseq_dsp.benchmark.sentences import dictionary_sizes
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.subjects import RANDOM_SYNTAX, Facts, Subject, facts_of, labels
 from fairseq_dsp.benchmark.workloads import WORKLOADS
-from fairseq_dsp.checkpoint import refuse_to_overwrite, write_atomically
+from fairseq_dsp.checkpoint import refuse_to_overwrite
 from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
+from fairseq_dsp.output import write_atomically
 
 _NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
+
+_OPERATORS = 10  # of each model in the table of a profile
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -38,6 +43,10 @@ def get_parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--random", dest="subjects", nargs="+", type=lambda text: Subject(text, True), action="extend", metavar="MODEL",
         help="random weights: " + RANDOM_SYNTAX,
+    )  # fmt: skip
+    models.add_argument(
+        "--ctranslate2", metavar="TYPE",
+        help=f"with generate, every model in CTranslate2 too, with weights of this type: {', '.join(QUANTIZATIONS)}",
     )  # fmt: skip
     work = parser.add_argument_group("work")
     default = "encoder,decoder-step,generate,update"
@@ -69,6 +78,7 @@ def get_parser() -> argparse.ArgumentParser:
     how.add_argument("--dtype", default="float32", help="float32, float16 or bfloat16 (default: float32)")
     how.add_argument("--fp16", dest="dtype", action="store_const", const="float16", help="--dtype float16")
     how.add_argument("--no-memory", action="store_true", help="spare the processes that measure peak memory")
+    how.add_argument("--profile", action="store_true", help="also show where the time of a call goes, by operator")
     parser.add_argument("--json", metavar="FILE", help="write a line for every row, with all times")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser
@@ -85,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(settings.threads)
     words = dictionary_sizes(settings.data) if settings.data else None
     given = args.subjects
+    if args.ctranslate2:
+        given = given + [replace(subject, ctranslate2=args.ctranslate2) for subject in given]
     facts = [facts_of(subject.build(words)) for subject in given]
     settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
     subjects = list(zip(labels(given), given, facts, strict=True))
@@ -100,11 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = compare(subjects, settings, plan, case, partial(progress.update, bar, advance=1, refresh=True))
         if rows:
             show(console, case, rows)
+            if plan.profile:
+                show_profile(console, rows)
         records += [row.record(case, sign) for row in rows]
     print(" | ".join(f"{name} {value}" for name, value in sign.items()))
     if args.json:
         lines = "".join(json.dumps(record) + "\n" for record in records)
-        write_atomically(args.json, lambda file: file.write(lines.encode()), "measurements")
+        write_atomically(args.json, lambda file: file.write(lines.encode()), "the measurements")
 
 
 def cli_main() -> None:
@@ -118,20 +132,20 @@ def show(console: Console, case: Case, rows: list[Row]) -> None:
     """Prints the table of a case."""
     table = Table(title=_title(case), title_justify="left")
     table.add_column("model", overflow="fold")
+    engines = len({row.engine for row in rows}) > 1
     for column in (
-        "heads", "parameters", f"ms {WORKLOADS[case.workload].what}", "ratio", "95 %", "tokens/s", "GFLOP",
-        "promised", "share", "peak MB",
+        "heads", "parameters", f"ms {WORKLOADS[case.workload].what}", "ratio", "95 %",
+        *(["within engine", "95 %"] if engines else []), "tokens/s", "GFLOP", "promised", "share", "peak MB",
     ):  # fmt: skip
         table.add_column(column, justify="right", overflow="fold")
     for row in rows:
-        ratio = row.ratio
         table.add_row(
             _name(row),
             f"{row.heads}/{row.total}",
             f"{row.parameters:,}",
             f"{row.median * 1e3:.3g}" if row.median < 1 else f"{row.median * 1e3:.0f}",
-            "1" if ratio is None else f"{ratio.median:.2f}",
-            "" if ratio is None else f"{ratio.low:.2f}-{ratio.high:.2f}",
+            *_ratio(row.ratio),
+            *(_ratio(row.engine_ratio) if engines else ()),
             "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
             f"{row.flops / 1e9:.3g}" if row.flops else "",
             "" if row.promised is None else f"{row.promised:.2f}",
@@ -142,6 +156,28 @@ def show(console: Console, case: Case, rows: list[Row]) -> None:
     for kernels in dict.fromkeys(row.attention for row in rows if row.attention):
         names = [_name(row) for row in rows if row.attention == kernels]
         console.print(f"attention by {kernels}: {'; '.join(names)}", highlight=False, markup=False)
+
+
+def show_profile(console: Console, rows: list[Row]) -> None:
+    """Prints what each model spends its time on: the operators that are among the first of any model."""
+    profiles = {_name(row): row.profile for row in rows if row.profile is not None}
+    if not profiles:
+        return
+    table = Table(title="ms a call under the profiler, and share", title_justify="left")
+    table.add_column("operator", overflow="fold")
+    for name in profiles:
+        table.add_column(name, justify="right", overflow="fold")
+    for operator in dict.fromkeys(name for profile in profiles.values() for name in list(profile)[:_OPERATORS]):
+        cells = [
+            f"{profile.get(operator, 0.0) * 1e3:.3g} ({profile.get(operator, 0.0) / sum(profile.values()):.0%})"
+            for profile in profiles.values()
+        ]
+        table.add_row(operator.removeprefix("aten::"), *cells)
+    console.print(table)
+
+
+def _ratio(ratio: Estimate | None) -> tuple[str, str]:
+    return ("1", "") if ratio is None else (f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}")
 
 
 def _name(row: Row) -> str:
@@ -189,6 +225,14 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
             reasons.append(f"`--{option}` must be {' or '.join(allowed)}, but is {getattr(args, option)}.")
     if args.cuda and not torch.cuda.is_available():
         reasons.append("`--cuda` needs a GPU that torch can use, but there is none.")
+    if args.ctranslate2 and args.ctranslate2 not in QUANTIZATIONS:
+        reasons.append(f"`--ctranslate2` must be of {', '.join(QUANTIZATIONS)}, but is {args.ctranslate2}.")
+    if args.ctranslate2 and "generate" not in names:
+        reasons.append(f"`--ctranslate2` generates alone, but `--workloads` has {args.workloads}.")
+    if args.ctranslate2 and importlib.util.find_spec("ctranslate2") is None:
+        reasons.append(
+            "`--ctranslate2` needs CTranslate2, which is not installed: pip install 'fairseq_dsp[ctranslate2]'."
+        )
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     if device == "cpu" and args.dtype == "float16":
         reasons.append("`--dtype float16` needs a GPU, but the device is the CPU: use bfloat16 or float32.")
@@ -227,7 +271,7 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         for batch in (batches if WORKLOADS[name].takes_batch else [None])
         for beam in (beams if WORKLOADS[name].takes_beam else [None])
     ]
-    return settings, Plan(pairs, warmup, args.clock, not args.no_memory), cases
+    return settings, Plan(pairs, warmup, args.clock, not args.no_memory, args.profile), cases
 
 
 def _numbers(text: str, option: str, least: int, reasons: list[str]) -> list[int]:

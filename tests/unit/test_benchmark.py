@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,19 +13,22 @@ from fairseq.modules import MultiheadAttention
 from fairseq.sequence_generator import SequenceGenerator
 from hypothesis import given
 from hypothesis import strategies as st
+from models import few_examples, grids
 
 from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.benchmark import pruning
 from fairseq_dsp.benchmark.flops import count
 from fairseq_dsp.benchmark.layouts import packed, spread
 from fairseq_dsp.benchmark.measuring import achieved_share, paired_ratio, take_turns
-from fairseq_dsp.benchmark.settings import Settings
-from fairseq_dsp.benchmark.subjects import Subject, facts_of, labels
+from fairseq_dsp.benchmark.sentences import batch_of
+from fairseq_dsp.benchmark.serving import translate
+from fairseq_dsp.benchmark.settings import Case, Settings
+from fairseq_dsp.benchmark.subjects import Subject, dictionaries_of, facts_of, labels, options_of
 from fairseq_dsp.benchmark.training import trainer_of
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.bench import cli_main, main
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid
-from tests.models import few_examples, grids
 
 DENSE = "transformer_tiny:words=30/40"
 SMALL = "dsp_transformer_tiny:spread=6,words=30/40"
@@ -160,6 +164,63 @@ def test_rows_of_every_workload(tmp_path, capsys):
     assert "generate, batch 2, beam 2" in printed
 
 
+def test_ctranslate2_takes_its_turns_in_generation(tmp_path, capsys):
+    pytest.importorskip("ctranslate2")
+    file = tmp_path / "rows.jsonl"
+    models = ["--random", DENSE, SMALL, GATED, "--ctranslate2", "int8", "--workloads", "encoder,generate"]
+    main([*models, *QUICK, "--no-memory", "--json", str(file)])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {row["engine"] for row in rows if row["workload"] == "encoder"} == {"fairseq"}
+    rows = [row for row in rows if row["workload"] == "generate"]
+    assert [row["engine"] for row in rows] == ["fairseq"] * 3 + ["CTranslate2 int8"] * 3
+    assert [row["heads"] for row in rows] == [12, 6, 5] * 2
+    for row in rows:  # two sentences of four words and an end, in both
+        assert row["tokens_per_second"] * row["median"] == pytest.approx(10)
+        assert (row["flops"] > 0) == (row["promised"] is not None or row is rows[0]) == (row["engine"] == "fairseq")
+    assert [row["ratio"] is None for row in rows] == [True] + [False] * 5
+    assert [row["engine_ratio"] is None for row in rows] == [True, False, False] * 2
+    for row in rows[1:]:
+        first = rows[0] if row["engine"] == "fairseq" else rows[3]
+        if row is not first:
+            assert row["engine_ratio"] == asdict(paired_ratio(first["seconds"], row["seconds"]))
+    assert "within engine" in "".join(capsys.readouterr().out.split("\n"))
+
+
+def test_ctranslate2_runs_the_checkpoint_that_fairseq_runs(tmp_path):
+    pytest.importorskip("ctranslate2")
+    model = Subject("dsp_transformer_tiny:packed=5,words=30/40", True).build()
+    torch.save({"model": model.state_dict(), "args": options_of(model)}, tmp_path / "small.pt")
+    served = Subject(str(tmp_path / "small.pt"), ctranslate2="float32").build()
+    case, settings = Case("generate", 3, 2), Settings(output_length=None, length=4, words=(30, 40))
+    theirs = translate(served, settings, case, "float32").call()
+    words = dictionaries_of(model)[1]
+    generator = SequenceGenerator([model], words, beam_size=2, max_len_a=0, max_len_b=200)
+    ours = [found[0]["tokens"].tolist() for found in generator.generate([model], batch_of(settings, 3))]
+    assert theirs == [[words.symbols[word] for word in sentence[:-1]] for sentence in ours]
+
+
+def test_profiles_name_what_takes_the_time(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    main(["--random", DENSE, SMALL, "--workloads", "encoder", *QUICK, "--no-memory", "--profile", "--json", str(file)])
+    for line in file.read_text().splitlines():
+        profile = json.loads(line)["profile"]
+        assert {"aten::addmm", "aten::native_layer_norm", "outside of operators"} <= set(profile)
+        assert list(profile.values()) == sorted(profile.values(), reverse=True)
+        assert min(profile.values()) >= 0
+    assert "native_layer_norm" in capsys.readouterr().out
+
+
+def test_a_layout_may_be_a_file_or_that_of_a_checkpoint(tmp_path):
+    known = packed(Subject(SMALL, True).build().layout.grid, 4)
+    text, checkpoint = tmp_path / "learned.txt", tmp_path / "learned.pt"
+    text.write_text(f"{known}\n")
+    architecture = "dsp_transformer_tiny:words=30/40,layout="
+    model = Subject(f"{architecture}{text}", True).build()
+    assert model.layout == known
+    torch.save({"model": model.state_dict(), "args": options_of(model)}, checkpoint)
+    assert Subject(f"{architecture}{checkpoint}", True).build().layout == known
+
+
 def test_memory_is_of_a_process_of_its_own(tmp_path):
     file = tmp_path / "rows.jsonl"
     main(["--random", SMALL, "--workloads", "encoder", *QUICK, "--json", str(file)])
@@ -180,6 +241,24 @@ def test_generation_is_of_the_length_that_was_asked_for(monkeypatch):
     assert lengths == {5}  # with its end
 
 
+def test_the_rewriting_of_made_checkpoints_is_measured(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    pruning.main(["--megabytes", "3", "--arch", "dsp_transformer_tiny", "--runs", "1", "--json", str(file)])
+    training, weights = (json.loads(line) for line in file.read_text().splitlines())
+    assert (training["kind"], weights["kind"]) == pruning.KINDS
+    for row in (training, weights):
+        assert 2e6 < row["size"] < 4e6
+        assert len(row["seconds"]) == 1
+        assert row["peak"] > row["rewritten"] > 0
+    assert training["rewritten"] < training["size"] / 2  # no optimizer state
+    assert "weights only" in capsys.readouterr().out
+
+
+def test_no_run_is_refused():
+    with pytest.raises(Refusal, match="`--runs` must be at least 1, but is 0."):
+        pruning.main(["--runs", "0"])
+
+
 def test_labels_tell_files_apart():
     subjects = [Subject("a/x.pt"), Subject("b/x.pt"), Subject("b/y.pt"), Subject("ARCH:spread=1", True)]
     assert labels(subjects) == ["a/x.pt", "b/x.pt", "y.pt", "ARCH:spread=1"]
@@ -193,6 +272,8 @@ def test_labels_tell_files_apart():
         (["--random", DENSE, "--workloads", "encoder,dance"], "but has 'dance'."),
         (["--random", DENSE, "--pairs", "0"], "`--pairs` must be whole numbers of at least 1, but is '0'."),
         (["--random", DENSE, "--cuda"], "`--cuda` needs a GPU that torch can use, but there is none."),
+        (["--random", DENSE, "--ctranslate2", "int4"], "but is int4."),
+        (["--random", DENSE, "--ctranslate2", "int8", "--workloads", "encoder"], "but `--workloads` has encoder."),
         (["--random", DENSE, "--fp16"], "`--dtype float16` needs a GPU"),
         (["--random", DENSE, "--clock", "cpu", "--threads", "2"], "but there is 2 threads: use wall."),
         (["--random", DENSE, "--data", "nowhere"], "`--output-length` must be given with `--data`"),
@@ -219,6 +300,12 @@ def test_refusals(arguments, sentence, monkeypatch, capsys):
     assert left.value.code == 2
     assert len(printed) == 1
     assert sentence in printed[0]
+
+
+def test_refuses_ctranslate2_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Refusal, match="is not installed: pip install"):
+        main(["--random", DENSE, "--ctranslate2", "int8"])
 
 
 def test_refuses_to_overwrite(tmp_path):

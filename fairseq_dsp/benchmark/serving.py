@@ -1,0 +1,59 @@
+"""Translation by CTranslate2, to set beside fairseq's generation. Called by `comparison`."""
+
+from __future__ import annotations
+
+import tempfile
+from types import SimpleNamespace
+
+from fairseq_dsp.benchmark.sentences import batch_of
+from fairseq_dsp.benchmark.settings import Case, Settings
+from fairseq_dsp.benchmark.subjects import dictionaries_of, options_of
+from fairseq_dsp.benchmark.workloads import Run
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.export.ctranslate2 import objections
+from fairseq_dsp.export.specification import Vocabularies, build_spec, import_ctranslate2
+from fairseq_dsp.model import DspTransformerModel
+
+
+def translate(model: DspTransformerModel, settings: Settings, case: Case, weights: str) -> Run:
+    """The batch that `workloads.generate` has, with the same beam and, where a length is asked for, as many steps.
+
+    Args:
+        model: not baked yet; baked afterwards.
+        weights: their type, as CTranslate2 names it; it computes in the same.
+
+    Raises:
+        Refusal: CTranslate2 is missing, cannot represent the model, or has no such type on this machine.
+    """
+    api = import_ctranslate2()
+    model.bake()
+    source, target = dictionaries_of(model)
+    words = Vocabularies(list(source.symbols), list(target.symbols))
+    options = options_of(model)
+    reasons = objections(model, SimpleNamespace(task=SimpleNamespace(_name="translation"), model=options), words)
+    if reasons:
+        raise Refusal(*reasons)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = build_spec(model, options, words)
+        spec.validate()
+        spec.optimize(weights)
+        spec.save(folder)
+        try:
+            translator = api.Translator(
+                folder, settings.device, compute_type=weights, inter_threads=1, intra_threads=settings.threads
+            )
+        except ValueError as error:
+            raise Refusal(f"`--ctranslate2 {weights}` cannot be had on this machine: {error}") from error
+    tokens = batch_of(settings, case.batch or 1)["net_input"]["src_tokens"]
+    special = (source.pad(), source.eos())
+    sentences = [[source.symbols[word] for word in sentence if word not in special] for sentence in tokens.tolist()]
+    limits = {"max_decoding_length": 200}
+    if settings.output_length is not None:
+        # fairseq's end of a sentence is a step too
+        limits = dict.fromkeys(("min_decoding_length", "max_decoding_length"), settings.output_length + 1)
+
+    def call() -> list[list[str]]:
+        results = translator.translate_batch(sentences, beam_size=case.beam or 1, **limits)
+        return [result.hypotheses[0] for result in results]
+
+    return Run(call, tokens=sum(map(len, call())))
