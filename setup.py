@@ -65,6 +65,7 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.12",
             "mypy>=1.15",
+            "nox>=2024.3.2",
             "pre-commit>=4",
         ],
     },

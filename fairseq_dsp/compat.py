@@ -10,10 +10,25 @@ import argparse
 import collections
 import logging
 import re
+import types
 import typing
 import warnings
+from unittest import mock
 
-SUPPORTED = ("0.12.2", "0.12.3")
+FAIRSEQ = ("0.12.2", "0.12.3")
+TORCH = (2, 5), (3, 0)  # from the first version to before the second, as setup.py says
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError("fairseq_dsp needs torch, which cannot be imported: pip install 'torch>=2.5,<3'.") from error
+
+# before fairseq, which some versions of torch stop in the middle of its own imports
+if not TORCH[0] <= tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH[1]:
+    raise ImportError(
+        f"fairseq_dsp supports torch from 2.5 to before 3, but {torch.__version__} is installed: "
+        "pip install 'torch>=2.5,<3'."
+    )
 
 # fairseq's speech tasks announce at import that tensorboardX is missing; translation has no use for it
 logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
@@ -26,18 +41,19 @@ except ImportError as error:
         "(or, for a fairseq of your own, fairseq-fixed 0.12.3.1)."
     ) from error
 
-if not fairseq.__version__.startswith(SUPPORTED):
+if not fairseq.__version__.startswith(FAIRSEQ):
     raise ImportError(
-        f"fairseq_dsp supports fairseq {' and '.join(SUPPORTED)}, but {fairseq.__version__} is installed: "
+        f"fairseq_dsp supports fairseq {' and '.join(FAIRSEQ)}, but {fairseq.__version__} is installed: "
         "pip install 'fairseq_dsp[fairseq]'."
     )
 
 import numpy as np
-import torch
+import omegaconf
 from fairseq.distributed.utils import _TensorPlaceholder
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
+from torch import nn
 
 try:
     from numpy._core import multiarray
@@ -97,17 +113,41 @@ def quieten_warnings() -> None:
         warnings.filterwarnings("ignore", message=message, category=category)
 
 
+def config_of_checkpoint(content: typing.Any) -> DictConfig:
+    """A checkpoint's `cfg` as OmegaConf, which may hold the Namespace of a legacy architecture."""
+    if omegaconf.__version__ >= "2.1":
+        return OmegaConf.create(content, flags={"allow_objects": True})
+    # fairseq 0.12.2 asks for OmegaConf 2.0, which has no flag for it
+    with mock.patch.object(omegaconf._utils, "is_primitive_type", return_value=True):
+        return OmegaConf.create(content)
+
+
 # The fused encoder of fairseq 0.12.2 keeps second copies of every encoder layer's weights under these names.
-_FUSED_COPY = re.compile(
-    r"(^|\.)encoder\.layers\.\d+\.(in_proj_weight|in_proj_bias|out_proj_weight|out_proj_bias"
-    r"|fc1_weight|fc1_bias|fc2_weight|fc2_bias)$"
-)
+FUSED_COPIES = tuple(f"{stem}_{kind}" for stem in ("in_proj", "out_proj", "fc1", "fc2") for kind in ("weight", "bias"))
+_FUSED_COPY = re.compile(rf"(^|\.)encoder\.layers\.\d+\.({'|'.join(FUSED_COPIES)})$")
 
 
 def drop_fused_encoder_copies(state: dict[str, typing.Any]) -> None:
     """Removes from a state, in place, what only the fused encoder of fairseq 0.12.2 reads."""
     for name in [name for name in state if _FUSED_COPY.search(name)]:
         del state[name]
+
+
+def disable_fused_encoder(encoder: nn.Module) -> None:
+    """Makes every layer of an encoder compute by its modules, in place. Only fairseq 0.12.2's layers know another way.
+
+    In evaluation they hand second copies of their weights to one kernel of torch, past `self_attn` and so past gates and
+    missing heads. The copies go too: they would count as parameters, and loading would fill them from biases and rows
+    that a layer without heads does not have. Empty tensors take their names, for TorchScript reads all of the forward pass.
+    """
+    for layer in (encoder.layers[index] for index in range(len(encoder.layers))):
+        if hasattr(layer, "can_use_fastpath"):
+            layer.can_use_fastpath = False
+            for name in FUSED_COPIES:
+                delattr(layer, name)
+                layer.register_buffer(name, torch.empty(0), persistent=False)
+            # the layer's own version writes the copies into the state, and switches the fused kernel on
+            layer._load_from_state_dict = types.MethodType(nn.Module._load_from_state_dict, layer)
 
 
 allow_checkpoint_types()

@@ -62,6 +62,7 @@ class TranslationDspTask(TranslationTask):
                 raise Refusal(FULLY_SHARDED)
         self._trains = False
         self._learns_heads = False
+        self._adaptive_softmax = False
         self._updates_an_epoch: int | None = None
         self._warned_of_cooldown = False
         self._progress = HeadProgress()
@@ -91,6 +92,7 @@ class TranslationDspTask(TranslationTask):
         model = super().build_model(cfg, from_checkpoint)
         model.adopts_dense_state = True
         self._learns_heads = model.head_gates is not None
+        self._adaptive_softmax = model.decoder.adaptive_softmax is not None
         return model
 
     def _objections_to_start(self, cfg: Any) -> list[str]:
@@ -107,14 +109,20 @@ class TranslationDspTask(TranslationTask):
             ]
         return []
 
-    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Builds the criterion; refuses one that would lose the penalty."""
-        criterion = super().build_criterion(cfg, from_checkpoint)
+    def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Builds the criterion; refuses one that would lose the penalty, or that cannot train the model."""
+        criterion = super().build_criterion(cfg, *args, **kwargs)  # fairseq 0.12.2 takes the cfg alone
         if self._learns_heads and not isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
             with exit_on_refusal():
                 raise Refusal(
                     "`--criterion` must be label_smoothed_cross_entropy_dsp for `--task translation_dsp`, but is "
                     f"{get_option(cfg, '_name')}."
+                )
+        if self._adaptive_softmax and isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
+            with exit_on_refusal():  # fairseq's criterion, from which ours comes, has no gradient there
+                raise Refusal(
+                    "`--adaptive-softmax-cutoff` must not be given with `--criterion label_smoothed_cross_entropy_dsp`: only "
+                    "`--criterion adaptive_loss` trains it, with given heads (`--head-layout`)."
                 )
         return criterion
 

@@ -30,9 +30,9 @@ budgets = pytest.mark.parametrize("kept", [0, 1, 7, HEADS - 1, HEADS])
 choices = pytest.mark.parametrize("kept", [1, 7, HEADS - 1])
 
 
-def choosing(method: str, kept: int, update: int = 1, seed: int = 0) -> Any:
+def choosing(method: str, kept: int, update: int = 1, seed: int = 0, **options: Any) -> Any:
     """A model in the middle of choosing, with random parameters."""
-    model = build_gated(method, kept)
+    model = build_gated(method, kept, **options)
     randomise(model, seed)
     model.set_num_updates(update)
     return model
@@ -40,9 +40,7 @@ def choosing(method: str, kept: int, update: int = 1, seed: int = 0) -> Any:
 
 def fixed(method: str, kept: int) -> Any:
     """A model whose heads have been fixed in a training pass, and whose importance has moved on since."""
-    model = choosing(method, kept)
-    if model.head_gates.method.fixes_at is None:
-        pytest.skip("the method never fixes its heads")
+    model = choosing(method, kept, cooldown_updates=10)
     model.set_num_updates(model.head_gates.method.fixes_at)
     scores(model.train())
     with torch.no_grad():

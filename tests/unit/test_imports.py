@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "config": {"errors"},
     "masks": set(),
     "live": {"attention"},  # its types alone
-    "attention": {"live", "masks"},
+    "attention": {"live", "masks", "sharing"},
+    "sharing": set(),
     "scoring": {"heads", "attention", "errors", "scoring"},
     "methods": {"heads", "subset", "config", "errors", "methods"},
 }

@@ -1,0 +1,78 @@
+"""Models of random shapes: the rewritten one computes what the masked one does, whole and a word at a time, in float32."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import assert_same, build, build_with, layouts_of, scores, scores_as_generated
+
+from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.surgery import attentions, mask_heads, shrink_model, shrink_state
+
+NUMBERS_OF_HEADS = (1, 2, 3, 5, 8, 16)
+TOLERANCE = 1e-5
+
+
+@st.composite
+def shapes(draw: st.DrawFn, most_layers: int = 8) -> tuple[HeadGrid, dict[str, Any]]:
+    """A grid and the options of a model that has it; dimensions are small multiples of the numbers of heads."""
+    options: dict[str, Any] = {}
+    for side in ("encoder", "decoder"):
+        heads = draw(st.sampled_from(NUMBERS_OF_HEADS))
+        options |= {
+            f"{side}_attention_heads": heads,
+            f"{side}_embed_dim": max(4, 2 * heads * draw(st.integers(1, 2))),  # fairseq's sines need 4
+            f"{side}_layers": draw(st.integers(0, most_layers)),
+            f"{side}_normalize_before": draw(st.booleans()),
+            f"{side}_learned_pos": draw(st.booleans()),
+        }
+    output = draw(st.sampled_from(["separate", "tied", "shared", "adaptive"]))
+    if output == "shared":
+        options["decoder_attention_heads"] = options["encoder_attention_heads"]
+        options["decoder_embed_dim"] = options["encoder_embed_dim"]
+        options["share_all_embeddings"] = True
+    options["share_decoder_input_output_embed"] = output in ("tied", "shared")
+    options["decoder_output_dim"] = options["decoder_embed_dim"]
+    if output == "adaptive":
+        options |= {"adaptive_softmax_cutoff": "5,9", "adaptive_softmax_factor": 1, "adaptive_softmax_dropout": 0}
+    encoder = (options["encoder_attention_heads"],) * options["encoder_layers"]
+    decoder = (options["decoder_attention_heads"],) * options["decoder_layers"]
+    return HeadGrid(encoder, decoder, decoder), options
+
+
+def assert_rewritten_equals_masked(data: st.DataObject, grid: HeadGrid, options: dict[str, Any]) -> None:
+    # float32 as users run it; moderate weights, for its rounding grows with the size of what is added up
+    model = build(head_layout=str(HeadLayout.full(grid)), **options).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    layout = data.draw(layouts_of(grid))
+    masked, rewritten = copy.deepcopy(model), copy.deepcopy(model)
+    mask_heads(masked, layout, model.layout)
+    shrink_model(rewritten, layout, model.layout)
+    dims = {site: attention.head_dim for site, attention in attentions(model, grid)}
+    loaded = build_with(layout, **options).float()
+    loaded.load_state_dict(shrink_state(model.state_dict(), layout, dims), strict=True)
+    expected = scores(masked)
+    for ours in (rewritten, loaded):
+        assert_same(scores(ours), expected, TOLERANCE)
+        assert_same(scores_as_generated(ours), expected, TOLERANCE)
+    assert_same(scores_as_generated(masked), expected, TOLERANCE)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_shape(data: st.DataObject):
+    assert_rewritten_equals_masked(data, *data.draw(shapes()))
+
+
+@pytest.mark.slow
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_many_shapes(data: st.DataObject):
+    assert_rewritten_equals_masked(data, *data.draw(shapes()))

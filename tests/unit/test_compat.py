@@ -1,0 +1,157 @@
+"""What differs between versions of fairseq and torch: refusals at import, the fused encoder of fairseq 0.12.2."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq.models.transformer import TransformerEncoderBase
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+from models import assert_same, build, build_gated, build_with, scores, scores_as_generated, sentences
+
+from fairseq_dsp.compat import FUSED_COPIES, disable_fused_encoder, drop_fused_encoder_copies
+from fairseq_dsp.heads import HeadGrid, HeadLayout
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def import_with(before: str) -> subprocess.CompletedProcess:
+    """Imports the package in a fresh Python, after some other statements."""
+    return subprocess.run(
+        [sys.executable, "-c", f"{before}\nimport fairseq_dsp"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.mark.parametrize("version", ["2.4.1+cu121", "3.0.0.dev20270101"])
+def test_an_unsupported_torch_is_refused_at_import_in_a_sentence(version: str):
+    done = import_with(f"import torch; torch.__version__ = '{version}'")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == (
+        f"ImportError: fairseq_dsp supports torch from 2.5 to before 3, but {version} is installed: "
+        "pip install 'torch>=2.5,<3'."
+    )
+
+
+@pytest.mark.parametrize("version", ["0.12.1", "1.0.0a0"])
+def test_an_unsupported_fairseq_is_refused_at_import_in_a_sentence(version: str):
+    done = import_with(f"import fairseq; fairseq.__version__ = '{version}'")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == (
+        f"ImportError: fairseq_dsp supports fairseq 0.12.2 and 0.12.3, but {version} is installed: "
+        "pip install 'fairseq_dsp[fairseq]'."
+    )
+
+
+@pytest.mark.parametrize("name", ["torch", "fairseq"])
+def test_a_missing_package_is_named_at_import(name: str):
+    done = import_with(f"import sys; sys.modules['{name}'] = None")
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].startswith(f"ImportError: fairseq_dsp needs {name}, which ")
+
+
+class FusedLayer(TransformerEncoderLayerBase):
+    """An encoder layer that bypasses its attention as fairseq 0.12.2's does, on whatever fairseq is installed."""
+
+    def __init__(self, cfg, *args, **kwargs):
+        super().__init__(cfg, *args, **kwargs)
+        self.can_use_fastpath = True
+        for name in FUSED_COPIES:
+            setattr(self, name, torch.nn.Parameter(torch.zeros(3)))
+
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        for name in FUSED_COPIES:
+            state_dict[prefix + name] = torch.zeros(3)
+        super(TransformerEncoderLayerBase, self)._load_from_state_dict(state_dict, prefix, *others)
+
+    def forward(self, x, *args, **kwargs):
+        return 2 * x if self.can_use_fastpath else super().forward(x, *args, **kwargs)
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders are built of layers that have a fused path."""
+    monkeypatch.setattr(TransformerEncoderBase, "build_encoder_layer", lambda self, cfg: FusedLayer(cfg))
+
+
+@pytest.fixture
+def native_or_simulated(request: pytest.FixtureRequest) -> None:
+    """fairseq 0.12.2's own layers where that is installed, else the simulation."""
+    layer = build(arch="transformer").encoder.layers[0]
+    if not hasattr(layer, "can_use_fastpath"):
+        request.getfixturevalue("fused")
+
+
+def reloaded(model):
+    """The model after loading its own state, as generation does: from here 0.12.2's own layers use the fused path."""
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    return model.eval()
+
+
+LAYOUT = HeadLayout.parse("enc:100.000/dec:011.111/cross:010.001")
+
+
+@pytest.mark.usefixtures("native_or_simulated")
+def test_gates_reach_the_encoder_s_output_where_layers_have_a_fused_path():
+    model = reloaded(build_gated(kept=0))
+    dense = reloaded(build_gated(kept=18))
+    source, lengths, _ = sentences()
+    none, every = (each.encoder(source, lengths)["encoder_out"][0] for each in (model, dense))
+    assert not torch.allclose(none, every)
+    unpruned = dict(dense.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, unpruned[name])
+
+
+@pytest.mark.usefixtures("native_or_simulated")
+def test_masked_and_rewritten_agree_where_layers_have_a_fused_path():
+    masked = reloaded(build_gated(kept=5))
+    small = copy.deepcopy(masked)
+    small.bake()
+    assert small.layout.count == 5
+    assert_same(scores(reloaded(small)), scores(masked))
+    assert_same(scores_as_generated(small), scores_as_generated(masked))
+
+
+@pytest.mark.usefixtures("native_or_simulated")
+def test_layers_without_heads_load_where_layers_have_a_fused_path():
+    model = build_with(LAYOUT)
+    before = scores(model)
+    assert_same(scores(reloaded(model)), before)
+
+
+@pytest.mark.usefixtures("native_or_simulated")
+def test_the_second_copies_are_no_parameters_of_our_models():
+    names = [name for name, _ in build_with(LAYOUT).named_parameters()]
+    assert not [name for name in names if name.startswith("encoder.layers.") and name.split(".")[-1] in FUSED_COPIES]
+
+
+def test_layers_without_a_fused_path_are_left_alone():
+    layer = torch.nn.Linear(2, 2)
+    before = list(vars(layer))
+    disable_fused_encoder(types.SimpleNamespace(layers=[layer]))
+    assert list(vars(layer)) == before
+
+
+def test_only_the_second_copies_leave_a_state():
+    names = ["encoder.layers.0.fc1_weight", "encoder.layers.11.in_proj_bias", "encoder.layers.0.fc1.weight"]
+    names += ["encoder.layers.0.self_attn.out_proj.weight", "decoder.layers.0.fc1_weight"]
+    state = dict.fromkeys(names)
+    drop_fused_encoder_copies(state)
+    assert list(state) == names[2:]
+
+
+def test_the_grid_of_a_model_with_fused_layers_is_the_usual_one(fused: None):
+    assert build_gated().layout.grid == HeadGrid((3, 3), (3, 3), (3, 3))
