@@ -47,10 +47,14 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
         return subprocess.Popen(command, text=True, stdout=out, stderr=subprocess.STDOUT, env=variables)
 
 
-def call(folder: Path, *arguments: object) -> tuple[int, str]:
-    """Exit code, and what this call printed."""
+def call(folder: Path, *arguments: object, limit: float = 280) -> tuple[int, str]:
+    """Exit code, and what this call printed; one that takes longer than `limit` seconds is killed."""
     before = (folder / "out.txt").stat().st_size if (folder / "out.txt").exists() else 0
-    code = start(folder, *arguments).wait(timeout=280)
+    process = start(folder, *arguments)
+    try:
+        code = process.wait(timeout=limit)
+    finally:
+        process.kill()
     return code, (folder / "out.txt").read_text()[before:]
 
 
@@ -264,7 +268,7 @@ class TestPlan:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_method_gives_a_result(precision: str, data: Path, tmp_path: Path):
     options = ["--methods", *presets.METHODS, "--budgets", 12, 3, 0, "auto", "--jobs", 2, "--precision", precision]
-    code, printed = call(tmp_path, *SMALL, "--data", data, "--output", tmp_path / "out", *options)
+    code, printed = call(tmp_path, *SMALL, "--data", data, "--output", tmp_path / "out", *options, limit=1700)
     assert code == 0, printed
     found = records(tmp_path / "out")
     assert len(found) == 1 + 9 * 3 + 1

@@ -45,7 +45,8 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
     signatures = {"bleu_tok": tokenised.signature} | {name: str(m.get_signature()) for name, m in metrics.items()}
     model = load_model(read_checkpoint(str(out / run.deployed)))
     layout = model.deployed_layout()
-    log = folder / "train.log"
+    training = out / "runs" / (run.training or run.name)
+    log = training / "train.log"
     trained = training_figures(log.read_text(encoding="utf-8")) if log.is_file() else {}
     return {
         "method": run.method,
@@ -56,7 +57,7 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
         "bleu_tok": tokenised.value,
         **scores,
         "signatures": signatures,
-        "updates": updates_of(folder / "checkpoints" / LAST) if trained else None,
+        "updates": updates_of(training / "checkpoints" / LAST) if trained else None,
         "seconds": trained.get("seconds"),
         "words_per_second": trained.get("words_per_second"),
         "parameters": sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head_gates.")),
@@ -65,7 +66,7 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
         "data": data.info,
         "command": " && ".join(shlex.join(step.words) for step in run.steps),
         "hypotheses": translations,
-        "log": f"runs/{run.name}/train.log" if trained else None,
+        "log": str(log.relative_to(out)) if trained else None,
     }
 
 

@@ -40,12 +40,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the results, or, where `budget` is None, scores that other runs need.
+    """One line of the results, or, where `budget` is None, scores or a training that other runs need.
 
     Attributes:
-        budget: K; the word auto for hard-concrete's own.
+        budget: K; the word auto for hard-concrete's own number.
         needs: names of runs that come first.
         deployed: the checkpoint that translates the test set.
+        training: the run that trained it; empty for this one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Run:
     steps: tuple[Step, ...]
     needs: tuple[str, ...] = ()
     deployed: str = ""
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def plan(settings: Settings, methods: Sequence[str], budgets: Sequence[int | str
         for scorer in SCORED:
             if any(method.partition("-")[0] == scorer for method in methods):
                 add(maker.scores(scorer, seed))
+        if "hard-concrete" in methods:
+            add(maker.hard_concrete(seed))
         for budget in budgets:
             for method in pruned:
                 if budget != AUTO or method == "hard-concrete":
@@ -155,8 +159,18 @@ class _Maker:
         words += ["--seed", seed, "--output", output, *([] if self.settings.gpu else ["--cpu"])]
         return Run(name, scorer, None, seed, (Step("score", _text(words), output),), (needed,))
 
+    def hard_concrete(self, seed: int) -> Run:
+        """The one training for all budgets of a seed: no gate depends on K."""
+        name = f"hard-concrete-s{seed}"
+        parts = [*self._ours("hard-concrete", AUTO), *self.schedule.importance[:2]]
+        parts += ["--l0-penalty", self.preset.l0_penalty] if self.preset.l0_penalty is not None else []
+        train = self._train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
+        return Run(name, "hard-concrete", None, seed, (train,))
+
     def pruned(self, method: str, budget: int | str, seed: int) -> Run:
         name = f"{method}-k{budget}-s{seed}"
+        if method == "hard-concrete":
+            return self._cut(name, budget, seed)
         if method in LEARNED or method == "fixed":
             return self._trained(name, method, budget, seed)
         scorer = method.partition("-")[0]
@@ -174,11 +188,17 @@ class _Maker:
         steps.append(self._generate(name, deployed))
         return Run(name, method, budget, seed, tuple(steps), (dense, scores), deployed)
 
+    def _cut(self, name: str, budget: int | str, seed: int) -> Run:
+        needed, small = f"hard-concrete-s{seed}", f"runs/{name}/pruned.pt"
+        # the number of heads falls throughout the training: the best checkpoint is an early one with most of them
+        trained = f"runs/{needed}/checkpoints/checkpoint_last.pt"
+        choice = [] if budget == AUTO else ["--unpruned-heads", budget]
+        steps = (self._prune(trained, small, *choice), self._generate(name, small))
+        method = "hard-concrete" if budget != AUTO else "hard-concrete-auto"
+        return Run(name, method, budget, seed, steps, (needed,), small, needed)
+
     def _trained(self, name: str, method: str, budget: int | str, seed: int) -> Run:
-        parts = ["--task", "translation_dsp", "--unpruned-heads", budget, *self._architecture(True)]
-        parts += ["--criterion", "label_smoothed_cross_entropy_dsp", "--optimizer", "dsp_adam"]
-        selection = "dsp" if method == "pipelined" else method
-        parts += ["--head-selection", selection]
+        parts = self._ours("dsp" if method == "pipelined" else method, budget)
         importance, schedule, needs, epochs = self.schedule.importance, self.schedule, (), self.preset.epochs
         cooldown, warmup = schedule.cooldown, schedule.warmup
         if method == "pipelined":
@@ -191,18 +211,18 @@ class _Maker:
             parts += [*importance, "--cooldown-updates", cooldown]
         elif method == "ste":
             parts += [*importance[:2], "--cooldown-updates", cooldown]
-        elif method == "hard-concrete":
-            parts += importance[:2]
-            parts += ["--l0-penalty", self.preset.l0_penalty] if self.preset.l0_penalty is not None else []
-        # where the number of heads falls throughout the training, the best checkpoint is an early one with most of them
-        chosen = "last" if budget == AUTO else "best"
         small = f"runs/{name}/pruned.pt"
         train = self._train(name, parts, seed, epochs, warmup)
-        trained = f"runs/{name}/checkpoints/checkpoint_{chosen}.pt"
+        trained = f"runs/{name}/checkpoints/checkpoint_best.pt"
         if method == "fixed":  # has no other heads to remove
             return Run(name, method, budget, seed, (train, self._generate(name, trained)), needs, trained)
         steps = (train, self._prune(trained, small), self._generate(name, small))
-        return Run(name, method if budget != AUTO else f"{method}-auto", budget, seed, steps, needs, small)
+        return Run(name, method, budget, seed, steps, needs, small)
+
+    def _ours(self, selection: str, budget: int | str) -> list[Any]:
+        words = ["--task", "translation_dsp", "--unpruned-heads", budget, *self._architecture(True)]
+        words += ["--criterion", "label_smoothed_cross_entropy_dsp", "--optimizer", "dsp_adam"]
+        return [*words, "--head-selection", selection]
 
     def _stock(self) -> list[str]:
         return ["--task", "translation", "--criterion", "label_smoothed_cross_entropy", "--optimizer", "adam"]

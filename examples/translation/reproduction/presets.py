@@ -74,9 +74,9 @@ PRESETS: Mapping[str, Preset] = {
         budgets=("72", "60", "48", "36", "24", "18", "12", "8", "4", "0"), seeds=(1, 2, 3),
     ),
     "small": Preset(
-        architecture="transformer", shape=(3, 4, 128, 256), max_tokens=2048, epochs=4, learning_rate=3e-3, dropout=0.1,
+        architecture="transformer", shape=(3, 4, 64, 128), max_tokens=2048, epochs=4, learning_rate=3e-3, dropout=0.1,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
-        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2),
+        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=0.001,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
