@@ -1,0 +1,161 @@
+"""Broken inputs of every kind, each with the command that gets it and what must come of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from commands import run as run_command
+from hypothesis import strategies as st
+
+from tests.campaigns import mutations
+from tests.campaigns.material import Material
+
+
+@dataclass(frozen=True)
+class Case:
+    """A broken input and what is done with it.
+
+    Args:
+        kind: of input.
+        name: of our command, such as `prune`.
+        arguments: of the command; `OUT` stands for its output.
+        heads: how many heads a checkpoint must have that is written; None for as many as it says.
+        same: whether what is written must be what the undamaged input gives.
+        must_say: what a refusal must name, and nothing but a refusal will do; empty for anything.
+        about: what a failure is told with.
+    """
+
+    kind: str
+    name: str
+    arguments: tuple[str, ...]
+    heads: int | None = None
+    same: bool = False
+    must_say: str = ""
+    about: str = ""
+
+
+class Source:
+    """Makes cases: each kind has its share.
+
+    Args:
+        folder: for the broken files, one of each name at a time.
+    """
+
+    def __init__(self, made: Material, folder: Path) -> None:
+        self.made, self.folder = made, folder
+        self.bytes = {path: path.read_bytes() for path in (made.trained, made.pruned)}
+        self.boundaries = {path: mutations.boundaries_of(content) for path, content in self.bytes.items()}
+        self.state = torch.load(made.trained, weights_only=True)
+        score = [made.data, "--path", made.dense, "--scorer", "magnitude", "--output", folder / "scores.json", "--cpu"]
+        done = run_command("fairseq_dsp.cli.score", *score, folder=folder)
+        assert done.code == 0, done.err
+        self.scores = json.loads((folder / "scores.json").read_text())
+        self.results = [json.loads(line) for line in made.results.read_text().splitlines()]
+
+    def cases(self) -> st.SearchStrategy[Case]:
+        """Any case."""
+        return st.one_of(
+            mutations.layout_texts().map(self.layout),
+            st.builds(self.budget, mutations.BUDGETS),
+            st.builds(self.score, mutations.json_files([self.scores], lines=False), st.integers(0, 12)),
+            mutations.json_files(self.results, lines=True).map(self.result),
+            st.builds(self.options, mutations.options(self.state), self._on("broken")),
+            st.builds(self.weights, mutations.weights(self.state), self._on("broken")),
+            *(
+                st.builds(
+                    self.damage, mutations.damaged(content, self.boundaries[path]), self._on("broken"), st.just(path)
+                )
+                for path, content in self.bytes.items()
+            ),
+        )
+
+    def layout(self, text: str) -> Case:
+        arguments = (str(self.made.dense), "OUT", f"--layout={text}")
+        return Case("layout", "prune", arguments, _count(text), about=repr(text))
+
+    def budget(self, text: str) -> Case:
+        with contextlib.suppress(ValueError):
+            return Case("budget", "prune", (str(self.made.trained), "OUT", f"--unpruned-heads={text}"), int(text))
+        return Case(
+            "budget", "prune", (str(self.made.trained), "OUT", f"--unpruned-heads={text}"), must_say="whole number"
+        )
+
+    def score(self, content: bytes, heads: int) -> Case:
+        path = self._file("scores.json", content)
+        arguments = (str(self.made.dense), "OUT", "--scores", path, "--unpruned-heads", str(heads))
+        return Case("scores", "prune", arguments, heads, about=repr(content[:300]))
+
+    def result(self, content: bytes) -> Case:
+        return Case(
+            "results", "report", (self._file("results.jsonl", content), "--output", "OUT"), about=repr(content[:2000])
+        )
+
+    def options(self, state: Any, command: tuple[str, ...]) -> Case:
+        text = str(_differences(state, self.state))
+        return Case("options", command[0], self._checkpoint(state, command), about=text)
+
+    def weights(self, broken: tuple[Any, str, str], command: tuple[str, ...]) -> Case:
+        state, name, what = broken
+        arguments = self._checkpoint(state, command)
+        must_say = name if what == "not finite" and state["model"][name].numel() else ""
+        return Case("weights", command[0], arguments, must_say=must_say, about=f"{name} {what}")
+
+    def damage(self, content: bytes, command: tuple[str, ...], path: Path) -> Case:
+        if content == self.bytes[path]:
+            content = b""
+        arguments = self._with(self._file("broken.pt", content), command)
+        return Case(
+            "bytes", command[0], arguments, same=command[0] != "score", about=f"{len(content)} bytes of {path.name}"
+        )
+
+    def _on(self, name: str) -> st.SearchStrategy[tuple[str, ...]]:
+        """A command on a checkpoint."""
+        return st.sampled_from((
+            ("prune", name, "OUT"), ("prune", name, "OUT"), ("prune", name, "OUT", "--layout", mutations.LAYOUT),
+            ("average", "OUT", name, name), ("export", name, "OUT", "--format", "dense"),
+            ("score", str(self.made.data), "--path", name, "--scorer", "magnitude", "--output", "OUT", "--cpu"),
+        ))  # fmt: skip
+
+    def _checkpoint(self, state: Any, command: tuple[str, ...]) -> tuple[str, ...]:
+        path = self.folder / "broken.pt"
+        with contextlib.suppress(Exception):  # what torch cannot save no user has
+            torch.save(state, path)
+        return self._with(str(path), command)
+
+    def _with(self, path: str, command: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(path if word == "broken" else word for word in command[1:])
+
+    def _file(self, name: str, content: bytes) -> str:
+        (self.folder / name).write_bytes(content)
+        return str(self.folder / name)
+
+
+def _count(text: str) -> int:
+    """Heads of a layout, if it is one."""
+    return text.count("1")
+
+
+def _differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two trees differ, for people."""
+    one, other = (
+        vars(each) if hasattr(each, "__dict__") and not torch.is_tensor(each) else each for each in (one, other)
+    )
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in {**one, **other} if key != "model" or path]
+        return [
+            text
+            for key in keys
+            for text in (
+                _differences(one[key], other[key], f"{path}.{key}")
+                if key in one and key in other
+                else [f"{path}.{key} {'is new: ' + repr(one[key])[:80] if key in one else 'is gone'}"]
+            )
+        ]
+    same = one is other or repr(one) == repr(other) or isinstance(one, float) and math.isnan(one)
+    return [] if same else [f"{path} = {repr(one)[:80]}"]

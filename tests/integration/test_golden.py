@@ -1,0 +1,77 @@
+"""Numbers that stay true: stored checkpoints translate as they did, and a seed gives the same model again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import QUIET, ROOT, budget, different, generate, load, prune, train
+
+from fairseq_dsp.checkpoint import read_checkpoint
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadLayout
+
+sys.path.append(str(ROOT))
+from tests.golden.make import translate
+
+GOLDEN = ROOT / "tests/golden"
+METHODS = {
+    "dsp": [],
+    "ste": ["--head-selection", "ste"],
+    "hard-concrete": ["--head-selection", "hard-concrete"],
+}
+
+
+@pytest.mark.parametrize("name", ["rewritten.pt", "trained.pt"])
+def test_a_stored_checkpoint_translates_as_it_did(name: str, tmp_path: Path):
+    done = translate(GOLDEN, GOLDEN / name, tmp_path)
+    rows = [line.split("\t") for line in (GOLDEN / "expected.tsv").read_text().splitlines()]
+    assert [text for _, text in sorted(done.hypotheses().items())] == [text for _, text in rows]
+    assert [score for _, score in sorted(done.scores().items())] == pytest.approx(
+        [float(score) for score, _ in rows], abs=2e-4
+    )
+
+
+def test_a_stored_training_checkpoint_is_rewritten_to_the_same_weights(tmp_path: Path):
+    prune(GOLDEN / "trained.pt", tmp_path / "out.pt")
+    ours, stored = load(tmp_path / "out.pt"), load(GOLDEN / "rewritten.pt")
+    assert different(ours["model"], stored["model"]) == []
+    assert ours["fairseq_dsp"]["layout"] == stored["fairseq_dsp"]["layout"]
+
+
+@pytest.mark.parametrize("later", [2, None, "2", float("nan")])
+def test_a_later_format_is_refused(later: Any, tmp_path: Path):
+    state = load(GOLDEN / "rewritten.pt")
+    state["fairseq_dsp"]["format"] = later
+    torch.save(state, tmp_path / "later.pt")
+    with pytest.raises(Refusal, match="format must be at most 1") as refused:
+        read_checkpoint(str(tmp_path / "later.pt"))
+    assert repr(later) in str(refused.value)
+
+
+def test_the_stored_files_are_worth_comparing():
+    stored = load(GOLDEN / "rewritten.pt")
+    layout = HeadLayout.parse(stored["fairseq_dsp"]["layout"])
+    assert min(len(layout.heads(site)) for site in layout.grid.sites) == 0 < layout.count
+    assert sum(path.stat().st_size for path in GOLDEN.glob("*.pt")) < 250_000
+    texts = {line.split("\t")[1] for line in (GOLDEN / "expected.tsv").read_text().splitlines()}
+    assert len(texts) > 8
+    assert stored["fairseq_dsp"]["format"] == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_layout_weights_and_bleu(method: str, data: Path, tmp_path: Path):
+    ends: list[dict[str, Any]] = []
+    texts = []
+    for name in ("one", "other"):
+        train(data, tmp_path / name, *QUIET, *METHODS[method], *budget(5), "--max-update", 20)
+        prune(tmp_path / f"{name}/checkpoint_last.pt", tmp_path / f"{name}.pt")
+        ends.append(load(tmp_path / f"{name}.pt"))
+        done = generate(data, tmp_path / f"{name}.pt", folder=tmp_path)
+        texts.append((done.hypotheses(), done.scores(), done.bleu()))
+    assert ends[0]["fairseq_dsp"]["layout"] == ends[1]["fairseq_dsp"]["layout"]
+    assert different(ends[0]["model"], ends[1]["model"]) == []
+    assert texts[0] == texts[1]
