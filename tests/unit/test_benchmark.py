@@ -202,12 +202,14 @@ def test_ctranslate2_runs_the_checkpoint_that_fairseq_runs(tmp_path):
 def test_profiles_name_what_takes_the_time(tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     main(["--random", DENSE, SMALL, "--workloads", "encoder", *QUICK, "--no-memory", "--profile", "--json", str(file)])
+    printed = capsys.readouterr().out
     for line in file.read_text().splitlines():
         profile = json.loads(line)["profile"]
         assert {"aten::addmm", "aten::native_layer_norm", "outside of operators"} <= set(profile)
         assert list(profile.values()) == sorted(profile.values(), reverse=True)
         assert min(profile.values()) >= 0
-    assert "native_layer_norm" in capsys.readouterr().out
+        # which operators are among the longest depends on the machine
+        assert all(operator.removeprefix("aten::") in printed for operator in list(profile)[:10])
 
 
 def test_a_layout_may_be_a_file_or_that_of_a_checkpoint(tmp_path):
