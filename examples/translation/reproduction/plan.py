@@ -234,6 +234,7 @@ class _Maker:
             for side in ("encoder", "decoder"):
                 words += [f"--{side}-layers", layers, f"--{side}-attention-heads", heads]
                 words += [f"--{side}-embed-dim", width, f"--{side}-ffn-embed-dim", inner]
+                words += [f"--{side}-normalize-before"] if self.preset.pre_norm else []
         return words
 
     def _train(self, name: str, parts: Sequence[Any], seed: int, epochs: int, warmup: int, rate: float = 1.0) -> Step:

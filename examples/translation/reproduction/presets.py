@@ -30,6 +30,7 @@ class Preset:
         l0_penalty: of hard-concrete; None for its default.
         select: what chooses the best checkpoint: bleu or loss, in validation.
         budgets: counts and shares of the heads.
+        pre_norm: norms before the sublayers, which a short training needs to get anywhere.
     """
 
     architecture: str
@@ -47,6 +48,7 @@ class Preset:
     budgets: tuple[str, ...]
     seeds: tuple[int, ...]
     l0_penalty: float | None = None
+    pre_norm: bool = False
 
     @property
     def heads_per_layer(self) -> int:
@@ -74,9 +76,9 @@ PRESETS: Mapping[str, Preset] = {
         budgets=("72", "60", "48", "36", "24", "18", "12", "8", "4", "0"), seeds=(1, 2, 3),
     ),
     "small": Preset(
-        architecture="transformer", shape=(3, 4, 64, 128), max_tokens=2048, epochs=4, learning_rate=3e-3, dropout=0.1,
+        architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
-        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=0.001,
+        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=0.003, pre_norm=True,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
