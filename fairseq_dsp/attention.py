@@ -173,8 +173,13 @@ class PrunableAttention(nn.Module):
             return self.out_proj(context), None
         gates = self.gates()
         columns = gates.repeat_interleave(self.head_dim)
-        # Float32 gates make this a float32 product in a half-precision model: the gradient of a gate sums C x d of them.
-        weight = (self.out_proj.weight * columns).to(self.out_proj.weight.dtype)
+        weight = self.out_proj.weight
+        # Float32 gates make these float32 products in a half-precision model: the gradient of a gate sums very many.
+        if gates.requires_grad and not weight.requires_grad:
+            # A frozen weight needs no gradient, and to make one for the gates alone costs more than to scale contexts.
+            context = (context * columns).to(context.dtype)
+        else:
+            weight = (weight * columns).to(weight.dtype)
         live = None if self.training else gates != 0
         return F.linear(context, weight, self.out_proj.bias), live
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import assert_same, few_examples, randomise
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.gates import ConstantGates
@@ -134,19 +135,32 @@ class TestFormula:
         gates = gate(ours, values)
         assert_same(cross_attended(ours), gated_sum_of_heads(ours, gates, X, SOURCE, PADDING))
 
+    @pytest.mark.parametrize("frozen", [False, True])
     @pytest.mark.parametrize("path", [cross_attended, cross_attended_with_weights])
-    def test_gradients_of_gates_and_parameters_are_those_of_the_sum(self, path):
-        ours = attention(cross=True).train()
+    def test_gradients_of_gates_and_parameters_are_those_of_the_sum(self, path, frozen):
+        ours = attention(cross=True).train().requires_grad_(not frozen)
         gates = gate(ours, [0.3, 0.0, 1.4]).requires_grad_()
-        wanted = [gates, *ours.parameters()]
+        wanted = [gates] if frozen else [gates, *ours.parameters()]
         weights = states(QUERIES, 3)
         found = torch.autograd.grad((path(ours) * weights).sum(), wanted)
         expected = torch.autograd.grad((gated_sum_of_heads(ours, gates, X, SOURCE, PADDING) * weights).sum(), wanted)
         for ours_, theirs in zip(found, expected, strict=True):
             assert_same(ours_, theirs, 1e-10 if path is cross_attended else 1e-5)
 
-    def test_gradient_of_gates_is_taken_in_float32_by_a_half_precision_model(self):
-        ours = attention().to(torch.bfloat16).train()
+    def test_frozen_weights_get_no_product_of_the_size_of_a_gradient(self):
+        ours = attention().train().requires_grad_(False)
+        gates = gate(ours, [0.3, 0.0, 1.4]).requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            output = self_attended(ours)
+            forward = counter.get_total_flops()
+            output.sum().backward()
+        projection = 2 * QUERIES * BATCH * EMBED**2
+        assert counter.get_total_flops() - forward == projection  # to the contexts, and no further
+        assert gates.grad is not None
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_gradient_of_gates_is_taken_in_float32_by_a_half_precision_model(self, frozen):
+        ours = attention().to(torch.bfloat16).train().requires_grad_(not frozen)
         gates = torch.ones(HEADS, requires_grad=True)
         ours.gates = ConstantGates(gates)
         x = X.to(torch.bfloat16)
