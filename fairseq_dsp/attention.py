@@ -180,8 +180,7 @@ class PrunableAttention(nn.Module):
             context = (context * columns).to(context.dtype)
         else:
             weight = (weight * columns).to(weight.dtype)
-        live = None if self.training else gates != 0
-        return F.linear(context, weight, self.out_proj.bias), live
+        return F.linear(context, weight, self.out_proj.bias), None if self.training else gates != 0
 
     def _bias(self, query: Tensor, key: Tensor | None) -> Tensor:
         """What a sublayer without heads still adds: its output bias. The norms around it act as always."""

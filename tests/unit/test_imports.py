@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "masks": set(),
+    "loss": set(),
     "live": {"attention"},  # its types alone
     "attention": {"live", "masks", "sharing"},
     "sharing": set(),
