@@ -267,8 +267,17 @@ class _Maker:
     def _generate(self, name: str, checkpoint: str) -> Step:
         settings = self.settings
         words = ["fairseq-generate", DATA, "--source-lang", settings.source, "--target-lang", settings.target]
-        words += ["--user-dir", PLUGIN, "--path", checkpoint, "--beam", 5, "--remove-bpe", settings.remove_bpe]
-        words += ["--batch-size", 512 if settings.gpu else 64, "--required-batch-size-multiple", 1, "--num-workers", 0]
+        words += [
+            "--user-dir",
+            PLUGIN,
+            "--path",
+            checkpoint,
+            "--beam",
+            self.preset.beam,
+            "--remove-bpe",
+            settings.remove_bpe,
+        ]
+        words += ["--batch-size", 512 if settings.gpu else 128, "--required-batch-size-multiple", 1, "--num-workers", 0]
         words += [] if settings.gpu else ["--cpu"]
         return Step("generate", _text(words))
 

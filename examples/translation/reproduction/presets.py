@@ -31,6 +31,7 @@ class Preset:
         select: what chooses the best checkpoint: bleu or loss, in validation.
         budgets: counts and shares of the heads.
         pre_norm: norms before the sublayers, which a short training needs to get anywhere.
+        beam: of the test set's translation.
     """
 
     architecture: str
@@ -49,6 +50,7 @@ class Preset:
     seeds: tuple[int, ...]
     l0_penalty: float | None = None
     pre_norm: bool = False
+    beam: int = 5
 
     @property
     def heads_per_layer(self) -> int:
@@ -78,7 +80,7 @@ PRESETS: Mapping[str, Preset] = {
     "small": Preset(
         architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
-        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=0.003, pre_norm=True,
+        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=0.003, pre_norm=True, beam=1,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
