@@ -50,6 +50,13 @@ class PruningConfig:
     final_temperature: float | None = field(
         default=None, metadata={"help": "temperature of dsp at the end of the cooldown (default: 1e-8)"}
     )
+    relaxation: str | None = field(
+        default=None,
+        metadata={
+            "help": "soft top-K of dsp: successive-softmax (the paper's, the default) or projection (no gate above 1, and as "
+            "fast for any K)"
+        },
+    )
     cooldown_updates: int | None = field(
         default=None,
         metadata={

@@ -4,7 +4,8 @@ Pure functions of tensors; nothing here knows about attention, models or fairseq
 
 Sources: Li, Cotterell and Sachan, "Differentiable Subset Pruning of Transformer Heads", TACL 2021 (its official code for
 the recursion and the annealing); Xie and Ermon, "Reparameterizable Subset Sampling via Continuous Relaxations", IJCAI
-2019 (the relaxation itself); Bengio et al. 2013 (straight-through); Louizos, Welling and Kingma, "Learning Sparse Neural
+2019 (the relaxation itself); Amos, Koltun and Kolter, "The Limited Multi-Label Projection Layer", 2019 (the bounded
+relaxation); Bengio et al. 2013 (straight-through); Louizos, Welling and Kingma, "Learning Sparse Neural
 Networks through L0 Regularization", ICLR 2018, and Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019 with its
 official code (hard concrete).
 """
@@ -24,6 +25,9 @@ _EPSILON = torch.finfo(torch.float64).tiny
 # One near-tie at temperature 1e-8 has a derivative near 1e8, and several multiply, which overflows float32. The bound leaves
 # room for a norm, whose squares must not overflow, and for fairseq's sums over a batch and its loss scale.
 _LARGEST_GRADIENT = 1e15
+
+# The search for a threshold: 32 at once, eleven times, which leaves 2^-55 of the bracket.
+_SECTIONS, _ROUNDS = 32, 11
 
 # Hard concrete: temperature, lower and upper end of the stretch, and how close to 0 and 1 the noise comes (Voita et al. 2019).
 _CONCRETE_TEMPERATURE, _LOW, _HIGH, _CONCRETE_EPSILON = 0.33, -0.1, 1.1, 1e-6
@@ -168,6 +172,62 @@ def relaxed_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
         if j + 1 < k:
             remaining = remaining + torch.log((1.0 - chosen).clamp_min(_EPSILON))
     return _NotedGradient.apply(torch.where(mask < _SMALLEST_GATE, 0.0, mask).to(scores.dtype), guard)
+
+
+def projected_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
+    """Soft k-hot vector in one step: the projection of the scores onto 0 < m < 1, sum m = k (Amos et al. 2019, eq. 4).
+
+        m = argmax_m  <scores, m> + t · H(m)  =  sigmoid((scores - threshold) / t)     with the threshold such that sum m = k
+
+    H is the sum of the entries' binary entropies. Unlike `relaxed_top_k` no entry exceeds 1, and the cost does not grow with
+    k. The limit t -> 0 is the same hard choice. The search for the threshold runs in float64.
+
+    Args:
+        scores: [n], finite.
+        k: 0 <= k <= n. At 0 and n the result is constant: all zeros, all ones.
+        temperature: t > 0.
+
+    Returns:
+        tensor [n] of the scores' dtype; an entry below 1e-12 is 0.
+
+    Raises:
+        ValueError: k outside 0..n.
+    """
+    _check_count(k, scores)
+    if k in (0, scores.numel()):
+        return torch.full_like(scores, float(k > 0)) + 0.0 * scores
+    mask = _Projection.apply(scores.double(), k, temperature)
+    return torch.where(mask < _SMALLEST_GATE, 0.0, mask).to(scores.dtype)
+
+
+class _Projection(torch.autograd.Function):
+    """See `projected_top_k`. With slopes s = m (1 - m) / t its Jacobian is diag(s) - s s^T / sum s."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, k: int, temperature: float) -> Tensor:
+        ordered = scores.sort(descending=True).values
+        # Beyond these the sum is below k, or above it, whatever the other scores.
+        reach = temperature * math.log(scores.numel())
+        low, high = ordered[k] - reach, ordered[k - 1] + reach
+        steps = torch.linspace(0.0, 1.0, _SECTIONS + 1, dtype=scores.dtype, device=scores.device)
+        for _ in range(_ROUNDS):  # always as many: to stop early, a GPU would have to be waited for
+            thresholds = low + (high - low) * steps
+            sums = torch.sigmoid((scores - thresholds.unsqueeze(1)) / temperature).sum(dim=1)
+            above = (sums >= k).sum().clamp(1, _SECTIONS) - 1
+            low, high = thresholds[above], thresholds[above + 1]
+        mask = torch.sigmoid((scores - 0.5 * (low + high)) / temperature)
+        ctx.save_for_backward(mask)
+        ctx.temperature = temperature
+        return mask
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        slopes = mask * (1.0 - mask)
+        # where no entry is between 0 and 1 a small step changes nothing
+        mean = (slopes * gradient).sum() / slopes.sum().clamp_min(_EPSILON)
+        found = slopes * (gradient - mean) / ctx.temperature
+        return found.clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT), None, None
 
 
 class _Guard:

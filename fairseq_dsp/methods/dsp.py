@@ -9,7 +9,16 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.hard_concrete import options_of_hard_concrete
-from fairseq_dsp.subset import annealed_temperature, gumbel_noise, relaxed_top_k, straight_through_top_k
+from fairseq_dsp.subset import (
+    annealed_temperature,
+    gumbel_noise,
+    projected_top_k,
+    relaxed_top_k,
+    straight_through_top_k,
+)
+
+# What `--relaxation` takes; the first is the paper's.
+RELAXATIONS = {"successive-softmax": relaxed_top_k, "projection": projected_top_k}
 
 # The paper's recipe for IWSLT14 (its repository's README).
 INITIAL_TEMPERATURE, FINAL_TEMPERATURE = 0.1, 1e-8
@@ -29,7 +38,7 @@ class DifferentiableSubset:
 
         g = relaxed_top_k(w + Gumbel(seed, update), K, t(update))        (Li et al. 2021)
 
-    The noise is one draw an update. When the cooldown is over the K most important heads are fixed, unless the paper's
+    `--relaxation projection` takes another relaxation of the same sample. The noise is one draw an update. When the cooldown is over the K most important heads are fixed, unless the paper's
     endless sampling is asked for.
     """
 
@@ -40,11 +49,14 @@ class DifferentiableSubset:
     final_temperature: float
     cooldown_updates: int
     fixes_at: int | None
+    relaxation: str
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         initial, final = _temperatures(config)
         found = _cooldown_objections(config) + options_of_hard_concrete(config, cls.name)
+        if config.relaxation is not None and config.relaxation not in RELAXATIONS:
+            found.append(f"{flag('relaxation')} must be one of {', '.join(RELAXATIONS)}, but is {config.relaxation}.")
         for name, value in (("initial_temperature", initial), ("final_temperature", final)):
             if not 0 < value < float("inf"):
                 found.append(f"{flag(name)} must be a number above 0, but is {value}.")
@@ -56,12 +68,13 @@ class DifferentiableSubset:
     def from_config(cls, config: PruningConfig) -> DifferentiableSubset:
         initial, final = _temperatures(config)
         cooldown = cooldown_of(config)
-        return cls(config.seed, initial, final, cooldown, None if config.keep_sampling else cooldown)
+        relaxation = config.relaxation or next(iter(RELAXATIONS))
+        return cls(config.seed, initial, final, cooldown, None if config.keep_sampling else cooldown, relaxation)
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         assert kept is not None
         noise = gumbel_noise(importance.numel(), self.seed, update).to(importance)
-        return relaxed_top_k(importance + noise, kept, self.temperature(update))
+        return RELAXATIONS[self.relaxation](importance + noise, kept, self.temperature(update))
 
     def own_number(self, importance: Tensor) -> int | None:
         return None
@@ -84,11 +97,12 @@ class StraightThrough:
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         found = _cooldown_objections(config) + options_of_hard_concrete(config, cls.name)
-        for name in ("initial_temperature", "final_temperature"):
+        for name in ("initial_temperature", "final_temperature", "relaxation"):
             value = getattr(config, name)
             if value is not None:
                 found.append(
-                    f"{flag(name)} belongs to dsp: `--head-selection ste` has no temperature, but it is {value}."
+                    f"{flag(name)} belongs to dsp: `--head-selection ste` relaxes nothing and has no temperature, but it is "
+                    f"{value}."
                 )
         return found
 

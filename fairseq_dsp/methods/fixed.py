@@ -21,7 +21,9 @@ class Fixed:
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
-        learned_only = ("initial_temperature", "final_temperature", "cooldown_updates", "pipelined", "keep_sampling")
+        learned_only = (
+            "initial_temperature", "final_temperature", "relaxation", "cooldown_updates", "pipelined", "keep_sampling",
+        )  # fmt: skip
         return [
             f"{flag(name)} belongs to learned methods: heads that are fixed from the start have none to learn, but it is "
             f"{getattr(config, name)}."

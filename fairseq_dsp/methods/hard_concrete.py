@@ -38,7 +38,7 @@ class HardConcrete:
         found = [
             f"{flag(name)} belongs to dsp: `--head-selection {cls.name}` has a constant temperature and goes on sampling "
             f"until `--cooldown-updates`, but it is {getattr(config, name)}."
-            for name in ("initial_temperature", "final_temperature", "keep_sampling")
+            for name in ("initial_temperature", "final_temperature", "relaxation", "keep_sampling")
             if getattr(config, name) not in (None, False)
         ]
         if config.l0_penalty is not None and not 0 <= config.l0_penalty < float("inf"):

@@ -35,6 +35,8 @@ def attempt(data: Path, tmp_path: Path):
         (["--base-layers", "1"], ["`--base-layers`", "but is 1"]),
         (["--head-selection", "ste", "--initial-temperature", "0.5"], ["`--initial-temperature`", "ste", "0.5"]),
         (["--head-selection", "ste", "--final-temperature", "0.5"], ["`--final-temperature`", "ste", "0.5"]),
+        (["--head-selection", "ste", "--relaxation", "projection"], ["`--relaxation`", "ste", "projection"]),
+        (["--relaxation", "sigmoid"], ["`--relaxation`", "successive-softmax, projection", "sigmoid"]),
         (["--head-selection", "magic"], ["`--head-selection`", "dsp, ste, hard-concrete, fixed", "magic"]),
         (["--head-selection", "fixed", "--keep-sampling"], ["`--keep-sampling`"]),
         (["--head-selection", "fixed", "--cooldown-updates", "3"], ["`--cooldown-updates`", "but it is 3"]),

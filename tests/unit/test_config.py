@@ -41,6 +41,7 @@ class TestReading:
             "pipelined": True,
             "initial_temperature": 2.0,
             "final_temperature": 1e-8,
+            "relaxation": "projection",
             "cooldown_updates": 0,
             "keep_sampling": True,
             "l0_penalty": 0.5,

@@ -99,6 +99,16 @@ class TestTraining:
         model.set_num_updates(4)
         assert not torch.equal(gates_of_a_pass(model), first)
 
+    @pytest.mark.parametrize(("relaxation", "bounded"), [("successive-softmax", False), ("projection", True)])
+    def test_gates_of_either_relaxation_sum_to_k_and_only_those_of_a_projection_stay_below_1(self, relaxation, bounded):
+        model = gated(relaxation=relaxation, initial_temperature=0.3).train()
+        draws = []
+        for update in range(5):
+            model.set_num_updates(update)
+            draws.append(gates_of_a_pass(model).detach())
+            assert draws[-1].sum().item() == pytest.approx(KEPT, abs=1e-4)
+        assert bool((torch.stack(draws) <= 1).all()) == bounded
+
     def test_draws_differ_between_seeds(self):
         assert not torch.equal(gates_of_a_pass(gated(seed=1).train()), gates_of_a_pass(gated(seed=2).train()))
 

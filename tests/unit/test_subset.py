@@ -15,6 +15,7 @@ from fairseq_dsp.subset import (
     annealed_temperature,
     gumbel_noise,
     hard_top_k,
+    projected_top_k,
     relaxed_top_k,
     straight_through_top_k,
 )
@@ -116,6 +117,106 @@ class TestRelaxedTopK:
     def test_refuses_more_or_fewer_than_there_are(self, k):
         with pytest.raises(ValueError, match=f"between 0 and 5, but is {k}"):
             relaxed_top_k(torch.zeros(5), k, 0.1)
+
+
+def projection(scores: list[float], k: int, temperature: float) -> list[float]:
+    """sigmoid((scores - threshold) / t), the threshold found by halving until floats have no number between."""
+
+    def entries(threshold: float) -> list[float]:
+        return [0.5 * (1 + math.tanh(0.5 * (score - threshold) / temperature)) for score in scores]
+
+    low, high = min(scores) - 100 * temperature, max(scores) + 100 * temperature
+    while low < (middle := 0.5 * (low + high)) < high:
+        low, high = (middle, high) if sum(entries(middle)) > k else (low, middle)
+    return entries(low)
+
+
+class TestProjectedTopK:
+    @many_examples
+    @given(scores_and_k(), st.floats(0.05, 10))
+    def test_is_the_sigmoid_above_a_common_threshold(self, case, temperature):
+        scores, k = case
+        assume(0 < k < len(scores))
+        expected = projection(scores.tolist(), k, temperature)
+        assert_same(projected_top_k(scores, k, temperature), torch.tensor(expected, dtype=torch.float64), 1e-9)
+
+    @many_examples
+    @given(scores_and_k(), temperatures, st.booleans())
+    def test_lies_between_0_and_1_sums_to_k_and_keeps_the_order(self, case, temperature, tied):
+        scores, k = case
+        scores = scores.round() if tied else scores
+        mask = projected_top_k(scores, k, temperature)
+        assert ((mask >= 0) & (mask <= 1)).all()
+        assert mask.sum().item() == pytest.approx(k, abs=1e-6)
+        assert (mask[scores.argsort()].diff() >= 0).all()
+
+    @few_examples
+    @given(scores_and_k(), st.floats(0.1, 3))
+    def test_maximises_score_and_entropy(self, case, temperature):
+        scores, k = case
+        assume(0 < k < len(scores))
+
+        def value(mask: Tensor) -> float:
+            entropy = -(torch.xlogy(mask, mask) + torch.xlogy(1 - mask, 1 - mask)).sum()
+            return float((scores * mask).sum() + temperature * entropy)
+
+        best = projected_top_k(scores, k, temperature)
+        for seed in range(5):
+            other = torch.randn(len(scores), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            other = (best + 0.02 * (other - other.mean())).clamp(0, 1)
+            if other.sum().item() == pytest.approx(k):
+                assert value(other) <= value(best) + 1e-9
+
+    @many_examples
+    @given(scores_and_k())
+    def test_tends_to_the_hard_choice_as_the_recursion_does(self, case):
+        scores, k = case
+        assume(scores.sort().values.diff().abs().gt(1e-3).all())
+        assert_same(projected_top_k(scores, k, 1e-8), hard_top_k(scores, k), 1e-6)
+        assert_same(relaxed_top_k(scores, k, 1e-8), hard_top_k(scores, k), 1e-6)
+
+    def test_is_the_softmax_where_one_of_two_is_chosen(self):
+        scores = torch.tensor([0.3, -1.1], dtype=torch.float64)
+        assert_same(projected_top_k(scores, 1, 0.7), relaxed_top_k(scores, 1, 1.4))  # a sigmoid of half the difference
+
+    @pytest.mark.parametrize("k", [12, 24, 60])
+    def test_stays_below_1_where_the_recursion_does_not(self, k):
+        scores = torch.randn(72, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+        assert relaxed_top_k(scores, k, 0.3).max() > 1
+        assert projected_top_k(scores, k, 0.3).max() < 1
+
+    @few_examples
+    @given(scores_and_k())
+    def test_has_the_gradient_that_finite_differences_give(self, case):
+        scores, k = case
+        assert torch.autograd.gradcheck(lambda s: projected_top_k(s, k, 0.7), scores.requires_grad_())
+
+    @pytest.mark.parametrize("k", [1, 36, 71])
+    @pytest.mark.parametrize("temperature", [1e-9, 1e-6, 1e-3])
+    def test_of_many_ties_and_near_ties_has_a_finite_and_bounded_gradient(self, k, temperature):
+        generator = torch.Generator().manual_seed(k)
+        scores = torch.randint(3, (72,), generator=generator) + temperature * torch.randn(72, generator=generator)
+        scores.requires_grad_()
+        (projected_top_k(scores, k, temperature) * torch.randn(72, generator=generator)).sum().backward()
+        assert scores.grad.abs().max() <= 1e15
+
+    @pytest.mark.parametrize(("k", "value"), [(0, 0.0), (5, 1.0)])
+    def test_of_none_or_all_is_constant_and_still_has_a_gradient(self, k, value):
+        scores = torch.randn(5, requires_grad=True)
+        mask = projected_top_k(scores, k, 0.5)
+        mask.sum().backward()
+        assert torch.equal(mask.detach(), torch.full((5,), value))
+        assert torch.equal(scores.grad, torch.zeros(5))
+
+    def test_a_broken_loss_is_not_hidden(self):
+        scores = torch.randn(5, requires_grad=True)
+        (projected_top_k(scores, 2, 0.5) * torch.nan).sum().backward()
+        assert scores.grad.isnan().any()
+
+    @pytest.mark.parametrize("k", [-1, 6])
+    def test_refuses_more_or_fewer_than_there_are(self, k):
+        with pytest.raises(ValueError, match=f"between 0 and 5, but is {k}"):
+            projected_top_k(torch.zeros(5), k, 0.1)
 
 
 class TestHardTopK:
