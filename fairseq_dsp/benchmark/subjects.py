@@ -31,7 +31,9 @@ from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.native import build_native, native_cfg
 
-RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,words=SOURCE/TARGET]"
+RANDOM_SYNTAX = (
+    "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
+)
 
 # IWSLT14 German-English after byte pair encoding, as fairseq's example prepares it.
 _WORDS = (8848, 6632)
@@ -166,6 +168,7 @@ def _build_random(text: str, words: tuple[int, int] | None) -> nn.Module:
         args.head_layout = str(layout)
     elif gated:
         args.head_selection = settings.get("method") or "dsp"
+        args.relaxation = settings.get("relaxation")
         args.unpruned_heads, args.pipelined = layout.count, "pipelined" in settings
         args.task, args.optimizer = "translation_dsp", "dsp_adam"
         args.criterion = "label_smoothed_cross_entropy_dsp"
@@ -184,11 +187,11 @@ def _read_settings(text: str, rest: str) -> dict[str, str | None]:
     for word in filter(None, rest.split(",")):
         name, given, value = word.partition("=")
         settings[name] = value if given else None
-    valued = {*PLACEMENTS, "layout", "method", "words"}
+    valued = {*PLACEMENTS, "layout", "method", "relaxation", "words"}
     wrong = [name for name, value in settings.items() if (value is None) != (name in ("gated", "pipelined"))]
     unknown = set(settings) - valued - {"gated", "pipelined"}
     places = [name for name in (*PLACEMENTS, "layout") if name in settings]
-    lonely = {"pipelined", "method"} & set(settings) and "gated" not in settings
+    lonely = {"pipelined", "method", "relaxation"} & set(settings) and "gated" not in settings
     if wrong or unknown or len(places) > 1 or lonely or "gated" in settings and not places:
         raise Refusal(f"`--random` must read {RANDOM_SYNTAX}, with heads to choose where it is gated, but is {text}.")
     return settings
