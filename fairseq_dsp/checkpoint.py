@@ -20,7 +20,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, ARCH_
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.compat import config_of_checkpoint
+from fairseq_dsp.compat import config_of_checkpoint, settle_device_marks
 from fairseq_dsp.config import flag, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
@@ -70,6 +70,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"({family or 'unknown'})."
         )
     _refuse_later_format(state.get(PROVENANCE), path)
+    settle_device_marks(state["model"])
     _refuse_broken_weights(state["model"], path)
     if "optimizer_history" not in state and "best_loss" not in state:  # weights alone
         history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}

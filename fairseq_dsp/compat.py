@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import logging
+import os
 import re
 import types
 import typing
@@ -24,7 +25,8 @@ except ImportError as error:
     raise ImportError("fairseq_dsp needs torch, which cannot be imported: pip install 'torch>=2.5,<3'.") from error
 
 # before fairseq, which some versions of torch stop in the middle of its own imports
-if not TORCH[0] <= tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH[1]:
+_torch = tuple(int(part) for part in torch.__version__.split(".")[:2])
+if not TORCH[0] <= _torch < TORCH[1]:
     raise ImportError(
         f"fairseq_dsp supports torch from 2.5 to before 3, but {torch.__version__} is installed: "
         "pip install 'torch>=2.5,<3'."
@@ -59,6 +61,12 @@ try:
     from numpy._core import multiarray
 except ImportError:  # numpy 1
     from numpy.core import multiarray  # type: ignore[no-redef]
+
+
+def load_safely_by_default() -> None:
+    """Makes `torch.load` of a torch before 2.6 as safe as later ones: fairseq does not ask for it."""
+    if _torch < (2, 6):
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
 def allow_checkpoint_types() -> None:
@@ -133,6 +141,27 @@ def drop_fused_encoder_copies(state: dict[str, typing.Any]) -> None:
         del state[name]
 
 
+_DEVICE_MARK = "_float_tensor"
+
+
+def settle_device_marks(state: dict[str, typing.Any]) -> None:
+    """Zeroes, in a state, the tensors by which some of fairseq's modules know their device.
+
+    Sinusoidal positions of 0.12.2, and adaptive inputs and softmaxes of every version, keep one number of memory that nobody has
+    written to. It would make equal models differ, and may be NaN.
+    """
+    for name, value in state.items():
+        if str(name).rpartition(".")[2] == _DEVICE_MARK and torch.is_tensor(value):
+            state[name] = torch.zeros(1)
+
+
+def settle_device_marks_of(model: nn.Module) -> None:
+    """The same in a model that has just been built."""
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] == _DEVICE_MARK:
+            buffer.zero_()
+
+
 def disable_fused_encoder(encoder: nn.Module) -> None:
     """Makes every layer of an encoder compute by its modules, in place. Only fairseq 0.12.2's layers know another way.
 
@@ -150,5 +179,6 @@ def disable_fused_encoder(encoder: nn.Module) -> None:
             layer._load_from_state_dict = types.MethodType(nn.Module._load_from_state_dict, layer)
 
 
+load_safely_by_default()
 allow_checkpoint_types()
 quieten_warnings()

@@ -125,7 +125,10 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
 
 def get_option(cfg: argparse.Namespace | DictConfig, name: str, default: Any = None) -> Any:
     """An option of a cfg of either kind; `default` where the cfg has none."""
-    value = cfg.get(name) if isinstance(cfg, DictConfig) else getattr(cfg, name, None)
+    if isinstance(cfg, DictConfig):
+        value = cfg.get(name) if name in cfg else None  # OmegaConf 2.0 does not forgive an unknown name
+    else:
+        value = getattr(cfg, name, None)
     return default if value is None else value
 
 

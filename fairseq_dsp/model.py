@@ -17,7 +17,7 @@ from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.compat import disable_fused_encoder
+from fairseq_dsp.compat import disable_fused_encoder, settle_device_marks_of
 from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import HeadGates
@@ -93,6 +93,7 @@ class DspTransformerModel(TransformerModel):
     def __init__(self, args: Any, encoder: Any, decoder: Any) -> None:
         super().__init__(args, encoder, decoder)
         disable_fused_encoder(self.encoder)
+        settle_device_marks_of(self)
         self.layout = HeadLayout.full(make_prunable(self))
         self.head_gates: HeadGates | None = None
         self.adopts_dense_state = False

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import fairseq
+import pytest
 import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from hypothesis import settings
@@ -21,6 +23,11 @@ from fairseq_dsp.heads import HeadGrid, HeadLayout
 # Every example builds or runs a model, so few of them, and the same ones every time.
 few_examples = settings(max_examples=8, deadline=None, derandomize=True)
 many_examples = settings(max_examples=60, deadline=None, derandomize=True)
+
+# Its stock models stop in generation on today's torch, it trains none of the legacy architectures under hydra, builds no encoder
+# without layers, and has other searches.
+FAIRSEQ_0_12_2 = fairseq.__version__.startswith("0.12.2")
+not_on_0_12_2 = pytest.mark.skipif(FAIRSEQ_0_12_2, reason="stock fairseq 0.12.2 cannot do this: docs/compatibility.md")
 
 WORDS = {"encoder": 11, "decoder": 13}
 PAD = 1

@@ -123,7 +123,7 @@ if [ -z "$TEXT" ]; then
             mv "$ARCHIVE.part" "$ARCHIVE"
         fi
     fi
-    FOUND=$("$PYTHON" -c 'import hashlib, sys; print(hashlib.file_digest(open(sys.argv[1], "rb"), "sha256").hexdigest())' "$ARCHIVE")
+    FOUND=$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$ARCHIVE")
     [ -z "$SHA256" ] || [ "${SHA256,,}" = "$FOUND" ] ||
         refuse "the sha256 of $ARCHIVE must be ${SHA256,,}, but is $FOUND: remove the file and fetch it again."
     note "archive: sha256 $FOUND${SHA256:+, as asked for}"

@@ -31,9 +31,7 @@ from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.native import build_native, native_cfg
 
-RANDOM_SYNTAX = (
-    "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
-)
+RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
 
 # IWSLT14 German-English after byte pair encoding, as fairseq's example prepares it.
 _WORDS = (8848, 6632)

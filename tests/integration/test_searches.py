@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import INTERACTIVE, PLUGIN, PREPROCESS, QUIET, TRAIN, Result, generate, run
+from models import not_on_0_12_2
 
 EXPORT, SCORE = "fairseq_dsp.cli.export", "fairseq_cli.score"
 for _name in (EXPORT, SCORE):
@@ -92,6 +93,7 @@ def test_searches_are_different_searches(found: dict[str, Result]):
         assert len(text.split()) <= len(sources[number].split()) + 1
 
 
+@not_on_0_12_2
 def test_diverse_beams_in_several_batches_fail_as_in_stock_fairseq(pruned, folded, data: Path, tmp_path: Path):
     """fairseq's search takes a sentence's number in the set for its row in the batch."""
     for path in (pruned, folded):

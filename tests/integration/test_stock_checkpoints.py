@@ -9,6 +9,7 @@ import pytest
 import torch
 from commands import AVERAGE, HYDRA, QUIET, assert_refused, budget, generate, heads_in, load, prune, run, train
 from hydra_config import write_config
+from models import not_on_0_12_2
 
 FULL = "enc:11.11/dec:11.11/cross:11.11"
 LAYOUT = "enc:10.01/dec:11.00/cross:01.00"
@@ -88,6 +89,7 @@ def test_the_second_copies_of_fairseq_0_12_2_are_dropped(dense: Path, tmp_path: 
     assert heads_in(tmp_path / "out.pt") == 5
 
 
+@not_on_0_12_2
 def test_a_dense_checkpoint_trained_by_hydra_is_pruned(data: Path, tmp_path: Path):
     arguments = write_config(tmp_path, data, tmp_path / "save", stock=True, max_update=3)
     done = run(HYDRA, *arguments, folder=tmp_path)

@@ -34,6 +34,7 @@ DENSE = "transformer_tiny:words=30/40"
 SMALL = "dsp_transformer_tiny:spread=6,words=30/40"
 GATED = "dsp_transformer_tiny:packed=5,gated,words=30/40"
 PIPELINED = "dsp_transformer_tiny:packed=5,gated,pipelined,words=30/40"
+_SIZES = {"layers": 2, "attention_heads": 2, "embed_dim": 64, "ffn_embed_dim": 64}
 QUICK = "--batch-size 2 --beam 2 --length 4 --max-tokens 30 --pairs 2 --warmup 0 --cpu".split()
 
 
@@ -123,7 +124,8 @@ def test_the_baseline_is_stock_fairseq(as_file, tmp_path):
 
 
 def _options():
-    return {"_name": "transformer_tiny", "arch": "transformer_tiny", "share_decoder_input_output_embed": True}
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in _SIZES.items()}
+    return {"_name": "transformer_tiny", "arch": "transformer_tiny", "share_decoder_input_output_embed": True, **sizes}
 
 
 def test_a_model_in_training_has_our_parts():

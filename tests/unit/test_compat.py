@@ -14,8 +14,16 @@ import torch
 from fairseq.models.transformer import TransformerEncoderBase
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from models import assert_same, build, build_gated, build_with, scores, scores_as_generated, sentences
+from omegaconf import OmegaConf
 
-from fairseq_dsp.compat import FUSED_COPIES, disable_fused_encoder, drop_fused_encoder_copies
+from fairseq_dsp.compat import (
+    FUSED_COPIES,
+    config_of_checkpoint,
+    disable_fused_encoder,
+    drop_fused_encoder_copies,
+    settle_device_marks,
+)
+from fairseq_dsp.config import get_option
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,3 +163,31 @@ def test_only_the_second_copies_leave_a_state():
 
 def test_the_grid_of_a_model_with_fused_layers_is_the_usual_one(fused: None):
     assert build_gated().layout.grid == HeadGrid((3, 3), (3, 3), (3, 3))
+
+
+def test_what_nobody_has_written_to_is_zero_in_states_and_models():
+    state = {"encoder.embed_positions._float_tensor": torch.tensor([float("nan")]), "x_float_tensor": torch.ones(2)}
+    settle_device_marks(state)
+    assert torch.equal(state["encoder.embed_positions._float_tensor"], torch.zeros(1))
+    assert torch.equal(state["x_float_tensor"], torch.ones(2))
+    adaptive = {"adaptive_softmax_cutoff": "5,9", "adaptive_softmax_factor": 1, "adaptive_softmax_dropout": 0}
+    model = build_with(LAYOUT, decoder_output_dim=12, **adaptive)
+    marks = [buffer for name, buffer in model.named_buffers() if name.endswith("._float_tensor")]
+    assert marks
+    assert all(mark.item() == 0 for mark in marks)
+
+
+def test_options_that_a_checkpoint_lacks_are_not_given():
+    cfg = config_of_checkpoint({"task": {"_name": "translation"}}).task
+    OmegaConf.set_struct(cfg, True)
+    assert get_option(cfg, "unpruned_heads") is None
+    assert get_option(cfg, "_name") == "translation"
+
+
+@pytest.mark.parametrize(("version", "forced"), [("2.5.1", True), ("2.13.0", False)])
+def test_an_older_torch_is_told_to_load_safely(version: str, forced: bool):
+    before = "import os, torch; os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)\n"
+    after = f"assert ('TORCH_FORCE_WEIGHTS_ONLY_LOAD' in os.environ) == {forced}"
+    program = f"{before}torch.__version__ = '{version}'\nimport fairseq_dsp\n{after}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-1000:]
