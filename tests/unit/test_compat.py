@@ -22,6 +22,7 @@ from fairseq_dsp.compat import (
     disable_fused_encoder,
     drop_fused_encoder_copies,
     settle_device_marks,
+    settle_device_marks_of,
 )
 from fairseq_dsp.config import get_option
 from fairseq_dsp.heads import HeadGrid, HeadLayout
@@ -170,11 +171,11 @@ def test_what_nobody_has_written_to_is_zero_in_states_and_models():
     settle_device_marks(state)
     assert torch.equal(state["encoder.embed_positions._float_tensor"], torch.zeros(1))
     assert torch.equal(state["x_float_tensor"], torch.ones(2))
-    adaptive = {"adaptive_softmax_cutoff": "5,9", "adaptive_softmax_factor": 1, "adaptive_softmax_dropout": 0}
-    model = build_with(LAYOUT, decoder_output_dim=12, **adaptive)
-    marks = [buffer for name, buffer in model.named_buffers() if name.endswith("._float_tensor")]
-    assert marks
-    assert all(mark.item() == 0 for mark in marks)
+    positions = torch.nn.Module()
+    positions.register_buffer("_float_tensor", torch.tensor([float("nan")]))
+    model = torch.nn.ModuleDict({"positions": positions})
+    settle_device_marks_of(model)
+    assert positions._float_tensor.item() == 0
 
 
 def test_options_that_a_checkpoint_lacks_are_not_given():
