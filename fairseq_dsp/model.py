@@ -208,7 +208,9 @@ class DspTransformerModel(TransformerModel):
         """
         with exit_on_refusal():
             state_dict = fit_state(self, state_dict)
-        return super().load_state_dict(state_dict, strict, model_cfg, args)
+        found = super().load_state_dict(state_dict, strict, model_cfg, args)
+        settle_device_marks_of(self)  # upgrading the state has made them anew
+        return found
 
     def adopt_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Loads strictly by making the state's tensors the parameters, in their precision and without a copy.

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import fairseq_dsp
+from fairseq_dsp.compat import drop_fused_encoder_copies, settle_device_marks
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ["--user-dir", str(ROOT / "fairseq_dsp")]
@@ -176,6 +177,14 @@ def generate(data: Path, path: Any, *extra: Any, folder: Path, ok: bool = True, 
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint as it lies in the file."""
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The model in a checkpoint, without what fairseq 0.12.2 keeps twice or never writes to."""
+    state = load(path)["model"]
+    drop_fused_encoder_copies(state)
+    settle_device_marks(state)
+    return state
 
 
 def heads_in(path: Path, head_dim: int = 8) -> int:

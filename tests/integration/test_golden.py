@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from commands import QUIET, ROOT, budget, different, generate, load, prune, train
+from models import not_on_0_12_2
 
 from fairseq_dsp.checkpoint import read_checkpoint
 from fairseq_dsp.errors import Refusal
@@ -35,6 +36,7 @@ def test_a_stored_checkpoint_translates_as_it_did(name: str, tmp_path: Path):
     )
 
 
+@not_on_0_12_2  # whose states have two numbers more
 def test_a_stored_training_checkpoint_is_rewritten_to_the_same_weights(tmp_path: Path):
     prune(GOLDEN / "trained.pt", tmp_path / "out.pt")
     ours, stored = load(tmp_path / "out.pt"), load(GOLDEN / "rewritten.pt")

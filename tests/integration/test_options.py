@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import QUIET, budget, generate, load, prune, train
-
-from fairseq_dsp.compat import drop_fused_encoder_copies
+from commands import QUIET, budget, generate, load, prune, train, weights
 
 OPTIONS = {
     "norm first": ["--encoder-normalize-before", "--decoder-normalize-before", "--layernorm-embedding"],
@@ -36,8 +34,7 @@ def test_with_all_heads_it_trains_what_stock_fairseq_trains(data: Path, tmp_path
     extra = [*QUIET, "--dropout", 0, "--max-update", 8]
     train(data, tmp_path / "ours", *extra, *budget(12, cooldown=4))
     train(data, tmp_path / "stock", *extra, stock=True)
-    ours, stock = (load(tmp_path / f"{name}/checkpoint_last.pt")["model"] for name in ("ours", "stock"))
-    drop_fused_encoder_copies(stock)
+    ours, stock = (weights(tmp_path / f"{name}/checkpoint_last.pt") for name in ("ours", "stock"))
     for name, value in stock.items():
         if not name.endswith("k_proj.bias"):  # its gradient is rounding alone, which Adam blows up
             assert (value - ours[name]).abs().max() < 2e-3, name

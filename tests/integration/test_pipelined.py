@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import QUIET, assert_refused, budget, heads_in, load, prune, train
+from commands import QUIET, assert_refused, budget, heads_in, load, prune, train, weights
 
 LAYOUT = "enc:10.01/dec:11.00/cross:01.00"
 
@@ -19,7 +19,7 @@ def test_pipelined_training_moves_the_importance_and_leaves_the_weights_bit_for_
 ):
     schedule = [*QUIET, *budget(5, cooldown=6), "--pipelined", "--finetune-from-model", dense]
     done = train(data, tmp_path / "save", *schedule, "--save-interval-updates", 1, "--max-update", 8)
-    before, after = load(dense)["model"], load(tmp_path / "save/checkpoint_last.pt")["model"]
+    before, after = weights(dense), weights(tmp_path / "save/checkpoint_last.pt")
     assert all(after[name].equal(value) for name, value in before.items())
     assert {name for name in after if name not in before} == {"head_gates.importance", "head_gates.fixed_mask"}
     first = load(tmp_path / "save/checkpoint_1_1.pt")["model"]["head_gates.importance"]
@@ -40,7 +40,7 @@ def test_a_pipelined_run_resumes_to_the_same_end(dense: Path, data: Path, tmp_pa
 
 def test_a_joint_run_starts_from_a_dense_checkpoint_and_moves_its_weights(dense: Path, data: Path, tmp_path: Path):
     train(data, tmp_path / "save", *QUIET, *budget(5), "--finetune-from-model", dense, "--max-update", 2)
-    before, after = load(dense)["model"], load(tmp_path / "save/checkpoint_last.pt")["model"]
+    before, after = weights(dense), weights(tmp_path / "save/checkpoint_last.pt")
     assert not all(after[name].equal(value) for name, value in before.items())
     distance = (after["encoder.layers.0.fc1.weight"] - before["encoder.layers.0.fc1.weight"]).abs().max()
     assert distance < 0.1  # two updates away, not another initialisation

@@ -8,7 +8,20 @@ from unittest import mock
 
 import pytest
 import torch
-from commands import QUIET, TRAIN, Running, budget, different, free_port, heads_in, load, prune, train, training
+from commands import (
+    QUIET,
+    TRAIN,
+    Running,
+    budget,
+    different,
+    free_port,
+    heads_in,
+    load,
+    prune,
+    train,
+    training,
+    weights,
+)
 
 WHOLE, HALVES = ["--batch-size", 200, "--dropout", 0], ["--batch-size", 100, "--dropout", 0]  # one update an epoch
 EMPTY = "enc:00.11/dec:11.00/cross:00.01"
@@ -113,5 +126,5 @@ def test_two_processes_validate_every_sentence_and_keep_bleu_numbers(data: Path,
 def test_two_processes_start_from_a_dense_checkpoint(dense: Path, data: Path, tmp_path: Path):
     extra = [*QUIET, *budget(5, cooldown=2), "--pipelined", "--finetune-from-model", dense, "--max-update", 3]
     train_in_two(data, tmp_path / "save", *extra, backend="pytorch_ddp")
-    before, after = load(dense)["model"], load(tmp_path / "save/checkpoint_last.pt")["model"]
+    before, after = weights(dense), weights(tmp_path / "save/checkpoint_last.pt")
     assert all(after[name].equal(value) for name, value in before.items())
