@@ -99,9 +99,10 @@ class Running:
         except BaseException:
             os.kill(self.pid, 9)
             raise
-        texts = [path.read_text(encoding="utf-8") for path in self.paths[1:]]
+        # who was killed at once has not opened them
+        texts = [path.read_text(encoding="utf-8") if path.exists() else "" for path in self.paths[1:]]
         for path in self.paths:
-            path.unlink()
+            path.unlink(missing_ok=True)
         return Result(os.waitstatus_to_exitcode(status), *texts)
 
 
