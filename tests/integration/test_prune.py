@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import importlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from commands import PRUNE, QUIET, assert_refused, budget, generate, heads_in, load, prune, run, train
+
+EXPORT = "fairseq_dsp.cli.export"
+importlib.import_module(EXPORT)  # before any fork
 
 FULL = "enc:11.11/dec:11.11/cross:11.11"
 LAYOUT = "enc:10.01/dec:11.00/cross:01.00"
@@ -192,6 +197,18 @@ def test_options_that_ask_for_more_than_the_weights_are_refused_before_anything_
     path = changed(source, tmp_path / "in.pt", encoder_layers=10**12, max_source_positions=10**12)
     done = prune(path, tmp_path / "out.pt", ok=False)
     assert_refused(done, "`--encoder-layers` must be 2", "`--max-source-positions`", reasons=2)
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), argparse.Namespace(a=1), {"of": [torch.ones(1)]}])
+def test_options_that_hold_no_plain_data_are_refused_by_name(value: object, trained: Path, tmp_path: Path):
+    path = changed(trained, tmp_path / "in.pt", dropout=value)
+    inside = ".of.0" if isinstance(value, dict) else ""
+    for command in (
+        prune(path, tmp_path / "out.pt", ok=False),
+        run(EXPORT, path, tmp_path / "out.pt", "--format", "dense", folder=tmp_path),
+    ):
+        assert_refused(command, f"model.dropout{inside}.", "text, numbers and containers")
+    assert os.listdir(tmp_path) == ["in.pt"]
 
 
 def test_embeddings_that_training_began_with_are_not_looked_for(trained: Path, tmp_path: Path):
