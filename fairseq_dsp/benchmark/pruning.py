@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -55,6 +56,8 @@ class Measured:
 
 def make_checkpoint(path: str, kind: str, megabytes: int, architecture: str) -> None:
     """Writes a checkpoint of a model that keeps a quarter of its heads, its dictionaries as large as the size asks for."""
+    for talker in ("fairseq", "hydra"):
+        logging.getLogger(talker).setLevel(logging.WARNING)
     words = 100
     smallest = Subject(f"{architecture}:words={words}/{words}", True).build()
     copies = 3 if kind == "training" else 1  # Adam keeps two numbers for each
