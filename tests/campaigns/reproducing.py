@@ -23,7 +23,9 @@ import reproduce
 
 OPTIONS = ["--preset", "smoke", "--epochs", 2, "--max-tokens", 200, "--methods", "dense", "dsp", "gradient"]
 OPTIONS += ["--budgets", 4, "--seeds", 1, "--jobs", 2]
-_COMPARED = ("method", "kept", "seed", "layout", "bleu_tok", "sacrebleu", "chrf", "updates", "parameters")
+_COMPARED = ("method", "kept", "seed", "updates", "parameters")
+# Stock fairseq, which trains dense, sees other batches in the second epoch when it was resumed; our task sees the same.
+_COMPARED_OF_DSP = (*_COMPARED, "layout", "bleu_tok", "sacrebleu", "chrf")
 # hidden files that may lie about at one time: the lock, and one half-written file a job and kind
 _MOST_HIDDEN = 8
 
@@ -32,7 +34,8 @@ def kill_reproductions(made: Material, folder: Path, count: int, draw: random.Ra
     """So many kills, each of the script or of a command that it runs; a reproduction that ends makes room for the next.
 
     After each kill every result and marker is whole, and so is every checkpoint that a command of ours has written. In the
-    end the results equal those of a reproduction that nobody has disturbed.
+    end the results equal those of a reproduction that nobody has disturbed: all of them for dsp, and the number of updates and
+    heads for what stock fairseq has trained.
     """
     if not count:
         return
@@ -55,7 +58,8 @@ def kill_reproductions(made: Material, folder: Path, count: int, draw: random.Ra
             continue
         if result.code != 0 or comparable(out) != expected:
             tally.fail(
-                f"reproduce.py ended with code {result.code}, and {comparable(out)}: {result.out[-900:]} {result.err[-300:]}"
+                f"reproduce.py ended with code {result.code}, and {comparable(out)} instead of {expected}: {result.out[-900:]} "
+                f"{result.err[-300:]}"
             )
             break
         tally.count("reproductions that ended with the same results")
@@ -121,10 +125,13 @@ def broken(out: Path) -> list[str]:
 
 
 def comparable(out: Path) -> list[dict[str, Any]]:
-    """Results without times, by method."""
+    """What of the results must be the same however often a reproduction was killed, by method."""
     path = out / "results.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    kept = [{name: record[name] for name in _COMPARED} for record in records]
+    kept = [
+        {name: record[name] for name in (_COMPARED_OF_DSP if record["method"] == "dsp" else _COMPARED)}
+        for record in records
+    ]
     return sorted(kept, key=lambda record: str(record["method"]))
 
 
