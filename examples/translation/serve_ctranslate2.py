@@ -65,10 +65,14 @@ def batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    args = get_parser().parse_args()
-    translator = ctranslate2.Translator(
-        args.model, device=args.device, compute_type=args.compute_type, intra_threads=args.threads
-    )
+    parser = get_parser()
+    args = parser.parse_args()
+    try:
+        translator = ctranslate2.Translator(
+            args.model, device=args.device, compute_type=args.compute_type, intra_threads=args.threads
+        )
+    except (RuntimeError, ValueError) as error:  # no such model, or a type or device that is not to be had here
+        parser.error(str(error))
     text = Text(args.bpe_codes, args.moses)
     for lines in batches(sys.stdin, args.batch_size):
         sources = [text.split(line) for line in lines]

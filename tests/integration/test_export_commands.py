@@ -89,3 +89,13 @@ def test_refusals_come_as_sentences(pruned, data, tmp_path):
     missing = export(tmp_path / "none.pt", tmp_path / "out", "--format", "ctranslate2", "--data", data)
     assert_refused(missing, "does not exist")
     assert not list(tmp_path.glob("*"))
+
+
+def test_the_example_says_in_a_sentence_that_there_is_no_model(tmp_path):
+    script = ROOT / "examples/translation/serve_ctranslate2.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "nowhere")], capture_output=True, text=True, input=""
+    )
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
