@@ -166,6 +166,14 @@ def prune(source: Path, target: Path, *extra: Any, ok: bool = True) -> Result:
     return done
 
 
+def prune_to_each(source: Path, layouts: dict[str, str], folder: Path) -> dict[str, Path]:
+    """Rewrites a checkpoint to each of the layouts; a file for each, by the layout's name."""
+    paths = {name: folder / f"{name.replace(' ', '_')}.pt" for name in layouts}
+    for name, path in paths.items():
+        prune(source, path, "--layout", layouts[name])
+    return paths
+
+
 def generate(data: Path, path: Any, *extra: Any, folder: Path, ok: bool = True, subset: str = "test") -> Result:
     """Plain fairseq-generate: stock task, no word on pruning."""
     arguments = [data, *PLUGIN, "--path", path, "--gen-subset", subset, "--beam", "3", "--batch-size", "16", "--cpu"]

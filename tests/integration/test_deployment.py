@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import prune
+from commands import prune_to_each
 from fairseq import checkpoint_utils
 from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
@@ -24,11 +24,7 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def small(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The dense checkpoint rewritten to each of the layouts."""
-    folder = tmp_path_factory.mktemp("small")
-    paths = {name: folder / f"{name.replace(' ', '_')}.pt" for name in LAYOUTS}
-    for name, path in paths.items():
-        prune(dense, path, "--layout", LAYOUTS[name])
-    return paths
+    return prune_to_each(dense, LAYOUTS, tmp_path_factory.mktemp("small"))
 
 
 def loaded(path: Path, data: Path) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import INTERACTIVE, PLUGIN, VALIDATE, assert_refused, generate, prune, run
+from commands import INTERACTIVE, PLUGIN, VALIDATE, assert_refused, generate, prune, prune_to_each, run
 from fairseq import hub_utils
 
 from fairseq_dsp.model import DspTransformerModel
@@ -33,11 +33,7 @@ def raw(corpus: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def small(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The dense checkpoint rewritten to each of the layouts."""
-    folder = tmp_path_factory.mktemp("small")
-    paths = {name: folder / f"{name.replace(' ', '_')}.pt" for name in LAYOUTS}
-    for name, path in paths.items():
-        prune(dense, path, "--layout", LAYOUTS[name])
-    return paths
+    return prune_to_each(dense, LAYOUTS, tmp_path_factory.mktemp("small"))
 
 
 def interactive(data: Path, path: Path, text: str, folder: Path, *extra: object):
