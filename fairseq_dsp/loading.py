@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fairseq_dsp.compat import drop_fused_encoder_copies, settle_device_marks
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.surgery import KEPT_MASK, attentions, layout_of_state, shrink_state
 
@@ -29,9 +28,7 @@ def fit_state(model: DspTransformerModel, state: dict[str, Tensor]) -> dict[str,
     Raises:
         Refusal: it has other heads than the model, or lacks importance variables that it should bring.
     """
-    drop_fused_encoder_copies(state)
     model.upgrade_state_dict(state)
-    settle_device_marks(state)
     state = _with_heads_of(model, state)
     return _with_gates_of(model, state)
 

@@ -17,7 +17,12 @@ from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.compat import disable_fused_encoder, settle_device_marks_of
+from fairseq_dsp.compat import (
+    disable_fused_encoder,
+    drop_fused_encoder_copies,
+    settle_device_marks,
+    settle_device_marks_of,
+)
 from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import HeadGates
@@ -194,6 +199,12 @@ class DspTransformerModel(TransformerModel):
                 )
         super().prepare_for_inference_(cfg)
 
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """As in fairseq; leaves nothing that fairseq 0.12.2 keeps twice or never writes to."""
+        drop_fused_encoder_copies(state_dict)
+        super().upgrade_state_dict_named(state_dict, name)
+        settle_device_marks(state_dict)
+
     def load_state_dict(
         self,
         state_dict: dict[str, Tensor],
@@ -208,9 +219,7 @@ class DspTransformerModel(TransformerModel):
         """
         with exit_on_refusal():
             state_dict = fit_state(self, state_dict)
-        found = super().load_state_dict(state_dict, strict, model_cfg, args)
-        settle_device_marks_of(self)  # upgrading the state has made them anew
-        return found
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
 
     def adopt_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Loads strictly by making the state's tensors the parameters, in their precision and without a copy.

@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 
 import fairseq_dsp
 from fairseq_dsp.checkpoint import FORMAT, PROVENANCE, load_model, parse_layout, read_checkpoint
-from fairseq_dsp.compat import drop_fused_encoder_copies, settle_device_marks
 from fairseq_dsp.config import PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout, HeadScores
@@ -70,9 +69,7 @@ def rewrite(
     model = load_model(state)
     layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores)
     weights = dict(state["model"])
-    drop_fused_encoder_copies(weights)
     model.upgrade_state_dict(weights)
-    settle_device_marks(weights)
     dims = {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
     small_weights = shrink_state(weights, layout, dims, model.layout)
 

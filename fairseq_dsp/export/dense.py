@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
-from fairseq_dsp.compat import settle_device_marks
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout, Site
 from fairseq_dsp.live import head_rows
@@ -54,7 +53,6 @@ def fold(path: str) -> DenseExport:
     layout = model.deployed_layout()
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
-    settle_device_marks(weights)
     dims = {site: attention.head_dim for site, attention in attentions(model, layout.grid)}
     weights = widen_state(shrink_state(weights, layout, dims, model.layout), layout, dims)
     cfg = native_cfg(state["cfg"])
