@@ -76,8 +76,6 @@ def allow_checkpoint_types() -> None:
     architecture), numpy numbers (BLEU statistics) and, when several processes resume, sends a whole state with OmegaConf
     objects from the first to the others. None of these types runs code when it is loaded.
     """
-    if not hasattr(torch.serialization, "add_safe_globals"):
-        return  # torch before 2.4 loads without a list
     torch.serialization.add_safe_globals(
         [
             argparse.Namespace,

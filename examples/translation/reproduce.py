@@ -211,10 +211,14 @@ def sample_data(out: Path) -> Data:
 def cli_main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
-    with exit_on_refusal():
-        code = main()
-        print(f"{time.monotonic() - started:.0f} seconds")
-        sys.exit(code)
+    try:
+        with exit_on_refusal():
+            code = main()
+            print(f"{time.monotonic() - started:.0f} seconds", flush=True)
+            sys.exit(code)
+    except BrokenPipeError:  # the reader has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would say so when it flushes
+        sys.exit(1)
 
 
 if __name__ == "__main__":

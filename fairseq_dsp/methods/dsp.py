@@ -38,8 +38,8 @@ class DifferentiableSubset:
 
         g = relaxed_top_k(w + Gumbel(seed, update), K, t(update))        (Li et al. 2021)
 
-    `--relaxation projection` takes another relaxation of the same sample. The noise is one draw an update. When the cooldown is over the K most important heads are fixed, unless the paper's
-    endless sampling is asked for.
+    `--relaxation projection` takes another relaxation of the same sample. The noise is one draw an update. When the cooldown
+    is over the K most important heads are fixed, unless the paper's endless sampling is asked for.
     """
 
     name: ClassVar[str] = "dsp"

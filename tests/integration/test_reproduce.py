@@ -172,6 +172,32 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
     assert not out.exists()
 
 
+def test_a_dry_run_prints_every_command_and_a_reader_may_leave(data: Path, tmp_path: Path):
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        *map(str, SMALL),
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "out"),
+        "--dry-run",
+    ]
+    with open(tmp_path / "errors", "w") as errors:
+        process = subprocess.Popen(
+            [*command, "--seeds", *map(str, range(60))], text=True, stdout=subprocess.PIPE, stderr=errors
+        )
+        first = process.stdout.readline()
+        process.stdout.close()  # as `| head -1` does, long before the end of what fills a pipe
+    assert first.startswith("fairseq-train ")
+    assert process.wait(timeout=120) == 1
+    assert "BrokenPipe" not in (tmp_path / "errors").read_text()
+    printed = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    for name in ("fairseq-train", "fairseq-dsp-score", "fairseq-dsp-prune", "fairseq-generate"):
+        assert f"\n{name} " in "\n" + printed
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_room_on_the_disk_is_said_before_anything_starts(tmp_path: Path):
     with pytest.raises(Refusal, match="GB free"):
         running.refuse_full_disk(tmp_path, 10**18)
