@@ -6,7 +6,8 @@ criterion and the optimizer with fairseq.
 
 __version__ = "0.1.0"
 
-import fairseq_dsp.compat  # isort: skip  # first: repairs what the others rely on
+import fairseq_dsp.compat  # isort: skip  # first: refuses what the others cannot work with
+import fairseq_dsp.untrusted  # isort: skip  # before anything reads a checkpoint
 import fairseq_dsp.criterion
 import fairseq_dsp.model
 import fairseq_dsp.optim

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
@@ -26,6 +25,7 @@ from fairseq_dsp.config import flag, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.output import refuse_folder_of, write_atomically
+from fairseq_dsp.untrusted import strange_options
 
 if TYPE_CHECKING:
     from fairseq_dsp.model import DspTransformerModel
@@ -62,10 +62,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     options = next((each for each in given if isinstance(each, (argparse.Namespace, dict, DictConfig))), None)
     if not options or not isinstance(state.get("model"), dict):
         raise Refusal(f"the checkpoint must be one of fairseq, with `model` and `cfg` or `args`, but {path} is not.")
-    if strange := _strange_options(options, groups=1 if isinstance(options, argparse.Namespace) else 2):
+    if strange := strange_options(options, groups=1 if isinstance(options, argparse.Namespace) else 2):
         raise Refusal(
-            f"the checkpoint's options must be text, numbers and containers of them, but in {path} others are in "
-            f"{', '.join(strange[:5])}."
+            "the checkpoint's options must be numbers, text that refers to nothing, and containers of them, but in "
+            f"{path} others are in {', '.join(strange[:5])}."
         )
     model_cfg = options.get("model") if isinstance(options, dict) else options
     name = model_cfg.get if isinstance(model_cfg, dict) else lambda key: getattr(model_cfg, key, None)
@@ -227,21 +227,6 @@ def _check_sums(path: str) -> None:
         broken = file.testzip()
     if broken is not None:
         raise ValueError(f"the checksum of {broken} is wrong.")
-
-
-def _strange_options(value: Any, groups: int, name: str = "") -> list[str]:
-    """Names of options that hold a tensor, or a group of options in the place of a value.
-
-    Args:
-        groups: how deep Namespaces may lie: fairseq saves options, or a Namespace of options for each of its parts.
-    """
-    if isinstance(value, argparse.Namespace) and groups:
-        value = vars(value)
-    if isinstance(value, (argparse.Namespace, Tensor, np.ndarray)):
-        return [name]
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    names = [(f"{name}.{key}" if name else str(key), item) for key, item in inside]
-    return [found for path, item in names for found in _strange_options(item, max(groups - 1, 0), path)]
 
 
 def _refuse_broken_weights(weights: dict[str, Any], path: str) -> None:

@@ -1,15 +1,11 @@
 """The only file that knows versions: which fairseq there is, what today's torch asks of it, what old checkpoints carry.
 
-Imported first by the package, so that every command of fairseq that loads the plug-in is repaired before it reads a
-checkpoint.
+Imported first by the package, so that an unsupported version is refused before anything else fails over it.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
 import logging
-import os
 import re
 import types
 import typing
@@ -43,60 +39,17 @@ except ImportError as error:
         "(or, for a fairseq of your own, fairseq-fixed 0.12.3.1)."
     ) from error
 
-if not fairseq.__version__.startswith(FAIRSEQ):
+if not re.match(rf"({'|'.join(map(re.escape, FAIRSEQ))})(?!\d)", fairseq.__version__):
     raise ImportError(
         f"fairseq_dsp supports fairseq {' and '.join(FAIRSEQ)}, but {fairseq.__version__} is installed: "
         "pip install 'fairseq_dsp[fairseq]'."
     )
 
-import numpy as np
 import omegaconf
-from fairseq.distributed.utils import _TensorPlaceholder
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.base import ContainerMetadata, Metadata
-from omegaconf.nodes import AnyNode
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-try:
-    from numpy._core import multiarray
-except ImportError:  # numpy 1
-    from numpy.core import multiarray  # type: ignore[no-redef]
-
-
-def load_safely_by_default() -> None:
-    """Makes `torch.load` of a torch before 2.6 as safe as later ones: fairseq does not ask for it."""
-    if _torch < (2, 6):
-        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-
-
-def allow_checkpoint_types() -> None:
-    """Lets torch's safe loading read what fairseq's checkpoints hold, and nothing else.
-
-    Since torch 2.6 `torch.load` refuses every type that is not on a list. fairseq saves a Namespace (options of a legacy
-    architecture), numpy numbers (BLEU statistics) and, when several processes resume, sends a whole state with OmegaConf
-    objects from the first to the others. None of these types runs code when it is loaded.
-    """
-    torch.serialization.add_safe_globals(
-        [
-            argparse.Namespace,
-            multiarray._reconstruct,
-            multiarray.scalar,
-            np.ndarray,
-            np.dtype,
-            *{type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")},
-            DictConfig,
-            ListConfig,
-            AnyNode,
-            Metadata,
-            ContainerMetadata,
-            typing.Any,
-            collections.defaultdict,
-            int,
-            list,
-            dict,
-            _TensorPlaceholder,  # where a tensor was, in what the first process sends to the others
-        ]
-    )
+TORCH_LOADS_CARELESSLY = _torch < (2, 6)
 
 
 def quieten_warnings() -> None:
@@ -177,6 +130,4 @@ def disable_fused_encoder(encoder: nn.Module) -> None:
             layer._load_from_state_dict = types.MethodType(nn.Module._load_from_state_dict, layer)
 
 
-load_safely_by_default()
-allow_checkpoint_types()
 quieten_warnings()

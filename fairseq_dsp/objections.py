@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from omegaconf import DictConfig
 
@@ -26,6 +27,9 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
         value = get_option(args, name)
         if value not in (None, False, 0, "", "None"):
             found.append(f"`--{name.replace('_', '-')}` {rule}, but is {value}.")
+    cutoff = get_option(args, "adaptive_softmax_cutoff")
+    if isinstance(cutoff, str) and not _is_list_of_counts(cutoff):
+        found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
     if get_option(args, "ddp_backend") == "fully_sharded":
         found.append(FULLY_SHARDED)
     return found
@@ -59,6 +63,10 @@ def _objections_to_method(args: argparse.Namespace | DictConfig, config: Pruning
             if isinstance(given, str) and given != ours or given is None and part == "task":
                 found.append(f"`--{part}` must be {ours} for `--head-selection {method.name}`, but is {given}.")
     return found
+
+
+def _is_list_of_counts(text: str) -> bool:
+    return re.fullmatch(r"[\[(]?\s*\d{1,9}(\s*,\s*\d{1,9})*\s*,?\s*[\])]?", text.strip()) is not None
 
 
 def _heads(args: argparse.Namespace | DictConfig) -> int | None:

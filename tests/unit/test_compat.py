@@ -50,6 +50,7 @@ def refusal_at_import(before: str) -> str:
         ("torch", "2.4.1+cu121", "from 2.5 to before 3", "torch>=2.5,<3"),
         ("torch", "3.0.0.dev20270101", "from 2.5 to before 3", "torch>=2.5,<3"),
         ("fairseq", "0.12.1", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
+        ("fairseq", "0.12.20", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
         ("fairseq", "1.0.0a0", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
     ],
 )

@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Preset] = {
     "small": Preset(
         architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
-        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=0.003, pre_norm=True, beam=1,
+        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=3e-4, pre_norm=True, beam=1,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,

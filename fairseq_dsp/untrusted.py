@@ -1,0 +1,118 @@
+"""Keeps checkpoints from running code: fairseq's own commands load them with the plug-in as carefully as ours do.
+
+Imported by the package before anything reads a checkpoint. SECURITY.md says what this covers and what it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import importlib
+import os
+import tarfile
+import types
+import typing
+
+import numpy as np
+import torch
+from fairseq.distributed.utils import _TensorPlaceholder
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.base import ContainerMetadata, Metadata
+from omegaconf.nodes import AnyNode
+
+from fairseq_dsp.compat import TORCH_LOADS_CARELESSLY
+
+try:
+    from numpy._core import multiarray
+except ImportError:  # numpy 1
+    from numpy.core import multiarray  # type: ignore[no-redef]
+
+# Modules of fairseq that evaluate text from a checkpoint's options, which is a literal in all honest ones.
+_EVALUATING = (
+    "fairseq.utils",
+    "fairseq.models.transformer_lm",
+    "fairseq.models.lightconv_lm",
+    "fairseq.criterions.ctc",
+)
+
+
+def allow_checkpoint_types() -> None:
+    """Lets torch's safe loading read what fairseq's checkpoints hold, and nothing else.
+
+    Safe loading refuses every type that is not on a list. fairseq saves a Namespace (options of a legacy architecture),
+    numpy numbers (BLEU statistics) and, when several processes resume, sends a whole state with OmegaConf objects from
+    the first to the others. None of these types runs code when it is loaded.
+    """
+    torch.serialization.add_safe_globals(
+        [
+            argparse.Namespace,
+            multiarray._reconstruct,
+            multiarray.scalar,
+            np.ndarray,
+            np.dtype,
+            *{type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")},
+            DictConfig,
+            ListConfig,
+            AnyNode,
+            Metadata,
+            ContainerMetadata,
+            typing.Any,
+            collections.defaultdict,
+            int,
+            list,
+            dict,
+            _TensorPlaceholder,  # where a tensor was, in what the first process sends to the others
+        ]
+    )
+
+
+def load_as_later_torches_do() -> None:
+    """Makes `torch.load` of a torch before 2.6 as safe as later ones.
+
+    There it asks for no list by default, and hands TorchScript and tar archives to loaders that know no list at all.
+    """
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    torch.serialization._is_torchscript_zip = lambda _: False  # an ordinary archive then, of types that are on no list
+    torch.serialization.tarfile = types.SimpleNamespace(**{**vars(tarfile), "open": _refuse_tar})
+
+
+def evaluate_literals_alone() -> None:
+    """Makes fairseq take options that it evaluates as Python, such as `--adaptive-softmax-cutoff`, for literals."""
+    for name in _EVALUATING:
+        vars(importlib.import_module(name))["eval"] = _literal
+
+
+def strange_options(value: typing.Any, groups: int, name: str = "") -> list[str]:
+    """Names of options that hold a tensor, a group of options in the place of a value, or text that OmegaConf would follow:
+    `${oc.env:NAME}` puts a secret of whoever loads the file into what is written from it.
+
+    Args:
+        groups: how deep Namespaces may lie: fairseq saves options, or a Namespace of options for each of its parts.
+    """
+    if isinstance(value, DictConfig):
+        value = OmegaConf.to_container(value, resolve=False)
+    if isinstance(value, argparse.Namespace) and groups:
+        value = vars(value)
+    refers = isinstance(value, str) and ("${" in value or value == "???")
+    if refers or isinstance(value, (argparse.Namespace, torch.Tensor, np.ndarray)):
+        return [name]
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    names = [(f"{name}.{key}" if name else str(key), item) for key, item in inside]
+    return [found for path, item in names for found in strange_options(item, max(groups - 1, 0), path)]
+
+
+def _literal(text: typing.Any) -> typing.Any:
+    if not isinstance(text, str):
+        raise TypeError(f"a literal must be text, but is {text!r}.")  # as `eval` does, on which fairseq relies
+    return ast.literal_eval(text)
+
+
+def _refuse_tar(*_: typing.Any, **__: typing.Any) -> None:
+    raise tarfile.TarError("archives of torch before 0.4 are not read.")
+
+
+allow_checkpoint_types()
+if TORCH_LOADS_CARELESSLY:
+    load_as_later_torches_do()
+evaluate_literals_alone()
