@@ -75,6 +75,14 @@ class HeadGates(nn.Module):
         """`decided_mask` as a layout of the grid."""
         return HeadLayout.of_mask(self.grid, self.decided_mask())
 
+    def mean_importance(self) -> dict[str, float]:
+        """Mean importance of all heads of an attention type; a type that has none is left out."""
+        values = self.importance.detach().tolist()
+        found: dict[str, list[float]] = {}
+        for site, span in self.grid.spans():
+            found.setdefault(site.stack, []).extend(values[span])
+        return {stack: sum(some) / len(some) for stack, some in found.items() if some}
+
     def gates(self) -> Tensor:
         """The gates of the current pass: [H] float32, with gradient in training."""
         if not self.training:

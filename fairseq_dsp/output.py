@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import glob
+import io
 import os
 import shutil
 import sys
@@ -49,15 +50,30 @@ def write_atomically(path: str, write: Callable[[Any], Any], what: str) -> None:
         Refusal: the folder cannot be written to, or the disk is full.
     """
     target = os.path.abspath(path)
+    problems: list[OSError] = []
     try:
         with _room_beside(target) as room:
-            with open(os.path.join(room, _NEW), "wb") as file:
+            with _Noting(io.FileIO(os.path.join(room, _NEW), "w")) as file:
+                file.problems = problems
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(os.path.join(room, _NEW), target)
-    except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a file that it cannot write
-        raise Refusal(f"{what} could not be written to {path}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        raise Refusal(f"{what} could not be written to {path}: {(problems or [error])[0]}") from error
+
+
+class _Noting(io.BufferedWriter):
+    """A file that remembers why it could not be written: torch makes a RuntimeError of it that does not say."""
+
+    problems: list[OSError]
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.problems.append(error)
+            raise
 
 
 @contextlib.contextmanager

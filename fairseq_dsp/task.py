@@ -152,7 +152,7 @@ class TranslationDspTask(TranslationTask):
         """Logs fairseq's figures, and what became of the heads."""
         super().reduce_metrics(logging_outputs, criterion)
         for name, value in self._progress.figures.items():
-            metrics.log_scalar(name, value, weight=0, priority=320)
+            metrics.log_scalar(name, value, weight=0, priority=320, round=3)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """Warns once, at the start, of a cooldown that the run cannot reach."""
@@ -209,13 +209,14 @@ class HeadProgress:
     """What the log says of the heads. Looks at the model only when asked to: it waits for the device.
 
     Attributes:
-        figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`), and `heads_changed`, the number of
-            heads that are kept and were not, or were and are not, since the last validation (before the first, since
-            training started or was resumed). A swap of two heads counts as two.
+        figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`), the mean importance of all heads of
+            a type (`importance_enc` and so on), and `heads_changed`, the number of heads that are kept and were not, or were
+            and are not, since the last validation (before the first, since training started or was resumed). A swap of two
+            heads counts as two.
     """
 
     def __init__(self) -> None:
-        self.figures: dict[str, int] = {}
+        self.figures: dict[str, float] = {}
         self._before: HeadLayout | None = None
 
     def start(self, gates: HeadGates) -> None:
@@ -228,6 +229,7 @@ class HeadProgress:
         layout = gates.layout()
         before = layout if self._before is None else self._before
         self.figures = {f"heads_{stack}": kept for stack, (kept, _) in layout.by_type().items()}
+        self.figures |= {f"importance_{stack}": mean for stack, mean in gates.mean_importance().items()}
         self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
         return layout
 

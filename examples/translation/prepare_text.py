@@ -18,7 +18,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 SUBSETS = ("train", "valid", "test")
-INFO = "data.json"  # beside the dictionaries: what reproduce.py has to know of the text
+INFO, REFERENCE = "data.json", "reference."  # beside the dictionaries: what reproduce.py has to know of the text
 LONGEST, RATIO, VALID_EVERY = 175, 1.5, 23
 # talks whose subtitles make the test set, in this order
 TEST_TALKS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
@@ -172,6 +172,8 @@ def finish(args: argparse.Namespace, report: Report) -> None:
     info = {"source": args.languages[0], "target": args.languages[1], "label": args.label, "pairs": counts}
     info |= {"tokenised": args.tokenised, "segmentation": args.segmentation}
     (args.data / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    # fairseq's data has no word for a character that the training set lacks
+    shutil.copy(args.text / f"test.{args.languages[1]}", args.data / f"{REFERENCE}{args.languages[1]}")
     for codes in (*args.segmented.glob("codes"), *args.segmented.glob("sentencepiece.model")):
         shutil.copy(codes, args.data)
 

@@ -69,9 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 1 where a run failed.
 
     Raises:
-        Refusal: the request cannot be honoured; nothing has been started.
+        Refusal: the request cannot be honoured and nothing has been started, or the disk failed: the same command goes on.
     """
     args = get_parser().parse_args(arguments)
+    try:
+        return reproduce(args)
+    except BrokenPipeError:  # says nothing of the disk
+        raise
+    except OSError as error:
+        raise Refusal(
+            f"{error.filename or args.output} cannot be read or written: {error.strerror or error}."
+        ) from error
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Checks everything, then does what is not finished; see `main`."""
     low = [
         name for name in ("jobs", "epochs", "max_tokens") if (value := getattr(args, name)) is not None and value < 1
     ]
@@ -147,7 +159,8 @@ def prepare_output(out: Path, settings: Settings, data: Data) -> None:
     """Makes the folder, or checks that an earlier call's runs are comparable with these.
 
     Raises:
-        Refusal: they are not, or the folder cannot be made.
+        Refusal: they are not.
+        OSError: the folder cannot be made.
     """
     now = {**asdict(settings.preset), "gpu": settings.gpu, "precision": settings.precision}
     now = {name: value for name, value in now.items() if name not in ("methods", "budgets", "seeds")}
@@ -168,12 +181,7 @@ def prepare_output(out: Path, settings: Settings, data: Data) -> None:
             if reasons:
                 raise Refusal(*reasons)
             return
-    try:
-        write_marker(out / MARKER, now)
-    except OSError as error:
-        raise Refusal(
-            f"`--output` must be a folder that can be written, but {out} cannot: {error.strerror}."
-        ) from error
+    write_marker(out / MARKER, now)
 
 
 def bytes_needed(runs: Sequence[Run], preset: Preset, data: Data, jobs: int) -> int:

@@ -23,6 +23,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout
 
 DENSE = "dense"
+REFERENCES = os.path.join("hypotheses", "references.detok.txt")  # where a reproduction leaves them, beside its results
 _MOST_REASONS = 20
 
 
@@ -41,8 +42,8 @@ class Record:
         chrf: chrF.
         signatures: sacreBLEU's signature of each score, by the score's name.
         updates: number of updates trained; None where nothing was. Likewise:
-        seconds: wall-clock time.
-        words_per_second: target words a second in training.
+        seconds: in training steps, without validation and start.
+        words_per_second: target tokens a second of these, after segmentation, ends of sentences included.
         parameters: number of parameters that are deployed.
         hardware: a text, or an object of texts and numbers, as are `versions` and `data`.
         versions: of packages.

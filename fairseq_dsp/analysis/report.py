@@ -52,16 +52,20 @@ def refuse_mixtures(records: Sequence[Record], path: str) -> None:
     """Refuses runs that do not belong into one table.
 
     Raises:
-        Refusal: of different models, or on different data.
+        Refusal: of different models, on different data, or dense ones that were trained differently long.
     """
     reasons = []
-    for what, values in (
-        ("of one model, with the same heads", [record.layout.grid for record in records]),
-        ("on the same data", [describe(record.data) for record in records]),
+    dense = [record for record in records if record.is_dense]
+    trained = [record for record in dense if record.updates is not None]
+    for what, some, value in (
+        ("of one model, with the same heads", records, lambda record: record.layout.grid),
+        ("on the same data", records, lambda record: describe(record.data)),
+        ("of one model, with as many parameters where it is dense", dense, lambda record: record.parameters),
+        ("trained alike, for as many updates where they are dense", trained, lambda record: record.updates),
     ):
-        other = next((i for i, value in enumerate(values) if value != values[0]), None)
+        other = next((record for record in some if value(record) != value(some[0])), None)
         if other is not None:
-            lines = f"lines {records[0].line} and {records[other].line}"
+            lines = f"lines {some[0].line} and {other.line}"
             reasons.append(f"the runs of a report must be {what}, but {path} has others in {lines}: report them apart.")
     if reasons:
         raise Refusal(*reasons)

@@ -18,7 +18,7 @@ class Comparison:
         dense: the dense run: of the same seed, or, where there is none, of the lowest.
         score: sacreBLEU of the run, computed here. Likewise:
         dense_score: of the dense one.
-        p_value: how often chance alone would make a difference as large (Koehn 2004, as sacreBLEU computes it).
+        p_value: how often a test set drawn by chance would make a difference as large (Koehn 2004, as sacreBLEU computes it).
     """
 
     record: Record

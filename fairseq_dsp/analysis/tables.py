@@ -82,7 +82,8 @@ def all_figures(records: Sequence[Record]) -> Table:
     return Table(
         "All figures",
         f"BLEU is tokenised and lower-cased, sacreBLEU and chrF are on detokenised text. {_spread_note(groups)} "
-        "Heads by type, parameters and training's figures are means; words are target words.",
+        "Heads by type, parameters and training's figures are means; seconds are those of training steps, words the "
+        "target side's tokens after segmentation.",
         (*names, types_name, "parameters", "updates", "seconds", "words/s"),
         tuple(rows),
     )
@@ -103,7 +104,9 @@ def significance(tests: PairedTests) -> Table:
     return Table(
         "Against dense",
         "Difference of sacreBLEU to the dense model of the same seed (where there is none, of the lowest), and sacreBLEU's "
-        "paired bootstrap test: p is how often chance alone would make a difference as large. Values are in the order of seeds. "
+        "paired bootstrap test: p is how often a test set drawn by chance would make a difference as large. It knows nothing of "
+        "the chance in training, which the spread over seeds shows, and p is not corrected for the number of tests. Values are "
+        "in the order of seeds. "
         f"Signature: {tests.signature}",
         ("method", "heads", "seeds", "difference", "p"),
         tuple(rows),

@@ -1,4 +1,4 @@
-"""Reads what fairseq logged while training: temperature, importance gradient, heads kept by type, heads changed."""
+"""Reads what fairseq logged while training: temperature, importance and its gradient, heads kept by type, heads changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import math
 import re
 from dataclasses import dataclass, field
 
-FIGURES = ("temperature", "importance_gnorm", "heads_enc", "heads_dec", "heads_cross", "heads_changed")
+from fairseq_dsp.heads import STACKS
+
+FIGURES = ("temperature", "importance_gnorm", "heads_changed")
+FIGURES += tuple(f"{name}_{stack}" for name in ("importance", "heads") for stack in STACKS)
 
 # 2026-01-31 12:00:00 | INFO | train_inner | epoch 001:     10 / 40 loss=3.2, temperature=0.1, num_updates=10
 # 2026-01-31 12:00:00 | INFO | train_inner | {"epoch": 1, "loss": "3.2", "temperature": "0.1", "num_updates": "10"}

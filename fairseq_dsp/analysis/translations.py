@@ -62,9 +62,11 @@ def read_translations(text: str, expected: int) -> Translations:
 
 
 def tokenised_bleu(translations: Translations) -> Score:
-    """BLEU on the tokens as they are, the figure that the literature gives for IWSLT14, with sacreBLEU's signature."""
+    """Lower-cased BLEU on the tokens as they are, the literature's figure for IWSLT14, with sacreBLEU's signature."""
     from sacrebleu.metrics import BLEU
 
-    metric = BLEU(tokenize="none", force=True)  # force: no warning that the text is tokenised, it is meant
+    metric = BLEU(
+        tokenize="none", lowercase=True, force=True
+    )  # force: no warning that the text is tokenised, it is meant
     result = metric.corpus_score(translations.hypotheses, [translations.references])
     return Score(result.score, str(metric.get_signature()))

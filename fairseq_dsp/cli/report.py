@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
-from fairseq_dsp.analysis.records import read_records
+from fairseq_dsp.analysis.records import REFERENCES, read_records, resolve
 from fairseq_dsp.analysis.report import (
     MARKDOWN,
     PAGE,
@@ -30,7 +31,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--references",
         metavar="FILE",
-        help="detokenised reference translations: test every run whose line names `hypotheses` against dense",
+        help="detokenised reference translations: test every run whose line names `hypotheses` against dense "
+        f"(default: {REFERENCES} beside RESULTS, if it is there)",
     )
     parser.add_argument("--force", action="store_true", help="replace the report in DIR")
     return parser
@@ -54,10 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     refuse_mixtures(records, args.results)
     logs, problems = read_logs(records, args.results)
     tests = None
-    if args.references is not None:
+    beside = resolve(REFERENCES, args.results)
+    references = args.references or (beside if os.path.isfile(beside) else None)
+    if references is not None:
         count = sum(record.hypotheses is not None and not record.is_dense for record in records)
         print(f"testing {count} runs against dense, each a few seconds", flush=True)
-        tests = paired_tests(records, args.results, args.references)
+        tests = paired_tests(records, args.results, references)
         problems += disagreements(tests)
     for problem in problems:
         warn(problem)

@@ -74,14 +74,16 @@ def call(writer: tuple[str, list[Any]], out: Path, folder: Path, first: Callable
     return Result(code, *said)
 
 
+@pytest.mark.parametrize("room", [0, 300, 9000])
 @pytest.mark.parametrize("name", WRITERS)
-def test_no_room_on_the_disk(name, writers, place, tmp_path):
-    """No file may get a byte, as on a full disk: a limit that any user can set."""
+def test_no_room_on_the_disk(name, room, writers, place, tmp_path):
+    """No file may get more than so many bytes, as on a disk that is full or fills: a limit that any user can set."""
+    if name in ("score", "bench") and room == 9000:
+        pytest.skip("writes less")
     (place / "out").mkdir()
-    done = call(
-        writers[name], place / "out/result", tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    )
-    assert_refused(done, "could not be written to", str(place / "out/result"))
+    limit = (room, room)
+    done = call(writers[name], place / "out/result", tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert_refused(done, "could not be written to", str(place / "out/result"), "File too large")
     assert os.listdir(place / "out") == []
 
 
@@ -92,7 +94,7 @@ def test_no_room_on_a_disk_that_is_really_full(name, writers, place, tmp_path):
     if os.geteuid() or os.system(f"mount -t tmpfs -o size=4k tmpfs {disk} 2>/dev/null"):
         pytest.skip("needs root who may mount")
     try:
-        (disk / "ballast").write_bytes(bytes(4096))
+        (disk / "ballast").write_bytes(bytes(4096))  # the whole of it
         done = call(writers[name], disk / "result", tmp_path)
         assert_refused(done, "could not be written to", "No space left on device")
         assert os.listdir(disk) == ["ballast"]
@@ -172,7 +174,8 @@ def test_nan_in_the_loss_stops_training_with_the_reason_as_in_stock_fairseq(data
     assert ours.err.splitlines()[-1] == stock.err.splitlines()[-1]
 
 
-def test_a_reproduction_into_a_folder_that_may_not_be_written_to(place, data, tmp_path):
+@pytest.mark.parametrize("where", ["given data", "sample corpus", "begun before"])
+def test_a_reproduction_into_a_folder_that_may_not_be_written_to(where, place, data, tmp_path):
     from commands import ROOT
 
     sys.path.append(str(ROOT / "examples/translation"))
@@ -180,8 +183,11 @@ def test_a_reproduction_into_a_folder_that_may_not_be_written_to(place, data, tm
 
     shutil.copytree(data, place / "data")
     (place / "out").mkdir()
+    if where == "begun before":
+        (place / "out/reproduce.json").write_text("{}")
     (place / "out").chmod(0o555)
-    arguments = ["--preset", "smoke", "--data", place / "data", "--output", place / "out", "--methods", "dense"]
+    arguments = ["--preset", "smoke", "--output", place / "out", "--methods", "dense"]
+    arguments += [] if where == "sample corpus" else ["--data", place / "data"]
 
     def act() -> None:
         nobody()
@@ -190,7 +196,7 @@ def test_a_reproduction_into_a_folder_that_may_not_be_written_to(place, data, tm
     tmp_path.chmod(0o777)
     done = Running(act, arguments, tmp_path).wait()
     assert_refused(done, str(place / "out"))
-    assert os.listdir(place / "out") == []
+    assert os.listdir(place / "out") == (["reproduce.json"] if where == "begun before" else [])
 
 
 def test_data_that_is_not_there_is_said(trained, tmp_path):

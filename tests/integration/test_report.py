@@ -19,6 +19,7 @@ from commands import run as run_command
 from made_up import run, runs, training_log, write
 
 import fairseq_dsp.cli.report as report_module
+from fairseq_dsp.analysis.records import REFERENCES
 
 FIGURES = ["attention-types", "bleu-against-heads", "kept-heads-brand-new", "kept-heads-dsp", "training-1"]
 WORDS = "the a cat dog sits runs on mat very quickly today and then it sleeps".split()
@@ -68,6 +69,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     done = report(results, folder / "out", "--references", folder / "references")
     assert done.code == 0, done.err
     return folder / "out", done
+
+
+def test_references_that_a_reproduction_left_beside_its_results_are_found(tmp_path: Path):
+    results = everything(tmp_path)
+    shutil.move(tmp_path / "references", tmp_path / REFERENCES)
+    done = report(results, tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "### Against dense" in (tmp_path / "out/report.md").read_text()
 
 
 def row_of(markdown: str, *cells: str) -> list[str]:
@@ -224,6 +233,13 @@ class TestRefusals:
     def test_of_runs_that_do_not_belong_together(self, other, tmp_path):
         results = write(tmp_path / "r.jsonl", [run(), run() | other])
         assert_refused(report(results, tmp_path / "out"), "in lines 1 and 2")
+
+    @pytest.mark.parametrize(("other", "what"), [({"parameters": 7}, "parameters"), ({"updates": 7}, "updates")])
+    def test_of_dense_runs_that_no_mean_should_be_taken_of(self, other, what, tmp_path):
+        results = write(tmp_path / "r.jsonl", [run(), run("dense", 36), run("dense", 36, 2) | other])
+        assert_refused(report(results, tmp_path / "out"), what, "in lines 2 and 3")
+        results = write(results, [run("dense", 36), run("dense", 36, 2, updates=None), run() | other])
+        assert report(results, tmp_path / "out").code == 0
 
     def test_of_an_output_that_is_in_the_way(self, results, tmp_path):
         mine = tmp_path / "mine"

@@ -112,7 +112,9 @@ def test_the_payload_runs_where_a_file_is_loaded_without_care(kind: str, trained
     write_crafted(kind, tmp_path / "crafted.pt", trained, marker)
     careless = "import sys, torch; torch.load(sys.argv[1], weights_only=False)"  # without the plug-in
     alone = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_FORCE")}
-    subprocess.run([sys.executable, "-c", careless, tmp_path / "crafted.pt"], capture_output=True, check=False, env=alone)
+    subprocess.run(
+        [sys.executable, "-c", careless, tmp_path / "crafted.pt"], capture_output=True, check=False, env=alone
+    )
     assert marker.exists()
 
 

@@ -35,6 +35,16 @@ def gates_of_a_pass(model: Any) -> Tensor:
     return seen[0]
 
 
+def test_the_mean_importance_is_by_type():
+    gates = build_gated("dsp", KEPT).head_gates
+    with torch.no_grad():
+        gates.importance.copy_(torch.arange(HEADS) / 10)
+    spans = dict(gates.grid.spans())
+    for stack, mean in gates.mean_importance().items():
+        some = [gates.importance[span] for site, span in spans.items() if site.stack == stack]
+        assert mean == pytest.approx(torch.cat(some).mean().item())
+
+
 class TestPrecision:
     @pytest.mark.parametrize(
         "convert",

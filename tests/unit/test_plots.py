@@ -161,7 +161,8 @@ class TestTraining:
 
     def test_has_a_column_a_run_and_marks_where_heads_are_fixed(self, drawn):
         figure = drawn(plots.training_courses, {"dsp, K = 6": self.log, "ste": self.log}, suffixes=("png", "pdf"))
-        assert len(figure.axes) == 8
+        assert len(figure.axes) == 10
+        assert len(figure.axes[2].lines) == 4  # importance by type, and the update of the fixing
         assert "heads fixed" in [text.get_text() for text in figure.axes[0].texts]
         # a temperature of 0 has no place on its scale
         assert max(figure.axes[0].lines[0].get_xdata()) < self.log.fixed_at

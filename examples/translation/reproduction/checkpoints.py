@@ -34,8 +34,12 @@ def recover(folder: Path) -> str:
     for leftover in (*folder.glob("*.tmp"), *folder.glob(".*.copy")):
         leftover.unlink()
     if best is None and (folder / BEST).exists():
-        last = None  # the choice among the epochs so far is lost with it
-        (folder / BEST).unlink()
+        # fairseq writes it atomically, so something else has damaged it. The choice among the epochs so far is lost with it,
+        # and going on from the last would quietly choose among later ones: the training starts again.
+        for name in (BEST, LAST):
+            if (folder / name).exists():
+                os.replace(folder / name, folder / f"{name}.set-aside")
+        return "starts again: its best checkpoint is damaged; both are set aside"
     if best is not None and (last is None or best > last):
         copy = folder / f".{LAST}.copy"
         shutil.copyfile(folder / BEST, copy)

@@ -14,7 +14,7 @@ from fairseq.data.indexed_dataset import MMapIndexedDataset
 
 from fairseq_dsp.errors import Refusal
 
-INFO = "data.json"  # written by prepare-iwslt14.sh
+INFO, REFERENCE = "data.json", "reference."  # written by prepare-iwslt14.sh
 SUBSETS = ("train", "valid", "test")
 
 
@@ -25,6 +25,7 @@ class Data:
     Attributes:
         sizes: subset -> tokens of each sentence pair, [sentences, 2].
         words: entries of the two dictionaries.
+        references: the test set's target side before it was segmented; None where only fairseq's data is there.
         info: what results say of it: languages, label, pairs, checksum, tokenised, segmentation.
     """
 
@@ -34,6 +35,7 @@ class Data:
     sizes: dict[str, np.ndarray]
     words: tuple[int, int]
     info: dict[str, Any]
+    references: list[str] | None = None
 
     @property
     def moses(self) -> bool:
@@ -44,9 +46,9 @@ class Data:
         return str(self.info["segmentation"])
 
     def updates_an_epoch(self, max_tokens: int) -> int:
-        """As many batches as fairseq-train makes of the training set."""
+        """As many batches as fairseq-train makes of the training set, which it sorts by source, then by target length."""
         sizes = self.sizes["train"]
-        order = np.lexsort((sizes[:, 0], sizes[:, 1]))
+        order = np.lexsort((sizes[:, 1], sizes[:, 0]))
         return len(
             data_utils.batch_by_size(
                 order, None, num_tokens_vec=sizes.max(1)[order].astype(np.int64), max_tokens=max_tokens
@@ -88,9 +90,18 @@ def read_data(folder: Path, source: str | None, target: str | None, label: str |
     except Exception as error:
         raise Refusal(f"`--data` must hold whole data sets, but those of {folder} cannot be read: {error}") from error
     words = [sum(1 for _ in open(folder / f"dict.{side}.txt", "rb")) for side in pair]
-    return Data(
-        folder, str(pair[0]), str(pair[1]), sizes, (words[0], words[1]), _info(folder, name, pair, sizes, label)
-    )
+    info = _info(folder, name, pair, sizes, label)
+    references = _references(folder / f"{REFERENCE}{pair[1]}", len(sizes["test"]))
+    return Data(folder, str(pair[0]), str(pair[1]), sizes, (words[0], words[1]), info, references)
+
+
+def _references(path: Path, expected: int) -> list[str] | None:
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if len(lines) != expected:
+        raise Refusal(f"{path} must have a line for each of the {expected} test sentences, but has {len(lines)}.")
+    return lines
 
 
 def _sizes(prefix: Path) -> np.ndarray:

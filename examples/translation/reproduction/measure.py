@@ -7,6 +7,7 @@ import platform
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ import torch
 from sacrebleu.metrics import BLEU, CHRF
 
 import fairseq_dsp
-from fairseq_dsp.analysis.translations import Translations, read_translations, tokenised_bleu
+from fairseq_dsp.analysis.records import REFERENCES
+from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
 
-from .checkpoints import LAST, updates_of
 from .data import Data
 from .plan import Run
 
-FOLDER, REFERENCES = "hypotheses", "hypotheses/references.detok.txt"
+FOLDER = "hypotheses"
 
 
 def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[str, Any]:
@@ -33,8 +34,9 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
     """
     folder = out / "runs" / run.name
     printed = read_translations((folder / "generate.log").read_text(encoding="utf-8"), len(data.sizes["test"]))
-    hypotheses, references = ([line.lower() for line in side] for side in (printed.hypotheses, printed.references))
-    tokenised = tokenised_bleu(Translations(printed.sources, references, hypotheses, printed.tokens_per_second))
+    if data.references is not None:  # fairseq prints its dictionary's words: an unknown character is `<<unk>>`
+        printed = replace(printed, references=data.references)
+    tokenised = tokenised_bleu(printed)
     plain = detokenise(printed.hypotheses, data), detokenise(printed.references, data)
     translations = f"{FOLDER}/{run.name}.detok.txt"
     write_lines(out / translations, plain[0])
@@ -57,7 +59,7 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
         "bleu_tok": tokenised.value,
         **scores,
         "signatures": signatures,
-        "updates": updates_of(training / "checkpoints" / LAST) if trained else None,
+        "updates": trained.get("updates"),
         "seconds": trained.get("seconds"),
         "words_per_second": trained.get("words_per_second"),
         "parameters": sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head_gates.")),
@@ -81,7 +83,10 @@ def detokenise(lines: Iterable[str], data: Data) -> list[str]:
 
 
 def training_figures(log: str) -> dict[str, float]:
-    """Seconds in training steps, and target words a second of them, over all epochs; an epoch's last line counts."""
+    """Updates, seconds in training steps, and target words a second of them, over all epochs; an epoch's last line counts.
+
+    Words are fairseq's: pieces of BPE, and an end of sentence each.
+    """
     epochs: dict[int, dict[str, float]] = {}
     for line in re.findall(r"\| train \| (epoch \d+ .*)$", log, flags=re.MULTILINE):
         found = {name: float(value) for name, value in re.findall(r"([a-z_]+) ([-+.\de]+)(?= \||$)", line)}
@@ -94,7 +99,7 @@ def training_figures(log: str) -> dict[str, float]:
         before = found["num_updates"]
     if not epochs:
         return {}
-    return {"seconds": seconds, "words_per_second": round(words / max(seconds, 1.0), 1)}
+    return {"updates": int(before), "seconds": seconds, "words_per_second": round(words / max(seconds, 1.0), 1)}
 
 
 def hardware(gpus: list[str], jobs: int) -> dict[str, Any]:
@@ -105,7 +110,14 @@ def hardware(gpus: list[str], jobs: int) -> dict[str, Any]:
         name = models[0] if models else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: dict[str, Any] = {"processor": name, "cores": cores, "runs at once": jobs}
-    return found | ({"gpu": torch.cuda.get_device_name(0), "gpus": len(gpus)} if gpus else {})
+    names = sorted({torch.cuda.get_device_name(index) for index in gpu_indices(gpus)})
+    return found | ({"gpu": ", ".join(names), "gpus": len(gpus)} if gpus else {})
+
+
+def gpu_indices(gpus: list[str]) -> list[int]:
+    """How torch numbers the devices: among those that are visible."""
+    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    return [visible.index(gpu) if gpu in visible else int(gpu) for gpu in gpus]
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ METHODS = (
 LEARNED = ("dsp", "pipelined", "ste", "hard-concrete")
 # the paper's schedule of a joint training: a cooldown of 15,000 of about 60,000 updates, 4,000 of warm-up
 COOLDOWN_SHARE, WARMUP_SHARE = 15 / 60, 4 / 60
+PIPELINED_COOLDOWN_SHARE = 3 / 4  # at most: the heads must be fixed before the end
 PAPER_COOLDOWN = 5000  # below so many updates of cooldown the gentler settings of docs/design/0003 are taken
 
 
@@ -25,7 +26,8 @@ class Preset:
         architecture: of stock fairseq; ours has `dsp_` before it.
         shape: options that change it: (layers, heads, width, inner width); None for the architecture's own.
         cooldown: updates, at most; likewise warmup.
-        pipelined: epochs that train the importance variables alone.
+        pipelined: epochs that train the importance variables alone; pipelined_cooldown: updates of them, at most, after
+            which the heads are fixed and nothing more is learned.
         finetune: epochs after pruning by scores.
         l0_penalty: of hard-concrete; None for its default.
         select: what chooses the best checkpoint: bleu or loss, in validation.
@@ -51,6 +53,7 @@ class Preset:
     l0_penalty: float | None = None
     pre_norm: bool = False
     beam: int = 5
+    pipelined_cooldown: int = 250  # the paper's, of an epoch of about 1,000 updates
 
     @property
     def heads_per_layer(self) -> int:
@@ -81,10 +84,11 @@ PRESETS: Mapping[str, Preset] = {
         architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
         budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=3e-4, pre_norm=True, beam=1,
+        pipelined_cooldown=1200,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
-        warmup=100, cooldown=100, pipelined=1, finetune=1, select="loss", methods=("dense", "dsp", "gradient", "random"),
+        warmup=100, cooldown=100, pipelined=1, finetune=1, select="loss", methods=("dense", "dsp", "gradient", "gradient-finetune", "random", "random-finetune", "fixed"),
         budgets=("1/2", "1/6"), seeds=(1,),
     ),
 }  # fmt: skip
@@ -127,7 +131,6 @@ def schedule(preset: Preset, updates_an_epoch: int) -> Schedule:
         updates_an_epoch=updates_an_epoch,
         warmup=max(min(preset.warmup, round(WARMUP_SHARE * updates)), 1),
         cooldown=max(min(preset.cooldown, round(COOLDOWN_SHARE * updates)), 1),
-        # the paper: 250 of an epoch of about 1,000 updates
-        pipelined_cooldown=max(min(250, pipelined // 2), 1),
+        pipelined_cooldown=max(min(preset.pipelined_cooldown, round(PIPELINED_COOLDOWN_SHARE * pipelined)), 1),
         finetune_warmup=max(round(WARMUP_SHARE * updates_an_epoch * preset.finetune), 1),
     )

@@ -11,7 +11,7 @@ from fairseq_dsp.heads import STACK_NAMES, STACKS
 
 
 def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
-    """A column a run: temperature, norm of the importance's gradient, heads kept by type and heads changed.
+    """A column a run: temperature, mean importance by type, norm of its gradient, heads kept by type and heads changed.
 
     A vertical line marks the update at which the heads were fixed. At most four runs fit a page's width.
 
@@ -24,15 +24,17 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
     with style.drawing():
         columns = len(logs)
         width = max(0.5 + 1.9 * columns, style.COLUMN)
-        figure = style.new_figure(width, 5.0)
-        axes = figure.subplots(4, columns, sharex="col", sharey="row", squeeze=False)
+        figure = style.new_figure(width, 6.0)
+        axes = figure.subplots(5, columns, sharex="col", sharey="row", squeeze=False)
         for column, (title, log) in zip(axes.T, logs.items(), strict=True):
             column[0].set_title(title, parse_math=False)
             _course(column[0], log, "temperature", positive=True)
-            _course(column[1], log, "importance_gnorm")
             for stack in STACKS:
-                _course(column[2], log, f"heads_{stack}", color=style.TYPE_LOOKS[stack][0], drawstyle="steps-post")
-            _course(column[3], log, "heads_changed", drawstyle="steps-post")
+                color = style.TYPE_LOOKS[stack][0]
+                _course(column[1], log, f"importance_{stack}", color=color)
+                _course(column[3], log, f"heads_{stack}", color=color, drawstyle="steps-post")
+            _course(column[2], log, "importance_gnorm")
+            _course(column[4], log, "heads_changed", drawstyle="steps-post")
             for axis in column:
                 axis.grid(axis="y")
                 if log.fixed_at is not None:
@@ -51,12 +53,14 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
                 )
             column[-1].set_xlabel("updates")
             column[-1].locator_params(axis="x", nbins=4)
-        names = ("temperature", "gradient norm\nof importance", "heads kept", "heads changed\nsince validation")
+        names = (
+            "temperature", "mean\nimportance", "gradient norm\nof importance", "heads kept", "heads changed\nsince validation",
+        )  # fmt: skip
         for axis, name in zip(axes[:, 0], names, strict=True):
             axis.set_ylabel(name)
         if any(value > 0 for log in logs.values() for _, value in log.figures.get("temperature", [])):
             axes[0, 0].set_yscale("log")
-        for row in axes[1:]:
+        for row in axes[2:]:
             row[0].set_ylim(bottom=0)
         figure.align_ylabels(axes[:, 0])
         handles = [

@@ -1,0 +1,102 @@
+"""What becomes a line of the results, and that it is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
+
+from reproduction import measure, results
+from reproduction.data import Data
+from reproduction.plan import Run
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 100 bytes, as on a disk that fills."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_line_that_finds_no_room_leaves_nothing_for_the_next_one_to_join(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"seed": 1}\n' * 5)
+    with pytest.raises(OSError, match="No space|too large"):
+        results.append_result(path, dict.fromkeys(results.KEYS, 1))
+    assert path.read_text() == '{"seed": 1}\n' * 5
+    results._append(path, b'{"seed": 2}\n')
+    assert [record["seed"] for record in results.read_results(path)] == [1] * 5 + [2]
+
+
+def finished_run(out: Path, printed: list[tuple[str, str]]) -> Run:
+    """A run whose generate.log has these (hypothesis, reference) lines."""
+    folder = out / "runs/dsp-k4-s1"
+    folder.mkdir(parents=True)
+    lines = [
+        f"S-{n}\tx\nT-{n}\t{reference}\nH-{n}\t-0.5\t{hypothesis}\n"
+        for n, (hypothesis, reference) in enumerate(printed)
+    ]
+    (folder / "generate.log").write_text("".join(lines))
+    shutil.copy(GOLDEN / "rewritten.pt", folder / "pruned.pt")
+    return Run("dsp-k4-s1", "dsp", 4, 1, (), (), "runs/dsp-k4-s1/pruned.pt")
+
+
+def data_of(count: int, references: list[str] | None, tokenised: str = "moses") -> Data:
+    info = {"tokenised": tokenised, "segmentation": "subword_nmt"}
+    return Data(Path("bin"), "de", "en", {"test": np.ones((count, 2))}, (9, 9), info, references)
+
+
+def test_scores_are_against_the_references_as_they_were_written(tmp_path: Path):
+    """fairseq prints <<unk>> where a reference has a character that its dictionary lacks."""
+    run = finished_run(tmp_path, [("we met rei ki te yesterday", "we met rei <<unk>> te yesterday")])
+    written = ["we met rei ki te yesterday"]
+    assert measure.measure(run, tmp_path, data_of(1, None), {})["bleu_tok"] < 60
+    record = measure.measure(run, tmp_path, data_of(1, written), {})
+    assert [round(record[name], 6) for name in ("bleu_tok", "sacrebleu", "chrf")] == [100, 100, 100]
+    assert (tmp_path / measure.REFERENCES).read_text().splitlines() == written
+
+
+def test_tokenised_bleu_is_lower_cased_and_says_so(tmp_path: Path):
+    run = finished_run(tmp_path, [("The House Is Red .", "the house is red .")])
+    record = measure.measure(run, tmp_path, data_of(1, None), {})
+    assert record["bleu_tok"] == pytest.approx(100)
+    assert record["sacrebleu"] < 50
+    assert "case:lc" in record["signatures"]["bleu_tok"]
+    assert "case:mixed" in record["signatures"]["sacrebleu"]
+
+
+def test_updates_come_from_the_log_which_outlives_the_checkpoints(tmp_path: Path):
+    run = finished_run(tmp_path, [("a b c d", "a b c d")])
+    lines = [
+        f"2026-01-31 12:00:00 | INFO | train | epoch 00{epoch} | loss 3.1 | wpb 900 | num_updates {updates} | train_wall 30"
+        for epoch, updates in ((1, 50), (2, 100))
+    ]
+    (tmp_path / "runs/dsp-k4-s1/train.log").write_text("\n".join(lines))
+    record = measure.measure(run, tmp_path, data_of(1, None), {})
+    assert (record["updates"], record["seconds"], record["words_per_second"]) == (100, 60, 1500)
+    assert json.loads(json.dumps(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "found"), [("", ["1"], [1]), ("2,3", ["3"], [1]), ("2,3", ["2", "3"], [0, 1])]
+)
+def test_the_devices_that_are_used_are_named(visible: str, gpus: list[str], found: list[int], monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")
+    record = measure.hardware(gpus, 2)
+    assert record["gpu"] == ", ".join(f"card {index}" for index in found)
+    assert record["gpus"] == len(gpus)
