@@ -88,7 +88,8 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
-        warmup=100, cooldown=100, pipelined=1, finetune=1, select="loss", methods=("dense", "dsp", "gradient", "gradient-finetune", "random", "random-finetune", "fixed"),
+        warmup=100, cooldown=100, pipelined=1, finetune=1, select="loss",
+        methods=("dense", "dsp", "gradient", "gradient-finetune", "random", "random-finetune", "fixed"),
         budgets=("1/2", "1/6"), seeds=(1,),
     ),
 }  # fmt: skip
