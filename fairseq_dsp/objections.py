@@ -30,9 +30,15 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     cutoff = get_option(args, "adaptive_softmax_cutoff")
     if isinstance(cutoff, str) and not _is_list_of_counts(cutoff):
         found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
-    if get_option(args, "ddp_backend") == "fully_sharded":
-        found.append(FULLY_SHARDED)
-    return found
+    return found + objections_to_backend(get_option(args, "ddp_backend"))
+
+
+def objections_to_backend(name: str | None) -> list[str]:
+    """Sentences on fairseq's `--ddp-backend`: with others no process could tell which heads all have chosen."""
+    if name not in ("fully_sharded", "slowmo"):
+        return []
+    rule = "one whose processes hold all parameters, the same after every update (pytorch_ddp, legacy_ddp, no_c10d)"
+    return [f"`--ddp-backend` must be {rule}, but is {name}."]
 
 
 def budget_out_of_range(budget: int, total: int) -> str:
@@ -92,7 +98,3 @@ _UNSUPPORTED = {
     "no_cross_attention": "is not supported by dsp_transformer: there must be cross-attention to prune",
     "base_layers": "is not supported by dsp_transformer: it inserts layers of another kind",
 }
-
-FULLY_SHARDED = (
-    "`--ddp-backend` must be one that keeps whole parameters (pytorch_ddp, legacy_ddp, no_c10d), but is fully_sharded."
-)

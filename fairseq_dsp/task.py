@@ -24,7 +24,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import HeadGates
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.model import DspTransformerModel, unwrap
-from fairseq_dsp.objections import BUDGET_TASK, FULLY_SHARDED, objections
+from fairseq_dsp.objections import BUDGET_TASK, objections, objections_to_backend
 from fairseq_dsp.optim import DspAdam
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class TranslationDspTask(TranslationTask):
     def __init__(self, cfg: TranslationDspConfig, src_dict: Any, tgt_dict: Any) -> None:
         super().__init__(cfg, src_dict, tgt_dict)
         with exit_on_refusal():  # here, for fairseq wraps the model's construction already
-            if str(getattr(cfg, "ddp_backend", "")) == "fully_sharded":
-                raise Refusal(FULLY_SHARDED)
+            if reasons := objections_to_backend(str(getattr(cfg, "ddp_backend", ""))):
+                raise Refusal(*reasons)
         self._trains = False
         self._learns_heads = False
         self._adaptive_softmax = False

@@ -1,4 +1,8 @@
-"""Long runs that look for what a test would miss. Each is a command with `--count` and `--seed`; tests run a slice of it."""
+"""Long runs that look for what a test would miss.
+
+`fuzz`, `kills` and `soak` are commands with `--count` and `--seed`; the other modules are their parts.
+`tests/integration/test_campaigns.py` runs a slice of each: that of the kills of `reproduce.py` with `--slow` only.
+"""
 
 from __future__ import annotations
 

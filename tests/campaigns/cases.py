@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ class Case:
         name: of our command, such as `prune`.
         arguments: of the command; `OUT` stands for its output.
         heads: how many heads a checkpoint must have that is written; None for as many as it says.
-        same: whether what is written must be what the undamaged input gives.
+        reads: the checkpoint among the arguments whose heads are scored, if any.
+        same: the undamaged file and what is done with it, where that must give the same; empty where it need not.
         must_say: what a refusal must name, and nothing but a refusal will do; empty for anything.
+        apart: whether it must run in a process of its own, which can be ended in the middle of a computation.
         about: what a failure is told with.
     """
 
@@ -35,8 +38,10 @@ class Case:
     name: str
     arguments: tuple[str, ...]
     heads: int | None = None
-    same: bool = False
+    reads: str = ""
+    same: tuple[str, ...] = ()
     must_say: str = ""
+    apart: bool = False
     about: str = ""
 
 
@@ -45,10 +50,11 @@ class Source:
 
     Args:
         folder: for the broken files, one of each name at a time.
+        marker: a folder that code in options makes.
     """
 
-    def __init__(self, made: Material, folder: Path) -> None:
-        self.made, self.folder = made, folder
+    def __init__(self, made: Material, folder: Path, marker: Path) -> None:
+        self.made, self.folder, self.marker = made, folder, marker
         self.bytes = {path: path.read_bytes() for path in (made.trained, made.pruned)}
         self.boundaries = {path: mutations.boundaries_of(content) for path, content in self.bytes.items()}
         self.state = torch.load(made.trained, weights_only=True)
@@ -60,20 +66,26 @@ class Source:
 
     def cases(self) -> st.SearchStrategy[Case]:
         """Any case."""
+        commands = st.sampled_from(self._commands)
         return st.one_of(
             mutations.layout_texts().map(self.layout),
             st.builds(self.budget, mutations.BUDGETS),
             st.builds(self.score, mutations.json_files([self.scores], lines=False), st.integers(0, 12)),
             mutations.json_files(self.results, lines=True).map(self.result),
-            st.builds(self.options, mutations.options(self.state), self._on("broken")),
-            st.builds(self.weights, mutations.weights(self.state), self._on("broken")),
+            st.builds(self.options, mutations.options(self.state), commands),
+            st.builds(self.acting, mutations.acting_options(self.state, self.marker), commands),
+            st.builds(self.weights, mutations.weights(self.state), commands),
             *(
-                st.builds(
-                    self.damage, mutations.damaged(content, self.boundaries[path]), self._on("broken"), st.just(path)
-                )
+                st.builds(self.damage, mutations.damaged(content, self.boundaries[path]), commands, st.just(path))
                 for path, content in self.bytes.items()
             ),
         )
+
+    def undamaged(self) -> Iterator[Case]:
+        """What is done with damaged files, done with whole ones."""
+        for path, content in self.bytes.items():
+            for command in dict.fromkeys(self._commands):
+                yield self.damage(content, command, path)
 
     def layout(self, text: str) -> Case:
         arguments = (str(self.made.dense), "OUT", f"--layout={text}")
@@ -98,38 +110,39 @@ class Source:
 
     def options(self, state: Any, command: tuple[str, ...]) -> Case:
         text = str(_differences(state, self.state))
-        return Case("options", command[0], self._checkpoint(state, command), about=text)
+        return self._case("options", self._checkpoint(state), command, about=text)
+
+    def acting(self, changed: tuple[Any, str], command: tuple[str, ...]) -> Case:
+        state, text = changed
+        return self._case("acting options", self._checkpoint(state), command, apart=True, about=text)
 
     def weights(self, broken: tuple[Any, str, str], command: tuple[str, ...]) -> Case:
         state, name, what = broken
-        arguments = self._checkpoint(state, command)
         must_say = name if what == "not finite" and state["model"][name].numel() else ""
-        return Case("weights", command[0], arguments, must_say=must_say, about=f"{name} {what}")
+        return self._case("weights", self._checkpoint(state), command, must_say=must_say, about=f"{name} {what}")
 
     def damage(self, content: bytes, command: tuple[str, ...], path: Path) -> Case:
-        if content == self.bytes[path]:
-            content = b""
-        arguments = self._with(self._file("broken.pt", content), command)
-        return Case(
-            "bytes", command[0], arguments, same=command[0] != "score", about=f"{len(content)} bytes of {path.name}"
-        )
+        about = f"{len(content)} bytes of {path.name}"
+        return self._case("bytes", self._file("broken.pt", content), command, same=(path.name, *command), about=about)
 
-    def _on(self, name: str) -> st.SearchStrategy[tuple[str, ...]]:
-        """A command on a checkpoint."""
-        return st.sampled_from((
-            ("prune", name, "OUT"), ("prune", name, "OUT"), ("prune", name, "OUT", "--layout", mutations.LAYOUT),
-            ("average", "OUT", name, name), ("export", name, "OUT", "--format", "dense"),
-            ("score", str(self.made.data), "--path", name, "--scorer", "magnitude", "--output", "OUT", "--cpu"),
-        ))  # fmt: skip
+    @property
+    def _commands(self) -> tuple[tuple[str, ...], ...]:
+        """What is done with a checkpoint, `broken`; often what is there twice."""
+        return (
+            ("prune", "broken", "OUT"), ("prune", "broken", "OUT"), ("prune", "broken", "OUT", "--layout", mutations.LAYOUT),
+            ("average", "OUT", "broken", "broken"), ("export", "broken", "OUT", "--format", "dense"),
+            ("score", str(self.made.data), "--path", "broken", "--scorer", "magnitude", "--output", "OUT", "--cpu"),
+        )  # fmt: skip
 
-    def _checkpoint(self, state: Any, command: tuple[str, ...]) -> tuple[str, ...]:
+    def _case(self, kind: str, path: str, command: tuple[str, ...], **others: Any) -> Case:
+        arguments = tuple(path if word == "broken" else word for word in command[1:])
+        return Case(kind, command[0], arguments, reads=path if command[0] == "score" else "", **others)
+
+    def _checkpoint(self, state: Any) -> str:
         path = self.folder / "broken.pt"
         with contextlib.suppress(Exception):  # what torch cannot save no user has
             torch.save(state, path)
-        return self._with(str(path), command)
-
-    def _with(self, path: str, command: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(path if word == "broken" else word for word in command[1:])
+        return str(path)
 
     def _file(self, name: str, content: bytes) -> str:
         (self.folder / name).write_bytes(content)

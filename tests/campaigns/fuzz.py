@@ -3,8 +3,10 @@
     python -m tests.campaigns.fuzz --count 10000 --commands 50 --seed 1
 
 Each case must end within a time limit in a refusal (a sentence, exit code 2), or well: then what was written loads, has exactly
-the heads that it says, and finite weights; and where only bytes of the input's file had changed, it is what the undamaged
-input gives. `--count` cases call the commands' functions in this process, `--commands` start the real commands.
+the heads that it says, and finite weights or scores; and where only bytes of a checkpoint's file had changed, it is what the same
+command gives of the undamaged file. No case may need more memory than the machine can spare, run code that stands in a checkpoint's
+options, or write what it finds in the environment. `--count` cases call the commands' functions in this process, `--commands`
+start the real commands.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import hypothesis
+import torch
 from hypothesis import HealthCheck, Phase
 
 from fairseq_dsp.analysis import plots
@@ -27,7 +30,7 @@ from tests.campaigns.cases import Case, Source
 from tests.campaigns.judging import Judge
 from tests.campaigns.material import Material, Tally, make, parser
 
-_BYTES = 8 << 30  # of address space that cases may add: a case that wants the machine's memory shall fail, not take it
+_BYTES = 8 << 30  # of address space that cases may add
 _PIXEL = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1"
 
 
@@ -35,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the campaign; 1 where something was not as it should be."""
     numbers = {"count": (10_000, "cases in this process"), "commands": (50, "cases through the real commands")}
     args = parser(str(__doc__), **numbers).parse_args(arguments)
+    torch.set_num_threads(
+        1
+    )  # some cases run in forked children, which would wait for threads that a fork does not have
     tally = Tally(args.count + args.commands)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -46,7 +52,7 @@ def run(made: Material, folder: Path, count: int, commands: int, seed: int, tall
     """So many cases of each way."""
     for name in ("broken", "outputs"):
         (folder / name).mkdir()
-    source, judge = Source(made, folder / "broken"), Judge(folder / "outputs")
+    source, judge = Source(made, folder / "broken", folder / "executed"), Judge(folder / "outputs", folder / "executed")
     judge.undamaged(source)
 
     def through(way: Callable[[Case], list[str]], prefix: str, cases: int) -> None:
@@ -70,9 +76,10 @@ def run(made: Material, folder: Path, count: int, commands: int, seed: int, tall
 
             each()
 
-    with _drawing_nothing(), _limited_memory():
-        through(judge.run, "", count)
-    through(judge.run_command, "commands: ", commands)
+    with limited_memory():
+        with _drawing_nothing():
+            through(judge.run, "", count)
+        through(judge.run_command, "commands: ", commands)
 
 
 @contextlib.contextmanager
@@ -89,7 +96,8 @@ def _drawing_nothing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _limited_memory() -> Iterator[None]:
+def limited_memory() -> Iterator[None]:
+    """Lets cases fail that want the machine's memory, and commands that they start."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + _BYTES, before[1]))

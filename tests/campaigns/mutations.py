@@ -9,6 +9,7 @@ import json
 import math
 import re
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +54,14 @@ OBJECTS = st.one_of(
     st.sampled_from((torch.zeros(2), torch.tensor(math.nan), torch.tensor(7), torch.zeros(0), torch.ones(3, 3).bool())),
     st.just({1: 2}),
 )  # fmt: skip
+
+# Options that fairseq evaluates as Python: where it builds a model and, the last, an optimizer.
+_EVALUATED = ("adaptive_softmax_cutoff", "encoder_xformers_att_config", "decoder_xformers_att_config", "adam_betas")
+# how fairseq has saved options: those of legacy architectures, those of others (hydra's too), and before 0.10
+FORMS = ("cfg with a Namespace", "cfg of dicts", "args")
+SECRET = "DSP_CAMPAIGN_SECRET"  # an environment variable
+# what OmegaConf would follow, by the names of today's and of 2.0's resolver, or stumble over
+INTERPOLATIONS = (f"${{oc.env:{SECRET}}}", f"${{env:{SECRET}}}", "${common.seed}", "${", "???")
 
 BUDGETS = st.one_of(
     st.integers(-3, 15).map(str), st.sampled_from(("10" * 30, "9" * 5000, "-0", "+5", "5.0", "five", "٥", "1_0", "nan"))
@@ -143,6 +152,32 @@ def options(draw: st.DrawFn, base: dict[str, Any]) -> dict[str, Any]:
     return {**small, "model": base["model"]} if isinstance(small, dict) else small
 
 
+def expressions(marker: Path) -> tuple[str, ...]:
+    """Python that makes a folder, or never ends, or wants 80 GB."""
+    return (f"__import__('os').mkdir({str(marker)!r})", "9**9**9", "[1]*10**10")
+
+
+@st.composite
+def acting_options(draw: st.DrawFn, base: dict[str, Any], marker: Path) -> tuple[dict[str, Any], str]:
+    """A checkpoint one of whose options is text that Python or OmegaConf would act upon; the option and the text."""
+    cfg, form = copy.deepcopy(base["cfg"]), draw(st.sampled_from(FORMS))
+    text = draw(st.sampled_from((*expressions(marker), *INTERPOLATIONS)))
+    evaluated = [(vars(cfg["model"]), name) for name in _EVALUATED]
+    others = _leaves(cfg["model"] if form == "args" else cfg)
+    holder, key = draw(st.one_of(st.sampled_from(evaluated), st.sampled_from(others)))
+    holder[key] = text
+    return in_form({**base, "cfg": cfg}, form), f"{key} = {text} in {form}"
+
+
+def in_form(base: dict[str, Any], form: str) -> dict[str, Any]:
+    """The checkpoint, whose `cfg.model` is a Namespace, with its options saved in one of the `FORMS`."""
+    if form == "args":
+        return {**base, "args": base["cfg"]["model"], "cfg": None}
+    if form == "cfg of dicts":
+        return {**base, "cfg": {**base["cfg"], "model": vars(base["cfg"]["model"])}}
+    return base
+
+
 @st.composite
 def weights(draw: st.DrawFn, base: dict[str, Any]) -> tuple[dict[str, Any], str, str]:
     """A checkpoint one of whose tensors is not as it should be; its name, and what is wrong with it."""
@@ -182,6 +217,11 @@ def boundaries_of(content: bytes) -> tuple[int, ...]:
             start = record.header_offset + 30 + name + extra
             found |= {start, start + record.file_size}
     return tuple(sorted(found | {len(content)}))
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    """Every holder and key of a value that holds nothing itself."""
+    return [(holder, key) for holder, key in _places(tree) if not _places(holder[key])]
 
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:

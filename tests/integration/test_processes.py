@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,7 +46,7 @@ def train_in_two(data: Path, save: Path, *extra: Any, backend: str = "legacy_ddp
     save.parent.mkdir(parents=True, exist_ok=True)
     processes = ["--distributed-backend", "gloo", "--distributed-init-method", f"tcp://127.0.0.1:{free_port()}"]
     processes += ["--distributed-world-size", 2, "--distributed-no-spawn", "--ddp-backend", backend]
-    main = pytorch_ddp_on_a_cpu if backend == "pytorch_ddp" else TRAIN
+    main = pytorch_ddp_on_a_cpu if backend in ("pytorch_ddp", "c10d") else TRAIN
     arguments = training(data, save, *extra, *processes, **parts)
     running = [Running(main, [*arguments, "--distributed-rank", rank], save.parent) for rank in (0, 1)]
     done = [each.wait() for each in running]
@@ -68,19 +70,37 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """What one process trains by a method, however often it is asked for."""
+
+    @functools.cache
+    def trained(method: str) -> Path:
+        save = tmp_path_factory.mktemp("alone") / "save"
+        train(data, save, *QUIET, *METHODS[method], "--max-update", 5, *WHOLE)
+        return save / "checkpoint_last.pt"
+
+    return trained
+
+
 @pytest.mark.parametrize(
-    "backend",
-    [pytest.param("legacy_ddp", marks=pytest.mark.slow), "pytorch_ddp"],  # the stricter of the two
+    ("backend", "method"),
+    [
+        ("pytorch_ddp", "gates"),  # the stricter of the two
+        ("pytorch_ddp", "gates on what a layout leaves"),
+        ("c10d", "empty sublayers"),  # another name of it
+        ("pytorch_ddp", "no head at all"),
+        ("legacy_ddp", "gates"),
+        pytest.param("legacy_ddp", "gates on what a layout leaves", marks=pytest.mark.slow),
+        pytest.param("legacy_ddp", "empty sublayers", marks=pytest.mark.slow),
+        ("no_c10d", "no head at all"),  # another name of that
+    ],
 )
 def test_two_processes_train_what_one_trains_with_the_same_total_batch(
-    backend: str, method: str, data: Path, tmp_path: Path
+    backend: str, method: str, alone: Callable[[str], Path], data: Path, tmp_path: Path
 ):
-    extra = [*QUIET, *METHODS[method], "--max-update", 5]
-    train(data, tmp_path / "one", *extra, *WHOLE)
-    train_in_two(data, tmp_path / "two", *extra, *HALVES, backend=backend)
-    ends = [tmp_path / f"{name}/checkpoint_last.pt" for name in ("one", "two")]
-    assert distance(*ends) < 1e-3
+    train_in_two(data, tmp_path / "two", *QUIET, *METHODS[method], "--max-update", 5, *HALVES, backend=backend)
+    assert distance(alone(method), tmp_path / "two/checkpoint_last.pt") < 1e-3
 
 
 @pytest.mark.slow

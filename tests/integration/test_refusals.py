@@ -32,6 +32,7 @@ def attempt(data: Path, tmp_path: Path):
         (["--quant-noise-scalar", "0.2"], ["`--quant-noise-scalar`", "0.2"]),
         (["--no-cross-attention"], ["`--no-cross-attention`"]),
         (["--ddp-backend", "fully_sharded"], ["`--ddp-backend`", "fully_sharded"]),
+        (["--ddp-backend", "slowmo"], ["`--ddp-backend`", "slowmo"]),
         (["--base-layers", "1"], ["`--base-layers`", "but is 1"]),
         (["--head-selection", "ste", "--initial-temperature", "0.5"], ["`--initial-temperature`", "ste", "0.5"]),
         (["--head-selection", "ste", "--final-temperature", "0.5"], ["`--final-temperature`", "ste", "0.5"]),

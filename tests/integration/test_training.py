@@ -9,7 +9,7 @@ import torch
 from commands import GENERATE, PLUGIN, QUIET, budget, different, generate, heads_in, load, prune, run, train
 
 ALL_DATA = ["--batch-size", 200, "--dropout", 0]  # one update an epoch
-HALF = ["--memory-efficient-fp16"], ["--bf16"], ["--memory-efficient-bf16"], ["--amp"]
+HALF = ["--memory-efficient-fp16"], ["--bf16"], ["--memory-efficient-bf16"]
 
 
 def model_of(path: Path) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def test_half_precision_trains_and_importance_stays_float32(flags: list[str], da
     done = train(data, tmp_path / "save", *QUIET, *budget(5, cooldown=4), *flags, "--max-update", 12)
     model = model_of(tmp_path / "save/checkpoint_last.pt")
     # fairseq saves everything as float32: what has been rounded to half precision tells by its digits
-    half = {"--memory-efficient-fp16": torch.float16, "--amp": torch.float32}.get(flags[0], torch.bfloat16)
+    half = torch.float16 if flags[0] == "--memory-efficient-fp16" else torch.bfloat16
     weight, importance = model["encoder.layers.0.fc1.weight"], model["head_gates.importance"]
     assert weight.to(half).float().equal(weight)
     assert importance.isfinite().all()
@@ -71,7 +71,20 @@ def test_half_precision_trains_and_importance_stays_float32(flags: list[str], da
     assert heads_in(tmp_path / "pruned.pt") == 5
 
 
-@pytest.mark.parametrize("flags", HALF[:3], ids=lambda flags: flags[0])
+def test_automatic_mixed_precision_changes_nothing_on_a_cpu(plain: Path, data: Path, tmp_path: Path):
+    """fairseq casts for CUDA alone: weights and all that they are computed of stay float32."""
+    train(data, tmp_path / "save", *QUIET, *budget(5, cooldown=3), *ALL_DATA, "--amp", "--max-update", 5)
+    state = load(tmp_path / "save/checkpoint_last.pt")
+    assert state["cfg"]["common"]["amp"] is True
+    assert different(state["model"], model_of(plain)) == []
+    for name in ("encoder.layers.0.fc1.weight", "head_gates.importance"):
+        value = state["model"][name]
+        assert value.dtype == torch.float32
+        assert not value.half().float().equal(value)
+        assert not value.bfloat16().float().equal(value)
+
+
+@pytest.mark.parametrize("flags", HALF, ids=lambda flags: flags[0])
 def test_half_precision_moves_the_importance_as_float32_does(flags: list[str], data: Path, tmp_path: Path):
     schedule = [*QUIET, *budget(5, cooldown=100), "--max-update", 2, "--dropout", 0, "--fp16-init-scale", 4]
     for name, extra in (("single", []), ("half", flags)):
@@ -97,13 +110,48 @@ def test_gradient_norms_are_logged_apart_and_clipped_apart(data: Path, tmp_path:
     assert done.logged("gnorm") != done.logged("importance_gnorm")
 
 
-def test_a_moving_average_is_kept_beside_the_model(data: Path, tmp_path: Path):
-    extra = ["--store-ema", "--ema-decay", 0.5, "--save-interval-updates", 1]
-    train(data, tmp_path / "save", *QUIET, *budget(5, cooldown=3), *extra, "--max-update", 6)
-    state = load(tmp_path / "save/checkpoint_last.pt")
-    assert state["extra_state"]["ema"]
-    train(data, tmp_path / "save", *QUIET, *budget(5, cooldown=3), *extra, "--max-update", 8)
-    prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "pruned.pt")
+AVERAGED = ["--store-ema", "--ema-decay", 0.75, "--save-interval-updates", 1]
+
+
+def averages(folder: Path, update: int) -> dict[str, torch.Tensor]:
+    """Those in the checkpoint after so many updates, in the first epoch."""
+    return load(folder / f"checkpoint_1_{update}.pt")["extra_state"]["ema"]
+
+
+@pytest.fixture(scope="module")
+def averaged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five updates, each with its checkpoint, with the averages of all so far."""
+    save = tmp_path_factory.mktemp("averaged") / "save"
+    train(data, save, *QUIET, *budget(5, cooldown=3), *AVERAGED, "--max-update", 5)
+    return save
+
+
+def test_a_moving_average_is_kept_beside_the_model(averaged: Path):
+    """average <- d average + (1 - d) weights, from the first update's weights on, for the importance too.
+
+    fairseq does it for every name in the state, and so twice where the decoder's embeddings have two.
+    """
+    first = different(averages(averaged, 1), model_of(averaged / "checkpoint_1_1.pt"))
+    assert set(first) <= {".encoder.version", ".decoder.version"}  # which fairseq does not average
+    for update in range(2, 6):
+        before, after = averages(averaged, update - 1), averages(averaged, update)
+        model = model_of(averaged / f"checkpoint_1_{update}.pt")
+        assert after.keys() == model.keys()
+        for name in model.keys() - {"encoder.version", "decoder.version"}:
+            shared = name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+            decay = 0.75**2 if shared else 0.75
+            by_hand = decay * before[name].double() + (1 - decay) * model[name].double()
+            torch.testing.assert_close(after[name].double(), by_hand, rtol=1e-6, atol=1e-7, equal_nan=True)
+        assert not after["head_gates.importance"].equal(model["head_gates.importance"])
+
+
+def test_a_moving_average_goes_on_where_a_resumed_run_left_it_and_is_dropped_by_rewriting(
+    averaged: Path, data: Path, tmp_path: Path
+):
+    for last in (3, 5):
+        train(data, tmp_path / "parts", *QUIET, *budget(5, cooldown=3), *AVERAGED, "--max-update", last)
+    assert different(averages(tmp_path / "parts", 5), averages(averaged, 5)) == []
+    prune(tmp_path / "parts/checkpoint_last.pt", tmp_path / "pruned.pt")
     assert not [name for name in load(tmp_path / "pruned.pt")["extra_state"] if "ema" in name]
 
 
