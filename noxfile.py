@@ -12,7 +12,7 @@ nox.needs_version = ">=2024.3.2"
 nox.options.sessions = ["main"]  # the others download torch with CUDA, several gigabytes
 nox.options.reuse_existing_virtualenvs = True
 
-TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ctranslate2")
+TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "tensorboard", "ctranslate2")
 # What setup.py requires besides torch and numpy: the package itself goes in without dependencies, or it would change those.
 NEEDS = ("sacrebleu", "sentencepiece", "sacremoses", "subword-nmt", "matplotlib", "jinja2", "rich")
 

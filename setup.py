@@ -63,6 +63,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
+            "tensorboard>=2.15",
             "ruff>=0.12",
             "mypy>=1.15",
             "nox>=2024.3.2",

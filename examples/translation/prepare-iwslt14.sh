@@ -118,7 +118,9 @@ if [ -z "$TEXT" ]; then
     if [ -z "$ARCHIVE" ]; then
         ARCHIVE=$OUTPUT/de-en.tgz
         if [ ! -f "$ARCHIVE" ]; then
-            curl --fail --location --retry 3 --continue-at - --output "$ARCHIVE.part" "$URL" ||
+            # 416: all of it is there already, from a call that was stopped before it could rename the file
+            STATUS=$(curl --fail --location --retry 3 --continue-at - --output "$ARCHIVE.part" --write-out '%{http_code}' "$URL") ||
+                [ "$STATUS" = 416 ] ||
                 refuse "$URL must be reachable (the same command goes on where it stopped), but curl failed; or give \`--archive\`."
             mv "$ARCHIVE.part" "$ARCHIVE"
         fi

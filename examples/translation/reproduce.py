@@ -25,7 +25,7 @@ from pathlib import Path
 import sample_corpus
 import torch
 from reproduction.data import INFO, Data, read_data
-from reproduction.experiment import Experiment
+from reproduction.experiment import RESULT, Experiment
 from reproduction.measure import hardware
 from reproduction.plan import Run, Settings, parse_budgets, plan
 from reproduction.presets import METHODS, PRESETS, Preset, scale_batch, schedule
@@ -115,7 +115,9 @@ def reproduce(args: argparse.Namespace) -> int:
         print("\n".join(shlex.join(step.words) for run in runs for step in run.steps))
         return 0
     prepare_output(out, settings, data)
-    refuse_full_disk(out, bytes_needed(runs, preset, data, args.jobs))
+    waiting = [run for run in runs if not (out / "runs" / run.name / RESULT).is_file()]
+    if waiting:
+        refuse_full_disk(out, bytes_needed(waiting, preset, data, args.jobs, args.keep_checkpoints))
     threads = max((len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) // args.jobs, 1)
     experiment = Experiment(runs, data, gpus, args.jobs, hardware(gpus, args.jobs), args.keep_checkpoints)
     place = Place(out, data.folder, threads, experiment.say)
@@ -149,8 +151,8 @@ def find_gpus(asked: str | None) -> list[str]:
     there = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word] or list(
         map(str, range(count))
     )
-    wanted = there if asked == "all" else [word for word in asked.split(",") if word]
-    if not count or not wanted or not set(wanted) <= set(there):
+    wanted = there[:count] if asked == "all" else [word for word in asked.split(",") if word]
+    if not count or not wanted or not set(wanted) <= set(there[:count]):
         raise Refusal(f"`--gpus` must name GPUs that are there ({', '.join(there[:count]) or 'none'}), but is {asked}.")
     return wanted
 
@@ -184,11 +186,19 @@ def prepare_output(out: Path, settings: Settings, data: Data) -> None:
     write_marker(out / MARKER, now)
 
 
-def bytes_needed(runs: Sequence[Run], preset: Preset, data: Data, jobs: int) -> int:
-    """About what checkpoints will take: weights and the optimizer's two moments while training, weights after it."""
-    weights = 4 * preset.parameters(*data.words)
-    whole = [run for run in runs if run.deployed.endswith("checkpoint_best.pt")]
-    return weights * (3 * len(whole) + len(runs) - len(whole) + 7 * min(jobs, len(runs)))
+def bytes_needed(runs: Sequence[Run], preset: Preset, data: Data, jobs: int, keep: bool = False) -> int:
+    """About what the checkpoints of these runs will take: weights, and the optimizer's two moments where training wrote them.
+
+    Args:
+        keep: both checkpoints of a training stay, not only the one that translates.
+    """
+    copies = 0
+    for run in runs:
+        both = (keep or run.budget is None) and any(step.trains for step in run.steps)
+        whole = run.deployed.endswith("checkpoint_best.pt")
+        copies += 6 if both else 3 if whole else 0
+        copies += 1 if run.deployed and not whole else 0
+    return 4 * preset.parameters(*data.words) * (copies + 7 * min(jobs, len(runs)))
 
 
 def sample_data(out: Path) -> Data:

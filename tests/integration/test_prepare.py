@@ -10,15 +10,13 @@ import json
 import lzma
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 from commands import ROOT
+from preparing import SCRIPT, lines, prepare, refused
 
-SCRIPT = ROOT / "examples/translation/prepare-iwslt14.sh"
 DATA = Path(os.environ.get("FAIRSEQ_DSP_DATA", ROOT.parent / "shared/data"))
 TALKS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 real_text = pytest.mark.skipif(
@@ -30,26 +28,6 @@ assert spec is not None
 assert spec.loader is not None
 prepare_text = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(prepare_text)
-
-
-def prepare(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
-    variables.pop("MOSES", None) if "MOSES" not in environment else None
-    return subprocess.run(
-        ["bash", SCRIPT, *map(str, arguments)], text=True, capture_output=True, env=variables, check=False
-    )
-
-
-def lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "error: " in done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +129,13 @@ def test_a_damaged_or_foreign_archive_is_refused_and_nothing_is_left(archive: Pa
         assert not (out / "data-bin").exists()
         assert not (out / ".work").exists()
     refused(prepare("--archive", archive, "--output", out, "--sha256", "0" * 64), "sha256", "0" * 64, "remove the file")
+
+
+def test_an_archive_without_the_language_is_refused_and_what_it_lacks_is_named(archive: Path, tmp_path: Path):
+    done = prepare("--archive", archive, "--source-lang", "fr", "--output", tmp_path / "out")
+    lacking = ["train.tags.de-en.fr", *(f"IWSLT14.{talk}.de-en.fr.xml" for talk in TALKS)]
+    refused(done, f"the archive must hold {', '.join(lacking)}, but ")
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

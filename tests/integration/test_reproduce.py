@@ -1,18 +1,23 @@
-"""reproduce.py: killed and resumed, several runs at once, results that nothing can break."""
+"""reproduce.py: killed and resumed, several runs at once, refusals, room on the disk."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from commands import ROOT
+import torch
+from commands import ROOT, load
 from models import not_on_0_12_2
 
 from fairseq_dsp.errors import Refusal
@@ -21,23 +26,11 @@ SCRIPT = ROOT / "examples/translation/reproduce.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
 import reproduce  # noqa: E402
-from reproduction import checkpoints, measure, plan, presets, results, running  # noqa: E402
+from reproduction import checkpoints, measure, presets, running  # noqa: E402
 from reproduction.data import read_data  # noqa: E402
 
-KEYS = [
-    "method",
-    "kept",
-    "total",
-    "seed",
-    "layout",
-    "bleu_tok",
-    "sacrebleu",
-    "chrf",
-    "signatures",
-    "updates",
-    "seconds",
-]
-KEYS += ["words_per_second", "parameters", "hardware", "versions", "data", "command", "hypotheses", "log"]
+KEYS = ["method", "kept", "total", "seed", "layout", "bleu_tok", "sacrebleu", "chrf", "signatures", "updates"]
+KEYS += ["seconds", "words_per_second", "parameters", "hardware", "versions", "data", "command", "hypotheses", "log"]
 SMALL = ["--preset", "smoke", "--epochs", 2, "--max-tokens", 400]
 
 
@@ -70,50 +63,39 @@ def records(out: Path) -> list[dict]:
 
 
 @not_on_0_12_2
-def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(data: Path, tmp_path: Path):
+def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(data: Path, tmp_path: Path, capsys: Any):
     out = tmp_path / "out"
-    options = [
-        *SMALL,
-        "--data",
-        data,
-        "--output",
-        out,
-        "--methods",
-        "dense",
-        "dsp",
-        "random",
-        "--budgets",
-        4,
-        "--jobs",
-        2,
-    ]
+    words = [*SMALL, "--data", data, "--output", out, "--methods", "dense", "dsp", "random", "--budgets", 4]
+    options = [*map(str, words), "--jobs", "2"]
     first = start(tmp_path, *options)
-    logs = [out / f"runs/{name}/train.log" for name in ("dense-s1", "dsp-k4-s1")]
+    dense = out / "runs/dense-s1"
     until = time.monotonic() + 120
-    while not any(log.exists() and "| train | epoch 001" in log.read_text() for log in logs):
+    while not (dense / "train.log").exists() or "| train | epoch 001" not in (dense / "train.log").read_text():
         assert first.poll() is None, (tmp_path / "out.txt").read_text()
         assert time.monotonic() < until
-        time.sleep(0.05)
+        time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    started = commands(out)
-    assert started == ["fairseq-train", "fairseq-train"]  # two at once
-    last = out / "runs/dense-s1/checkpoints/checkpoint_last.pt"
-    if last.exists():  # as a kill in the middle of the copy leaves it
-        os.truncate(last, last.stat().st_size // 2)
+    assert commands(out)[:2] == ["fairseq-train", "fairseq-train"]  # two at once
+    with running.Place(out, data, 1, print).locked():  # its commands are gone too
+        (dense / "train.done").unlink(missing_ok=True)  # the training may have come to its end
+        last, best = (dense / "checkpoints" / name for name in (checkpoints.LAST, checkpoints.BEST))
+        last.write_bytes(best.read_bytes()[:-1000])  # as a kill in the middle of the copy leaves it
+        before = checkpoints.updates_of(best)
+    an_epoch = read_data(data, None, None, None).updates_an_epoch(400)
+    assert before in (an_epoch, 2 * an_epoch)
 
-    code, printed = call(tmp_path, *options)
-    assert code == 0, printed
-    assert "goes on after" in printed or "checkpoint" not in printed
+    assert reproduce.main(options) == 0
+    printed = capsys.readouterr().out
+    assert f"dense-s1 goes on after {before} updates, from the best checkpoint: the last is cut or older" in printed
+    assert f"@ {before} updates)" in (dense / "train.log").read_text()  # fairseq took it up there
     found = records(out)
     assert [list(record) for record in found] == [KEYS] * 3
     assert {(r["method"], r["kept"], r["total"], r["seed"]) for r in found} == {
         ("dense", 12, 12, 1), ("dsp", 4, 12, 1), ("random", 4, 12, 1),
     }  # fmt: skip
     by_method = {record["method"]: record for record in found}
-    assert by_method["dense"]["updates"] == by_method["dsp"]["updates"] > 0
-    expected = 2 * read_data(data, None, None, None).updates_an_epoch(400)
-    assert by_method["dsp"]["updates"] == pytest.approx(expected, rel=0.1)
+    assert by_method["dense"]["updates"] == by_method["dsp"]["updates"] == 2 * an_epoch
     assert by_method["dsp"]["words_per_second"] > 0
     assert by_method["random"]["updates"] is None
     assert by_method["dsp"]["parameters"] == by_method["random"]["parameters"] < by_method["dense"]["parameters"]
@@ -128,16 +110,13 @@ def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(data: Pa
     done = commands(out)
     lines = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
     (out / "results.jsonl").write_bytes(lines[0] + lines[1][:50])
-    code, printed = call(tmp_path, *options)
-    assert code == 0, printed
-    assert "was cut" in printed
+    assert reproduce.main(options) == 0
+    assert "was cut" in capsys.readouterr().out
     assert commands(out) == done
     assert sorted(map(str, records(out))) == sorted(map(str, found))
 
-    # settings that would not be comparable
-    code, printed = call(tmp_path, *options, "--epochs", 5)
-    assert code == 2
-    assert "begun with epochs 2 instead of 5" in printed
+    with pytest.raises(Refusal, match="begun with epochs 2 instead of 5"):  # they would not be comparable
+        reproduce.main([*options, "--epochs", "5"])
 
 
 def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: Path):
@@ -172,36 +151,99 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
     assert not out.exists()
 
 
-def test_a_dry_run_prints_every_command_and_a_reader_may_leave(data: Path, tmp_path: Path):
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        *map(str, SMALL),
-        "--data",
-        str(data),
-        "--output",
-        str(tmp_path / "out"),
-        "--dry-run",
-    ]
+def test_a_dry_run_prints_every_command_and_a_reader_may_leave(data: Path, tmp_path: Path, capsys: Any):
+    options = [str(word) for word in [*SMALL, "--data", data, "--output", tmp_path / "out", "--dry-run"]]
+    command = [sys.executable, str(SCRIPT), *options, "--seeds", *map(str, range(60))]
     with open(tmp_path / "errors", "w") as errors:
-        process = subprocess.Popen(
-            [*command, "--seeds", *map(str, range(60))], text=True, stdout=subprocess.PIPE, stderr=errors
-        )
+        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=errors)
         first = process.stdout.readline()
         process.stdout.close()  # as `| head -1` does, long before the end of what fills a pipe
     assert first.startswith("fairseq-train ")
     assert process.wait(timeout=120) == 1
     assert "BrokenPipe" not in (tmp_path / "errors").read_text()
-    printed = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    assert reproduce.main(options) == 0
+    printed = capsys.readouterr().out
     for name in ("fairseq-train", "fairseq-dsp-score", "fairseq-dsp-prune", "fairseq-generate"):
         assert f"\n{name} " in "\n" + printed
     assert not (tmp_path / "out").exists()
 
 
-def test_no_room_on_the_disk_is_said_before_anything_starts(tmp_path: Path):
-    with pytest.raises(Refusal, match="GB free"):
-        running.refuse_full_disk(tmp_path, 10**18)
-    running.refuse_full_disk(tmp_path, 1)
+def test_gpus_train_the_paper_in_bf16_with_larger_batches(data: Path, tmp_path: Path, monkeypatch: Any, capsys: Any):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    words = ["--preset", "paper", "--data", data, "--output", tmp_path, "--seeds", 1, "--gpus", "--dry-run"]
+    for extra, precision in (([], ["--bf16"]), (["--precision", "fp16"], ["--fp16"]), (["--precision", "fp32"], [])):
+        assert reproduce.main([*map(str, words), *extra]) == 0
+        planned = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+        trainings = [command for command in planned if command[0] == "fairseq-train"]
+        assert len(trainings) == 1 + 6 * 10 + 1  # hard-concrete is trained once
+        for command in trainings:
+            assert [word for word in command if word in ("--bf16", "--fp16")] == precision
+            assert command[command.index("--max-tokens") + 1] == "16384"
+        assert "--cpu" not in sum(planned, [])
+
+
+@pytest.fixture(scope="module")
+def chosen_by_bleu(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The output of a dense run whose best checkpoint BLEU has chosen, all checkpoints kept, and the options of the call."""
+    out = tmp_path_factory.mktemp("bleu") / "out"
+    words = [*SMALL, "--epochs", 12, "--data", data, "--output", out, "--methods", "dense", "--select", "bleu"]
+    options = [*map(str, words), "--keep-checkpoints"]
+    assert reproduce.main(options) == 0
+    return out, options
+
+
+@not_on_0_12_2
+def test_the_best_checkpoint_may_be_chosen_by_bleu(chosen_by_bleu: tuple[Path, list[str]]):
+    out, _ = chosen_by_bleu
+    log = (out / "runs/dense-s1/train.log").read_text()
+    found = [float(value) for value in re.findall(r"\| valid \| .* \| bleu ([\d.]+) ", log)]
+    assert len(found) == 12
+    assert max(found) > min(found)
+    best = load(out / "runs/dense-s1/checkpoints/checkpoint_best.pt")
+    assert best["extra_state"]["best"] == pytest.approx(max(found), abs=0.01)
+    (record,) = records(out)
+    assert (record["method"], record["kept"]) == ("dense", 12)
+
+
+@not_on_0_12_2
+def test_the_room_that_is_asked_for_is_about_what_a_run_writes(chosen_by_bleu: Any, tmp_path: Path, monkeypatch: Any):
+    out, options = chosen_by_bleu
+    again = [str(tmp_path / "again") if word == str(out) else word for word in options]
+    asked = []
+    monkeypatch.setattr(reproduce, "refuse_full_disk", lambda _, needed: asked.append(needed))
+    monkeypatch.setattr(reproduce.Experiment, "run", lambda *_: 0)
+    assert reproduce.main(again) == 0
+    written = [path.stat().st_size for path in (out / "runs/dense-s1/checkpoints").iterdir()]
+    assert len(written) == 2  # the best and the last; while one is written, there are three
+    assert sum(written) < asked[0] < 3 * sum(written)
+
+
+def test_too_little_room_is_refused_before_anything_starts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = [str(word) for word in [*SMALL, "--data", data, "--output", tmp_path / "out"]]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(Refusal, match=r"`--output` must have about 0.\d\d GB free for these runs, but .* has 0.00 GB"):
+        reproduce.main(options)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["reproduce.json"]
+
+
+@not_on_0_12_2
+def test_runs_that_are_finished_need_no_room(chosen_by_bleu: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert reproduce.main(chosen_by_bleu[1]) == 0
+
+
+def test_checkpoints_that_are_kept_need_room(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def ask(_: Path, needed: int) -> None:
+        raise Refusal(str(needed))
+
+    monkeypatch.setattr(reproduce, "refuse_full_disk", ask)
+    words = [*SMALL, "--data", data, "--output", tmp_path / "out", "--methods", "dsp", "--seeds", *range(20)]
+    asked = []
+    for extra in ([], ["--keep-checkpoints"]):
+        with pytest.raises(Refusal) as refusal:
+            reproduce.main([*map(str, words), *extra])
+        asked.append(int(str(refusal.value)))
+    assert asked[1] > 3 * asked[0]  # two whole checkpoints of each run instead of a pruned one
 
 
 def test_an_output_in_use_is_refused(tmp_path: Path):
@@ -210,41 +252,6 @@ def test_an_output_in_use_is_refused(tmp_path: Path):
         pass
     with two.locked(patience=0.0):
         pass
-
-
-class TestResults:
-    def record(self, **values: object) -> dict:
-        return {**dict.fromkeys(results.KEYS, 1), **values}
-
-    def test_come_back_as_they_were_appended(self, tmp_path: Path):
-        path = tmp_path / "results.jsonl"
-        both = [self.record(method="dsp"), self.record(method="ste", command="é\n")]
-        for record in both:
-            results.append_result(path, record)
-        assert results.read_results(path) == both
-
-    @pytest.mark.parametrize("broken", [b'{"method": "ds', b"\xc3", b"12"])
-    def test_lose_a_broken_last_line_only(self, broken: bytes, tmp_path: Path):
-        path = tmp_path / "results.jsonl"
-        results.append_result(path, self.record())
-        whole = path.read_bytes()
-        path.write_bytes(whole + broken)
-        assert results.read_results(path) == [self.record()]
-        assert path.read_bytes() == whole
-
-    def test_keep_a_whole_last_line_that_lacks_its_newline(self, tmp_path: Path):
-        path = tmp_path / "results.jsonl"
-        results.append_result(path, self.record())
-        path.write_bytes(path.read_bytes()[:-1])
-        assert results.read_results(path) == [self.record()]
-        results.append_result(path, self.record(seed=2))
-        assert len(results.read_results(path)) == 2
-
-    def test_with_a_broken_line_before_the_last_are_refused(self, tmp_path: Path):
-        path = tmp_path / "results.jsonl"
-        path.write_bytes(b"x\n{}\n")
-        with pytest.raises(Refusal, match="line 1"):
-            results.read_results(path)
 
 
 class TestCheckpoints:
@@ -260,35 +267,9 @@ class TestCheckpoints:
             assert last.read_bytes() == best.read_bytes()
         assert checkpoints.recover(tmp_path) == "goes on after 48 updates"
         best.write_bytes(b"")
-        assert checkpoints.recover(tmp_path) == "starts"  # the choice so far is lost
-        assert not list(tmp_path.iterdir())
-
-
-class TestPlan:
-    def test_budgets_are_counts_or_shares(self):
-        assert plan.parse_budgets(["72", "0.25", "1/6", "0", "18", "1.0", "auto"], 72) == [72, 18, 12, 0, "auto"]
-        for bad in ("73", "-1", "1.5", "many", "1/0"):
-            with pytest.raises(Refusal, match="--budgets"):
-                plan.parse_budgets([bad], 72)
-
-    def test_the_paper_is_all_methods_at_ten_budgets_with_its_recipe(self):
-        preset = presets.PRESETS["paper"]
-        assert preset.total_heads == 72
-        settings = plan.Settings(preset, presets.schedule(preset, 1000), "de", "en", "subword_nmt", False, "fp32")
-        runs = plan.plan(settings, preset.methods, plan.parse_budgets(preset.budgets, 72), [1])
-        assert len([run for run in runs if run.budget is not None]) == 1 + 9 * 10
-        assert all(set(run.needs) <= {r.name for r in runs[:n]} for n, run in enumerate(runs))
-        joint = " ".join(next(run for run in runs if run.name == "dsp-k18-s1").steps[0].words)
-        for words in ("--lr 0.0005", "--warmup-updates 4000", "--cooldown-updates 15000", "--importance-lr 0.2"):
-            assert words in joint
-        for words in ("--final-temperature 1e-8", "--max-epoch 60", "--max-tokens 4096", "--dropout 0.3"):
-            assert words in joint
-
-    def test_larger_batches_keep_the_shares_of_the_schedule(self):
-        preset = presets.scale_batch(presets.PRESETS["paper"], 16384)
-        assert preset.learning_rate == pytest.approx(1e-3)
-        found = presets.schedule(preset, 250)
-        assert (found.warmup, found.cooldown, found.gentle) == (1000, 3750, True)
+        assert checkpoints.recover(tmp_path).startswith("starts again")  # the choice so far is lost
+        assert {path.name for path in tmp_path.iterdir()} == {f"{best.name}.set-aside", f"{last.name}.set-aside"}
+        assert checkpoints.recover(tmp_path) == "starts"
 
 
 @pytest.mark.slow

@@ -184,7 +184,7 @@ def refuse_full_disk(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out).free
     if free < needed:
         raise Refusal(
-            f"`--output` must have about {needed / 1e9:.1f} GB free for these runs, but {out} has {free / 1e9:.1f} GB."
+            f"`--output` must have about {needed / 1e9:.2f} GB free for these runs, but {out} has {free / 1e9:.2f} GB."
         )
 
 
