@@ -183,7 +183,11 @@ class _Maker:
         steps, deployed = [cut], small
         if method.endswith("-finetune"):
             parts = [*self._stock(), *self._architecture(True), "--head-layout", small, "--finetune-from-model", small]
-            steps.append(self._train(name, parts, seed, self.preset.finetune, self.schedule.finetune_warmup, 0.2))
+            steps.append(
+                self._train(
+                    name, parts, seed, self.preset.finetune, self.schedule.finetune_warmup, self.preset.finetune_rate
+                )
+            )
             deployed = f"runs/{name}/checkpoints/checkpoint_best.pt"
         steps.append(self._generate(name, deployed))
         return Run(name, method, budget, seed, tuple(steps), (dense, scores), deployed)

@@ -28,7 +28,7 @@ class Preset:
         cooldown: updates, at most; likewise warmup.
         pipelined: epochs that train the importance variables alone; pipelined_cooldown: updates of them, at most, after
             which the heads are fixed and nothing more is learned.
-        finetune: epochs after pruning by scores.
+        finetune: epochs after pruning by scores; finetune_rate: their share of the learning rate.
         l0_penalty: of hard-concrete; None for its default.
         select: what chooses the best checkpoint: bleu or loss, in validation.
         budgets: counts and shares of the heads.
@@ -54,6 +54,7 @@ class Preset:
     pre_norm: bool = False
     beam: int = 5
     pipelined_cooldown: int = 250  # the paper's, of an epoch of about 1,000 updates
+    finetune_rate: float = 0.2
 
     @property
     def heads_per_layer(self) -> int:
@@ -84,7 +85,7 @@ PRESETS: Mapping[str, Preset] = {
         architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
         budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=3e-4, pre_norm=True, beam=1,
-        pipelined_cooldown=1200,
+        pipelined_cooldown=1200, finetune_rate=1.0,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
