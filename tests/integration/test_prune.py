@@ -207,7 +207,7 @@ def test_options_that_hold_no_plain_data_are_refused_by_name(value: object, trai
         prune(path, tmp_path / "out.pt", ok=False),
         run(EXPORT, path, tmp_path / "out.pt", "--format", "dense", folder=tmp_path),
     ):
-        assert_refused(command, f"model.dropout{inside}.", "text, numbers and containers")
+        assert_refused(command, f"model.dropout{inside}.", "numbers, text that refers to nothing, and containers")
     assert os.listdir(tmp_path) == ["in.pt"]
 
 
