@@ -14,7 +14,8 @@ METHODS = (
 LEARNED = ("dsp", "pipelined", "ste", "hard-concrete")
 # the paper's schedule of a joint training: a cooldown of 15,000 of about 60,000 updates, 4,000 of warm-up
 COOLDOWN_SHARE, WARMUP_SHARE = 15 / 60, 4 / 60
-PIPELINED_COOLDOWN_SHARE = 3 / 4  # at most: the heads must be fixed before the end
+PIPELINED_COOLDOWN = 250  # updates, the paper's; afterwards the heads are fixed, and a longer one validated no better
+PIPELINED_COOLDOWN_SHARE = 3 / 4  # of the training, at most: the heads must be fixed before its end
 PAPER_COOLDOWN = 5000  # below so many updates of cooldown the gentler settings of docs/design/0003 are taken
 
 
@@ -26,8 +27,7 @@ class Preset:
         architecture: of stock fairseq; ours has `dsp_` before it.
         shape: options that change it: (layers, heads, width, inner width); None for the architecture's own.
         cooldown: updates, at most; likewise warmup.
-        pipelined: epochs that train the importance variables alone; pipelined_cooldown: updates of them, at most, after
-            which the heads are fixed and nothing more is learned.
+        pipelined: epochs that train the importance variables alone.
         finetune: epochs after pruning by scores; finetune_rate: their share of the learning rate.
         l0_penalty: of hard-concrete; None for its default.
         select: what chooses the best checkpoint: bleu or loss, in validation.
@@ -53,7 +53,6 @@ class Preset:
     l0_penalty: float | None = None
     pre_norm: bool = False
     beam: int = 5
-    pipelined_cooldown: int = 250  # the paper's, of an epoch of about 1,000 updates
     finetune_rate: float = 0.2
 
     @property
@@ -85,7 +84,7 @@ PRESETS: Mapping[str, Preset] = {
         architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
         budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=3e-4, pre_norm=True, beam=1,
-        pipelined_cooldown=1200, finetune_rate=1.0,
+        finetune_rate=1.0,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
@@ -133,6 +132,6 @@ def schedule(preset: Preset, updates_an_epoch: int) -> Schedule:
         updates_an_epoch=updates_an_epoch,
         warmup=max(min(preset.warmup, round(WARMUP_SHARE * updates)), 1),
         cooldown=max(min(preset.cooldown, round(COOLDOWN_SHARE * updates)), 1),
-        pipelined_cooldown=max(min(preset.pipelined_cooldown, round(PIPELINED_COOLDOWN_SHARE * pipelined)), 1),
+        pipelined_cooldown=max(min(PIPELINED_COOLDOWN, round(PIPELINED_COOLDOWN_SHARE * pipelined)), 1),
         finetune_warmup=max(round(WARMUP_SHARE * updates_an_epoch * preset.finetune), 1),
     )
