@@ -119,8 +119,8 @@ class Source:
     def weights(self, broken: tuple[Any, str, str], command: tuple[str, ...]) -> Case:
         state, name, what = broken
         # what fairseq 0.12.2 leaves unwritten may be NaN, and is zeroed
-        matters = state["model"][name].numel() and not name.endswith("_float_tensor")
-        must_say = name if what == "not finite" and matters else ""
+        must = what == "not finite" and state["model"][name].numel() and not name.endswith("_float_tensor")
+        must_say = name if must else ""
         return self._case("weights", self._checkpoint(state), command, must_say=must_say, about=f"{name} {what}")
 
     def damage(self, content: bytes, command: tuple[str, ...], path: Path) -> Case:
