@@ -21,9 +21,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fairseq_dsp.compat import config_of_checkpoint, settle_device_marks
-from fairseq_dsp.config import flag, get_option, set_option
+from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.objections import objections_to_stored_options
 from fairseq_dsp.output import refuse_folder_of, write_atomically
 from fairseq_dsp.untrusted import strange_options
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 PROVENANCE, FORMAT = "fairseq_dsp", 1
 
 _SIDES = ("encoder", "decoder")
-_MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         if state.get("args") is None:
             state["cfg"] = config_of_checkpoint(state["cfg"])
         state = checkpoint_utils._upgrade_state_dict(state)
+        state["extra_state"]["train_iterator"] = dict(state["extra_state"]["train_iterator"])
     except Exception as error:  # whatever meets what it did not expect
         raise Refusal(
             f"the checkpoint's options and history must be as fairseq writes them, but those of {path} are not: "
@@ -148,7 +149,8 @@ def load_model(state: dict[str, Any]) -> DspTransformerModel:
     if (layout := get_option(cfg, "head_layout")) is not None:
         parse_layout(str(layout), "--head-layout")  # never a path: training writes the layout that it found there
     try:
-        _refuse_other_sizes(cfg, state["model"])
+        if reasons := objections_to_stored_options(cfg, state["model"]):
+            raise Refusal(*reasons)
         adopt_architecture(cfg)
         with _without_initialisation():
             model = ARCH_MODEL_REGISTRY[get_option(cfg, "arch")].build_model(cfg, VocabularyTask(state["model"], cfg))
@@ -246,25 +248,6 @@ def _refuse_broken_weights(weights: dict[str, Any], path: str) -> None:
         raise Refusal(
             f"the checkpoint's weights must be finite, but {path} has NaN or infinity in {', '.join(broken[:5])}."
         )
-
-
-def _refuse_other_sizes(cfg: argparse.Namespace | DictConfig, weights: dict[str, Tensor]) -> None:
-    """Compares options with weights before a model is built: a wrong number could ask for any amount of memory and time."""
-    wrong = []
-    for side, positions in zip(_SIDES, ("max_source_positions", "max_target_positions"), strict=True):
-        layers = {name.split(".")[2] for name in weights if name.startswith(f"{side}.layers.")}
-        sizes = {"layers": len(layers), "embed_dim": weights[f"{side}.embed_tokens.weight"].shape[-1]}
-        if f"{side}.layers.0.fc1.weight" in weights:
-            sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
-        for name, size in sizes.items():
-            if (value := get_option(cfg, f"{side}_{name}", size)) != size:
-                wrong.append(
-                    f"{flag(f'{side}_{name}')} must be {size}, as the checkpoint's weights are, but is {value}."
-                )
-        if not 0 < (value := get_option(cfg, positions, 1)) <= _MOST_POSITIONS:
-            wrong.append(f"{flag(positions)} must be between 1 and {_MOST_POSITIONS}, but is {value}.")
-    if wrong:
-        raise Refusal(*wrong)
 
 
 def _first_line(error: Exception) -> str:

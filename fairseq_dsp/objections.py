@@ -1,15 +1,23 @@
-"""Why options cannot be honoured: every reason at once. Asked by `task` when training starts and by `model` whenever it is built."""
+"""Why options cannot be honoured: every reason at once.
+
+Asked by `task` when training starts, by `model` whenever it is built, and by `checkpoint` before it builds one from a file.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
 
+from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
+from torch import Tensor
 
-from fairseq_dsp.config import PruningConfig, get_option
+from fairseq_dsp.config import PruningConfig, flag, get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
+
+_MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
 # Where `task` leaves its name in the model's cfg, beside fairseq's own `task`, which a command that loads a model may change.
 BUDGET_TASK = "budget_task"
@@ -39,6 +47,45 @@ def objections_to_backend(name: str | None) -> list[str]:
         return []
     rule = "one whose processes hold all parameters, the same after every update (pytorch_ddp, legacy_ddp, no_c10d)"
     return [f"`--ddp-backend` must be {rule}, but is {name}."]
+
+
+def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[str, Tensor]) -> list[str]:
+    """Sentences on a checkpoint's options that its weights contradict, or that are no numbers where there must be some.
+
+    Asked before a model is built: a wrong number could ask for any amount of memory and time.
+    """
+    found = []
+    for name, default in _defaults(cfg).items():
+        value = get_option(cfg, name)
+        if isinstance(default, (int, float)) and not isinstance(value, (int, float, type(None))):
+            found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
+    if found:
+        return found
+    for side, positions in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
+        layers = {name.split(".")[2] for name in weights if name.startswith(f"{side}.layers.")}
+        sizes = {"layers": len(layers), "embed_dim": weights[f"{side}.embed_tokens.weight"].shape[-1]}
+        if f"{side}.layers.0.fc1.weight" in weights:
+            sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
+        for name, size in sizes.items():
+            if (value := get_option(cfg, f"{side}_{name}", size)) != size:
+                found.append(
+                    f"{flag(f'{side}_{name}')} must be {size}, as the checkpoint's weights are, but is {value}."
+                )
+        if not 0 < (value := get_option(cfg, positions, 1)) <= _MOST_POSITIONS:
+            found.append(f"{flag(positions)} must be between 1 and {_MOST_POSITIONS}, but is {value}.")
+    largest = max(max(value.shape, default=0) for value in weights.values())
+    for name in ("decoder_input_dim", "decoder_output_dim"):
+        if not 0 < (value := get_option(cfg, name, 1)) <= largest:
+            found.append(f"{flag(name)} must be at most {largest}, as the checkpoint's weights are, but is {value}.")
+    return found
+
+
+def _defaults(cfg: argparse.Namespace | DictConfig) -> dict[str, object]:
+    """What an architecture's options are where nobody gives any."""
+    found = argparse.Namespace()
+    name = get_option(cfg, "_name") or get_option(cfg, "arch")
+    ARCH_CONFIG_REGISTRY.get(name, ARCH_CONFIG_REGISTRY["transformer"])(found)
+    return vars(found)
 
 
 def budget_out_of_range(budget: int, total: int) -> str:

@@ -199,6 +199,25 @@ def test_options_that_ask_for_more_than_the_weights_are_refused_before_anything_
     assert_refused(done, "`--encoder-layers` must be 2", "`--max-source-positions`", reasons=2)
 
 
+@pytest.mark.parametrize("kind", ["trained", "dense"])
+def test_options_that_are_no_numbers_or_too_large_ones_are_refused_by_name(kind, request, tmp_path: Path):
+    source = request.getfixturevalue(kind)
+    path = changed(source, tmp_path / "in.pt", attention_dropout={"a": 1.0}, encoder_layerdrop="much")
+    done = prune(path, tmp_path / "out.pt", ok=False)
+    assert_refused(done, "`--attention-dropout` must be a number", "`--encoder-layerdrop`", reasons=2)
+    path = changed(source, tmp_path / "in.pt", decoder_output_dim=10**9)
+    assert_refused(prune(path, tmp_path / "out.pt", ok=False), "`--decoder-output-dim` must be at most")
+    assert os.listdir(tmp_path) == ["in.pt"]
+
+
+def test_a_history_that_is_none_is_refused(trained: Path, tmp_path: Path):
+    state = load(trained)
+    state["extra_state"]["train_iterator"] = [[], 3]
+    torch.save(state, tmp_path / "in.pt")
+    done = run(EXPORT, tmp_path / "in.pt", tmp_path / "out.pt", "--format", "dense", folder=tmp_path)
+    assert_refused(done, "options and history must be as fairseq writes them")
+
+
 @pytest.mark.parametrize("value", [torch.ones(2), argparse.Namespace(a=1), {"of": [torch.ones(1)]}])
 def test_options_that_hold_no_plain_data_are_refused_by_name(value: object, trained: Path, tmp_path: Path):
     path = changed(trained, tmp_path / "in.pt", dropout=value)

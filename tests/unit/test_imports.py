@@ -16,7 +16,18 @@ ROOT = Path(fairseq_dsp.__file__).parent
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = pytest.mark.parametrize("module", FILES)
 
-MAY_TOUCH_FAIRSEQ = {"model", "task", "criterion", "optim", "compat", "untrusted", "checkpoint", "native", "rewriting"}
+MAY_TOUCH_FAIRSEQ = {
+    "model",
+    "task",
+    "criterion",
+    "optim",
+    "compat",
+    "untrusted",
+    "checkpoint",
+    "native",
+    "rewriting",
+    "objections",
+}
 MAY_TOUCH_FAIRSEQ |= {f"benchmark/{name}" for name in ("comparison", "sentences", "subjects", "training", "workloads")}
 
 # What each may import of this package; modules that are not named here may import what they like, except cli.
