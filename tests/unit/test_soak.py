@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from tests.campaigns.material import Tally
-from tests.campaigns.soak import GROWTH, TOLERANCE, Hypotheses, compare, judge_memory
+from tests.campaigns.soak import GROWTH, NOTHING, TOLERANCE, Hypotheses, compare, judge, judge_memory
 
 ONE, OTHER, THIRD, FOURTH = [5, 2], [6, 2], [7, 8, 2], [9, 2]
 NEAR, FAR = 0.4 * TOLERANCE, 2 * TOLERANCE
@@ -21,6 +21,19 @@ def compared(theirs: Hypotheses, ours: Hypotheses) -> tuple[list[str], Tally]:
     tally = Tally(1)
     tally.figures.update(hypotheses=0, ties=0, largest_difference=0.0)
     return compare(theirs, ours, "the sentence", tally), tally
+
+
+def test_what_float64_does_not_know_was_decided_by_rounding(capsys: pytest.CaptureFixture[str]):
+    one, other = [(ONE, -0.4), (OTHER, -0.5)], [(ONE, -0.4), (THIRD, -0.6)]
+    tally = Tally(1)
+    tally.figures.update(NOTHING)
+    assert judge(one, other, lambda: [one, one], "the sentence", tally) == []
+    assert tally.figures == {**NOTHING, "hypotheses": 2, "decided by rounding": 1}
+    assert "the sentence: rank 1: scores -0.5" in capsys.readouterr().err
+    tally.figures = dict(NOTHING)
+    failures = judge(one, other, lambda: [one, other], "the sentence", tally)
+    assert ["in float64" in failure for failure in failures] == [False, True]
+    assert "decided by rounding" not in tally.figures
 
 
 def test_the_same_hypotheses_are_no_ties():
