@@ -1,7 +1,7 @@
 """The paper's experiment with one command: every method at every budget, then BLEU, sacreBLEU and chrF of all.
 
     python examples/translation/reproduce.py --preset paper --data DATA-BIN --output DIR --jobs 4 --gpus
-    python examples/translation/reproduce.py --preset smoke --output DIR        on the sample corpus, a minute or two
+    python examples/translation/reproduce.py --preset smoke --output DIR        on the sample corpus, some minutes
 
 It may be killed at any moment; the same command goes on. DIR/results.jsonl gets a line for every finished run;
 `fairseq-dsp-report DIR/results.jsonl --references DIR/hypotheses/references.detok.txt --output DIR/report` shows them.
