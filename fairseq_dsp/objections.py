@@ -57,7 +57,7 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
     found = []
     for name, default in _defaults(cfg).items():
         value = get_option(cfg, name)
-        if isinstance(default, (int, float)) and not isinstance(value, (int, float, type(None))):
+        if isinstance(default, (int, float)) and value is not None and _number(value) is None:
             found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
     if found:
         return found
@@ -67,17 +67,25 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
         if f"{side}.layers.0.fc1.weight" in weights:
             sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
         for name, size in sizes.items():
-            if (value := get_option(cfg, f"{side}_{name}", size)) != size:
+            if _number(value := get_option(cfg, f"{side}_{name}", size)) != size:
                 found.append(
                     f"{flag(f'{side}_{name}')} must be {size}, as the checkpoint's weights are, but is {value}."
                 )
-        if not 0 < (value := get_option(cfg, positions, 1)) <= _MOST_POSITIONS:
+        if not 0 < (_number(value := get_option(cfg, positions, 1)) or 0) <= _MOST_POSITIONS:
             found.append(f"{flag(positions)} must be between 1 and {_MOST_POSITIONS}, but is {value}.")
     largest = max(max(value.shape, default=0) for value in weights.values())
     for name in ("decoder_input_dim", "decoder_output_dim"):
-        if not 0 < (value := get_option(cfg, name, 1)) <= largest:
+        if not 0 < (_number(value := get_option(cfg, name, 1)) or 0) <= largest:
             found.append(f"{flag(name)} must be at most {largest}, as the checkpoint's weights are, but is {value}.")
     return found
+
+
+def _number(value: object) -> float | None:
+    """An option's number, which fairseq's command line leaves as text where its field has no type of its own."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _defaults(cfg: argparse.Namespace | DictConfig) -> dict[str, object]:
