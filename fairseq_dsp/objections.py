@@ -57,7 +57,8 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
     found = []
     for name, default in _defaults(cfg).items():
         value = get_option(cfg, name)
-        if isinstance(default, (int, float)) and value is not None and _number(value) is None:
+        text = isinstance(value, str) and not name.endswith(("_dim", "_positions"))
+        if isinstance(default, (int, float)) and value is not None and (text or _number(value) is None):
             found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
     if found:
         return found
@@ -81,7 +82,7 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
 
 
 def _number(value: object) -> float | None:
-    """An option's number, which fairseq's command line leaves as text where its field has no type of its own."""
+    """An option's number; fairseq's command line leaves some sizes as text, such as `--decoder-output-dim`."""
     try:
         return float(value) if isinstance(value, (int, float, str)) else None
     except (ValueError, OverflowError):

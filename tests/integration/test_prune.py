@@ -202,7 +202,7 @@ def test_options_that_ask_for_more_than_the_weights_are_refused_before_anything_
 @pytest.mark.parametrize("kind", ["trained", "dense"])
 def test_options_that_are_no_numbers_or_too_large_ones_are_refused_by_name(kind, request, tmp_path: Path):
     source = request.getfixturevalue(kind)
-    path = changed(source, tmp_path / "in.pt", attention_dropout={"a": 1.0}, encoder_layerdrop="much")
+    path = changed(source, tmp_path / "in.pt", attention_dropout={"a": 1.0}, encoder_layerdrop="0.5")
     done = prune(path, tmp_path / "out.pt", ok=False)
     assert_refused(done, "`--attention-dropout` must be a number", "`--encoder-layerdrop`", reasons=2)
     for number in (10**9, "1000000000"):  # fairseq's command line leaves some numbers as text
