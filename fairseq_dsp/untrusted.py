@@ -84,8 +84,9 @@ def evaluate_literals_alone() -> None:
 
 
 def strange_options(value: typing.Any, groups: int, name: str = "") -> list[str]:
-    """Names of options that hold a tensor, a group of options in the place of a value, or text that OmegaConf would follow:
-    `${oc.env:NAME}` puts a secret of whoever loads the file into what is written from it.
+    """Names of options that hold a tensor, a group of options in the place of a value, or text that OmegaConf would follow.
+
+    `${oc.env:NAME}` would put a secret of whoever loads the file into what is written from it.
 
     Args:
         groups: how deep Namespaces may lie: fairseq saves options, or a Namespace of options for each of its parts.

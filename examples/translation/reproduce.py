@@ -4,7 +4,7 @@
     python examples/translation/reproduce.py --preset smoke --output DIR        on the sample corpus, some minutes
 
 It may be killed at any moment; the same command goes on. DIR/results.jsonl gets a line for every finished run;
-`fairseq-dsp-report DIR/results.jsonl --references DIR/hypotheses/references.detok.txt --output DIR/report` shows them.
+`fairseq-dsp-report DIR/results.jsonl --output DIR/report` shows them.
 """
 
 from __future__ import annotations

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq_dsp.errors import Refusal
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
 
-from reproduction import measure, results
+from reproduction import data, measure, results
 from reproduction.data import Data
 from reproduction.plan import Run
 
@@ -68,6 +70,15 @@ def test_scores_are_against_the_references_as_they_were_written(tmp_path: Path):
     record = measure.measure(run, tmp_path, data_of(1, written), {})
     assert [round(record[name], 6) for name in ("bleu_tok", "sacrebleu", "chrf")] == [100, 100, 100]
     assert (tmp_path / measure.REFERENCES).read_text().splitlines() == written
+
+
+def test_references_that_are_not_the_test_set_s_are_refused(tmp_path: Path):
+    path = tmp_path / "reference.en"
+    assert data._references(path, 2) is None
+    path.write_text("one\ntwo\n")
+    assert data._references(path, 2) == ["one", "two"]
+    with pytest.raises(Refusal, match="each of the 3 test sentences, but has 2"):
+        data._references(path, 3)
 
 
 def test_tokenised_bleu_is_lower_cased_and_says_so(tmp_path: Path):
