@@ -49,6 +49,7 @@ class HeadGates(nn.Module):
         self.register_buffer("fixed_mask", torch.full((grid.total,), _UNDECIDED))
         self._drawn: Tensor | None = None
         self._marks: tuple[bool, ...] | None = None
+        self._loaded = False
 
     def set_num_updates(self, num_updates: int) -> None:
         """fairseq calls this before every micro-batch, and before it loads a checkpoint."""
@@ -91,6 +92,9 @@ class HeadGates(nn.Module):
 
     def _draw(self) -> Tensor:
         if not self.is_fixed:
+            if self._loaded:  # heads that an earlier training had fixed are chosen anew by one whose cooldown is not over
+                self.fixed_mask.fill_(_UNDECIDED)
+                self._loaded = False
             return self.method.gates(self.importance, self.kept, self.update)
         if self._marks is None:
             self.fixed_mask.copy_(self.decided_mask())
@@ -123,6 +127,7 @@ class HeadGates(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._marks = None
+        self._loaded = True
         super()._load_from_state_dict(*args, **kwargs)
 
     def before_forward(self, model: nn.Module, inputs: Any) -> None:

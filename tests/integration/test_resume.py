@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from commands import QUIET, budget, different, load, prune, train
+
+from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.subset import hard_top_k
 
 COOLDOWN, END = 10, 14  # 8 updates an epoch
 SCHEDULE = [*QUIET, *budget(5, cooldown=COOLDOWN), "--save-interval-updates", 1]
@@ -131,3 +135,34 @@ def test_a_budget_that_changed_after_the_cooldown_is_refused(uninterrupted: Path
     done = train(data, tmp_path / "save", *schedule, "--restore-file", start, ok=False)
     assert done.code == 2, done.err
     assert done.refusals[0].startswith("`--unpruned-heads` must stay 5")
+
+
+@pytest.mark.parametrize(
+    ("start", "later"),
+    [
+        ("--finetune-from-model", "before the cooldown is over"),
+        ("--finetune-from-model", "after it"),
+        ("--restore-file", "after it"),
+        ("--restore-file", "sampling"),
+    ],
+)
+def test_heads_that_were_fixed_are_chosen_anew_by_a_training_with_a_later_cooldown(
+    start: str, later: str, uninterrupted: Path, data: Path, tmp_path: Path
+):
+    state = load(uninterrupted / "checkpoint_last.pt")
+    old = state["model"]["head_gates.fixed_mask"]
+    state["model"]["head_gates.importance"] = 3 * (1 - old)  # they would not choose these again
+    torch.save(state, tmp_path / "start.pt")
+    done = END if start == "--restore-file" else 0
+    cooldown = done + (2 if later == "after it" else 90)
+    sampling = ["--keep-sampling"] if later == "sampling" else []
+    flags = [*QUIET, *budget(5, cooldown=cooldown), *sampling, "--importance-lr", 0, start, tmp_path / "start.pt"]
+    train(data, tmp_path / "save", *flags, "--max-update", done + 4)
+    model = load(tmp_path / "save/checkpoint_last.pt")["model"]
+    chosen = hard_top_k(model["head_gates.importance"], 5)
+    assert not torch.equal(chosen, old)
+    expected = chosen if later == "after it" else torch.full_like(old, -1)
+    assert torch.equal(model["head_gates.fixed_mask"], expected)
+    prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "pruned.pt")
+    grid = HeadLayout.parse(load(tmp_path / "pruned.pt")["fairseq_dsp"]["layout"])
+    assert torch.equal(torch.tensor(grid.kept).float(), chosen)
