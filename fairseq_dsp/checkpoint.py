@@ -25,7 +25,7 @@ from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.objections import objections_to_stored_options
-from fairseq_dsp.output import refuse_folder_of, write_atomically
+from fairseq_dsp.output import write_atomically
 from fairseq_dsp.untrusted import strange_options
 
 if TYPE_CHECKING:
@@ -107,19 +107,6 @@ def _refuse_later_format(provenance: Any, path: str) -> None:
 def write_checkpoint(state: dict[str, Any], path: str) -> None:
     """Saves a checkpoint atomically; see `output.write_atomically`."""
     write_atomically(path, lambda file: torch.save(state, file), "the checkpoint")
-
-
-def refuse_to_overwrite(path: str, force: bool) -> None:
-    """Checks an output file before any work is done.
-
-    Raises:
-        Refusal: it exists and `--force` was not given, is a folder, or its own folder is not there or cannot be written to.
-    """
-    refuse_folder_of(path)
-    if os.path.isdir(path):
-        raise Refusal(f"the output must be a file, but {path} is a folder.")
-    if os.path.exists(path) and not force:
-        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
 
 
 class VocabularyTask:

@@ -24,6 +24,15 @@ class Refusal(ValueError):
 
 
 @contextlib.contextmanager
+def noted(reasons: list[str]) -> Iterator[None]:
+    """Adds the reasons of a `Refusal` to those found so far, so that a user reads all at once."""
+    try:
+        yield
+    except Refusal as refusal:
+        reasons += refusal.reasons
+
+
+@contextlib.contextmanager
 def exit_on_refusal() -> Iterator[None]:
     """Turns a `Refusal` into one line a reason on stderr and exit code 2.
 

@@ -92,7 +92,9 @@ class HeadGates(nn.Module):
 
     def _draw(self) -> Tensor:
         if not self.is_fixed:
-            if self._loaded:  # heads that an earlier training had fixed are chosen anew by one whose cooldown is not over
+            if (
+                self._loaded
+            ):  # heads that an earlier training had fixed are chosen anew by one whose cooldown is not over
                 self.fixed_mask.fill_(_UNDECIDED)
                 self._loaded = False
             return self.method.gates(self.importance, self.kept, self.update)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag, get_option
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import method_class
 
 _MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
@@ -25,12 +25,9 @@ BUDGET_TASK = "budget_task"
 
 def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     """Sentences on a model's cfg; empty if it can be built as far as the options tell."""
-    found = []
-    try:
-        config = PruningConfig.from_model_cfg(args)
-        found += _objections_to_method(args, config)
-    except Refusal as refusal:
-        found += refusal.reasons
+    found: list[str] = []
+    with noted(found):
+        found += _objections_to_method(args, PruningConfig.from_model_cfg(args))
     for name, rule in _UNSUPPORTED.items():
         value = get_option(args, name)
         if value not in (None, False, 0, "", "None"):

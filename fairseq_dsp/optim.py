@@ -16,7 +16,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import IMPORTANCE_GROUP
 
 # A near-tie at a low temperature has a huge derivative, and a single such update would fill Adam's second moment for
-# thousands of updates. Gradients of useful updates, a mean over the batch by now, stay far below.
+# thousands of updates. Gradients of useful updates, means over the batch, stay far below.
 _LARGEST_GRADIENT = 1e3
 
 
@@ -103,7 +103,8 @@ class DspAdam(FairseqAdam):
             if self.importance_is_fixed:
                 parameter.grad = None
             elif parameter.grad is not None:
-                parameter.grad.clamp_(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
+                bound = _LARGEST_GRADIENT * scale  # apex divides by it in its own step, of sums and scaled losses
+                parameter.grad.clamp_(-bound, bound)
         super().step(closure, scale, groups)
 
 

@@ -26,17 +26,37 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
 
 
-def refuse_folder_of(path: str) -> None:
-    """Checks that an output has a place, before any work is done.
+def refuse_to_overwrite(path: str, force: bool) -> None:
+    """Checks an output file before any work is done.
 
     Raises:
-        Refusal: the folder that it shall lie in does not exist, or cannot be written to.
+        Refusal: it exists and `--force` was not given, is a folder, or its own folder is not there or cannot be written to.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise Refusal(f"the output's folder must exist, but {folder} does not.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Refusal(f"the output's folder must be one that you may write to, but {folder} is not.")
+    _refuse_place(path)
+    if os.path.isdir(path):
+        raise Refusal(f"the output must be a file, but {path} is a folder.")
+    if os.path.exists(path) and not force:
+        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
+
+
+def refuse_to_overwrite_folder(path: str, force: bool, kind: str, is_one: Callable[[str], bool]) -> None:
+    """Checks an output folder before any work is done.
+
+    Args:
+        kind: what `--force` may replace, in the plural: "reports".
+        is_one: whether a folder is one of that kind.
+
+    Raises:
+        Refusal: it exists and is not empty without `--force`, or is of another kind, or its own folder is not there or
+            cannot be written to.
+    """
+    _refuse_place(path)
+    if not os.path.lexists(path) or os.path.isdir(path) and not os.listdir(path):
+        return
+    if not force:
+        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
+    if not os.path.isdir(path) or os.path.islink(path) or not is_one(path):
+        raise Refusal(f"`--force` replaces {kind} and empty folders only, but {path} is neither.")
 
 
 def write_atomically(path: str, write: Callable[[Any], Any], what: str) -> None:
@@ -61,6 +81,19 @@ def write_atomically(path: str, write: Callable[[Any], Any], what: str) -> None:
             os.replace(os.path.join(room, _NEW), target)
     except (OSError, RuntimeError) as error:
         raise Refusal(f"{what} could not be written to {path}: {(problems or [error])[0]}") from error
+
+
+def _refuse_place(path: str) -> None:
+    """Checks that an output has a place.
+
+    Raises:
+        Refusal: the folder that it shall lie in does not exist, or cannot be written to.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise Refusal(f"the output's folder must exist, but {folder} does not.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Refusal(f"the output's folder must be one that you may write to, but {folder} is not.")
 
 
 class _Noting(io.BufferedWriter):

@@ -19,6 +19,7 @@ from fairseq_dsp.checkpoint import FORMAT, PROVENANCE, load_model, parse_layout,
 from fairseq_dsp.config import PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout, HeadScores
+from fairseq_dsp.methods import method_class
 from fairseq_dsp.objections import budget_out_of_range
 from fairseq_dsp.scoring.score_file import ScoreFile
 from fairseq_dsp.surgery import attentions, mask_heads, shrink_state
@@ -74,7 +75,14 @@ def rewrite(
     small_weights = shrink_state(weights, layout, dims, model.layout)
 
     cfg = copy.deepcopy(state["cfg"])
-    provenance = _provenance(cfg.model, model, layout, scores)
+    provenance = {
+        "format": FORMAT,
+        "version": fairseq_dsp.__version__,
+        **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores),
+        "kept": layout.count,
+        "total": layout.grid.total,
+        "layout": str(layout),
+    }
     for option in fields(PruningConfig):
         if option.name != "seed":
             set_option(cfg.model, option.name, option.default)
@@ -109,7 +117,7 @@ def choose_layout(
     """The heads to keep: those given, those of the highest scores, or the model's own choice at any budget.
 
     Args:
-        rewritten: the checkpoint is one of ours already.
+        rewritten: the checkpoint was written by `fairseq-dsp-prune`.
 
     Raises:
         Refusal: no choice can be made, or it does not fit the model.
@@ -169,16 +177,12 @@ def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -
     return (outputs[0] - outputs[1]).abs().max().item()
 
 
-def _provenance(cfg: Any, model: DspTransformerModel, layout: HeadLayout, scores: ScoreFile | None) -> dict[str, Any]:
-    config = PruningConfig.from_model_cfg(cfg)
-    learned = "dsp" if model.head_gates is not None else "given"
-    return {
-        "format": FORMAT,
-        "version": fairseq_dsp.__version__,
-        "method": scores.scorer if scores is not None else config.head_selection or learned,
-        "pipelined": config.pipelined,
-        "seed": scores.seed if scores is not None else config.seed,
-        "kept": layout.count,
-        "total": layout.grid.total,
-        "layout": str(layout),
-    }
+def _chosen_by(config: PruningConfig, by_hand: bool, scores: ScoreFile | None) -> dict[str, Any]:
+    """What chose the heads: `layout` (given by hand), a scorer, or the method of the training; its seed, if it has one."""
+    if by_hand:
+        return {"method": "layout", "pipelined": False, "seed": None}
+    if scores is not None:
+        return {"method": scores.scorer, "pipelined": False, "seed": scores.seed}
+    method = method_class(config)
+    drawn = method.learned or config.budget is not None  # or given to the training as a layout
+    return {"method": method.name, "pipelined": config.pipelined, "seed": config.seed if drawn else None}

@@ -15,7 +15,7 @@ from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import STACK_NAMES
-from fairseq_dsp.output import refuse_folder_of, written_beside
+from fairseq_dsp.output import written_beside
 
 MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
 _PIXELS_PER_INCH = 165  # of figures on the page; their text is then about as large as the page's
@@ -139,19 +139,9 @@ def write_report(
         Path(folder, PAGE).write_text(page, encoding="utf-8")
 
 
-def refuse_to_overwrite_report(path: str, force: bool) -> None:
-    """Refuses an output that is in the way.
-
-    Raises:
-        Refusal: it exists without `--force`, is no report, or its own folder is not there or cannot be written to.
-    """
-    refuse_folder_of(path)
-    if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
-        return
-    if not force:
-        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
-    if not os.path.isdir(path) or os.path.islink(path) or set(os.listdir(path)) != {MARKDOWN, PAGE, FIGURES}:
-        raise Refusal(f"`--force` replaces reports and empty folders only, but {path} is neither.")
+def is_report(folder: str) -> bool:
+    """Whether a folder holds what `write_report` writes and nothing else."""
+    return set(os.listdir(folder)) == {MARKDOWN, PAGE, FIGURES}
 
 
 def _sections(

@@ -10,9 +10,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from fairseq_dsp.checkpoint import load_model, read_checkpoint, refuse_to_overwrite, write_checkpoint
+from fairseq_dsp.checkpoint import load_model, read_checkpoint, write_checkpoint
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.output import refuse_to_overwrite
 
 
 def get_parser() -> argparse.ArgumentParser:

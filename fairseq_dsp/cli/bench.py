@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,10 +22,10 @@ from fairseq_dsp.benchmark.sentences import dictionary_sizes
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.subjects import RANDOM_SYNTAX, Facts, Subject, facts_of, labels
 from fairseq_dsp.benchmark.workloads import WORKLOADS
-from fairseq_dsp.checkpoint import refuse_to_overwrite
-from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.cli.arguments import whole_number, whole_numbers
+from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
-from fairseq_dsp.output import write_atomically
+from fairseq_dsp.output import refuse_to_overwrite, write_atomically
 
 _NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
 
@@ -213,7 +214,7 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
     Raises:
         Refusal: options that cannot be honoured, all at once.
     """
-    reasons = []
+    reasons: list[str] = []
     if not args.subjects:
         reasons.append("`--path` or `--random` must name a model, but neither is given.")
     names = args.workloads.split(",")
@@ -245,26 +246,24 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         )
     args.length = args.length or "20"
     args.output_length = args.output_length or (None if args.data else args.length)
-    numbers = {
-        option: _numbers(getattr(args, option), option, least, reasons)[0]
-        for option, least in _NUMBERS
-        if getattr(args, option) is not None
-    }
-    batches, beams = _numbers(args.batch_size, "batch_size", 1, reasons), _numbers(args.beam, "beam", 1, reasons)
-    if args.clock == "cpu" and (device == "cuda" or numbers["threads"] > 1):
+    numbers: dict[str, Any] = {}
+    for option, least in _NUMBERS:
+        with noted(reasons):
+            numbers[option] = whole_number(getattr(args, option), "--" + option.replace("_", "-"), least)
+    with noted(reasons):
+        batches = whole_numbers(args.batch_size, "--batch-size", 1)
+    with noted(reasons):
+        beams = whole_numbers(args.beam, "--beam", 1)
+    if args.clock == "cpu" and (device == "cuda" or numbers.get("threads", 1) > 1):
         where = "a GPU" if device == "cuda" else f"{numbers['threads']} threads"
         reasons.append(f"`--clock cpu` adds up one thread's processor time, but there is {where}: use wall.")
-    try:
-        if args.json:
+    if args.json:
+        with noted(reasons):
             refuse_to_overwrite(args.json, args.force)
-    except Refusal as refusal:
-        reasons += refusal.reasons
     if reasons:
         raise Refusal(*reasons)
     pairs, warmup = numbers.pop("pairs"), numbers.pop("warmup")
     settings = Settings(device=device, dtype=args.dtype, data=args.data, subset=args.subset, **numbers)
-    if args.output_length is None:
-        settings = replace(settings, output_length=None)
     cases = [
         Case(name, batch, beam)
         for name in names
@@ -272,15 +271,3 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         for beam in (beams if WORKLOADS[name].takes_beam else [None])
     ]
     return settings, Plan(pairs, warmup, args.clock, not args.no_memory, args.profile), cases
-
-
-def _numbers(text: str, option: str, least: int, reasons: list[str]) -> list[int]:
-    """A comma-separated list of whole numbers; what is wrong with it goes to `reasons`."""
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < least:
-        reasons.append(f"`--{option.replace('_', '-')}` must be whole numbers of at least {least}, but is {text!r}.")
-        return [least]
-    return numbers

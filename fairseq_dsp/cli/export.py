@@ -6,12 +6,13 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from fairseq_dsp.checkpoint import refuse_to_overwrite, write_checkpoint
-from fairseq_dsp.cli.prune import megabytes
+from fairseq_dsp.checkpoint import write_checkpoint
+from fairseq_dsp.cli.arguments import megabytes
 from fairseq_dsp.errors import Refusal, exit_on_refusal
-from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert
+from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert, is_model
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.output import refuse_to_overwrite, refuse_to_overwrite_folder
 
 FORMATS = ("dense", "ctranslate2")
 
@@ -56,20 +57,6 @@ def cli_main() -> None:
         main()
 
 
-def refuse_to_overwrite_model(path: str, force: bool) -> None:
-    """Checks a folder to be written before any work is done.
-
-    Raises:
-        Refusal: it exists and `--force` was not given, is no model of CTranslate2, or its own folder does not exist.
-    """
-    if not os.path.isdir(path):
-        refuse_to_overwrite(path, force=False)
-    elif not force:
-        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
-    elif os.listdir(path) and not os.path.isfile(os.path.join(path, "model.bin")):
-        raise Refusal(f"`--force` replaces models of CTranslate2 and empty folders only, but {path} is neither.")
-
-
 def _export_dense(args: argparse.Namespace) -> None:
     alien = [name for name in ("data", "quantization", "source_lang", "target_lang") if getattr(args, name) is not None]
     if alien:
@@ -85,7 +72,7 @@ def _export_dense(args: argparse.Namespace) -> None:
 def _export_ctranslate2(args: argparse.Namespace) -> None:
     if args.data is None:
         raise Refusal("`--data` must be given for `--format ctranslate2`: the folder with the dictionaries.")
-    refuse_to_overwrite_model(args.output, args.force)
+    refuse_to_overwrite_folder(args.output, args.force, "models of CTranslate2", is_model)
     done = convert(args.input, args.output, args.data, args.quantization, args.source_lang, args.target_lang)
     size = sum(entry.stat().st_size for entry in os.scandir(args.output))
     _report(args, done.layout, f"{size / 1e6:.1f}")

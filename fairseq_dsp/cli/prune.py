@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from fairseq_dsp.checkpoint import refuse_to_overwrite, write_checkpoint
+from fairseq_dsp.checkpoint import write_checkpoint
+from fairseq_dsp.cli.arguments import megabytes, whole_number
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.heads import STACK_NAMES, HeadLayout
+from fairseq_dsp.output import refuse_to_overwrite
 from fairseq_dsp.rewriting import Rewrite, rewrite
 from fairseq_dsp.scoring.score_file import read_scores
 
@@ -54,22 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def cli_main() -> None:
     with exit_on_refusal():
         main()
-
-
-def whole_number(text: str | None, option: str) -> int | None:
-    """An option's number; a `Refusal` where it is none."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        raise Refusal(f"`{option}` must be a whole number, but is {text!r}.") from None
-
-
-def megabytes(path: str) -> str:
-    """Size of a file, for people; a dash where it is gone by now, which is no reason to fail after the work."""
-    try:
-        return f"{os.path.getsize(path) / 1e6:.1f}"
-    except OSError:
-        return "-"
 
 
 def report(done: Rewrite, source: str, target: str) -> None:

@@ -12,13 +12,14 @@ from fairseq_dsp.analysis.records import REFERENCES, read_records, resolve
 from fairseq_dsp.analysis.report import (
     MARKDOWN,
     PAGE,
+    is_report,
     read_logs,
     refuse_mixtures,
-    refuse_to_overwrite_report,
     write_report,
 )
 from fairseq_dsp.analysis.significance import disagreements, paired_tests
 from fairseq_dsp.errors import exit_on_refusal
+from fairseq_dsp.output import refuse_to_overwrite_folder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the request cannot be honoured; nothing has been written.
     """
     args = get_parser().parse_args(arguments)
-    refuse_to_overwrite_report(args.output, args.force)
+    refuse_to_overwrite_folder(args.output, args.force, "reports", is_report)
     warnings: list[str] = []
 
     def warn(sentence: str) -> None:

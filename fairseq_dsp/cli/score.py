@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import fairseq_dsp
-from fairseq_dsp.checkpoint import load_model, read_checkpoint, refuse_to_overwrite
-from fairseq_dsp.cli.prune import whole_number
+from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.cli.arguments import whole_number
 from fairseq_dsp.config import get_option, set_option
-from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.model import DspTransformerModel
-from fairseq_dsp.output import write_atomically
+from fairseq_dsp.output import refuse_to_overwrite, write_atomically
 from fairseq_dsp.scoring import SCORERS, Subject, removal_order
 from fairseq_dsp.scoring.score_file import ScoreFile
 from fairseq_dsp.surgery import attentions, remove_gates
@@ -164,7 +164,7 @@ def _check(args: argparse.Namespace) -> None:
     Raises:
         Refusal: options that cannot be honoured, all at once.
     """
-    reasons = []
+    reasons: list[str] = []
     if args.scorer not in SCORERS:
         reasons.append(f"`--scorer` must be one of {', '.join(SCORERS)}, but is {args.scorer}.")
     elif args.iterative is not None and not SCORERS[args.scorer].reads_data:
@@ -179,20 +179,12 @@ def _check(args: argparse.Namespace) -> None:
         if option == "batches" and args.batches == "all":
             args.batches = None
             continue
-        name = "--" + option.replace("_", "-")
-        given = getattr(args, option)
-        try:
-            setattr(args, option, whole_number(given, name))
-            if given is not None and getattr(args, option) < least:
-                reasons.append(f"`{name}` must be at least {least}, but is {given}.")
-        except Refusal as refusal:
-            reasons += refusal.reasons
+        with noted(reasons):
+            setattr(args, option, whole_number(getattr(args, option), "--" + option.replace("_", "-"), least))
     if not os.path.isdir(utils.split_paths(args.data)[0]):
         reasons.append(f"DATA-BIN must be a folder that fairseq-preprocess made, but {args.data} is none.")
-    try:
+    with noted(reasons):
         refuse_to_overwrite(args.output, args.force)
-    except Refusal as refusal:
-        reasons += refusal.reasons
     if reasons:
         raise Refusal(*reasons)
 

@@ -64,6 +64,11 @@ class Conversion:
     quantized_difference: float | None
 
 
+def is_model(folder: str) -> bool:
+    """Whether a folder holds a model of CTranslate2."""
+    return os.path.isfile(os.path.join(folder, "model.bin"))
+
+
 def convert(
     path: str,
     target: str,

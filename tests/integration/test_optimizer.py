@@ -86,6 +86,17 @@ def test_without_a_limit_nothing_is_clipped(kind: str):
     assert torch.allclose(importance, IMPORTANCE_GRADIENT)
 
 
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+def test_the_largest_gradient_is_one_of_the_mean_loss_whatever_the_step_divides_by(scale: float):
+    weight, importance = parameters(torch.float32)
+    optimizer = build_optimizer(config(False, False).optimizer, [weight, importance])
+    weight.grad = torch.zeros(2, 2)
+    importance.grad = scale * torch.tensor([900.0, 1e9, -1e9])
+    with mock.patch.object(optimizer.optimizer, "step"):
+        optimizer.step(scale=scale)
+    assert importance.grad.tolist() == [900.0, 1e3, -1e3]
+
+
 def test_an_overflow_in_the_importance_alone_lowers_the_loss_scale():
     with pytest.raises(OverflowError):
         clipped("fp16", torch.tensor([float("inf"), 0.0, 0.0]))

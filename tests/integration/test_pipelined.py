@@ -14,6 +14,13 @@ def layout_of(path: Path) -> str:
     return load(path)["cfg"]["model"].head_layout
 
 
+def origin(save: Path) -> tuple[str, int | None]:
+    """What a rewritten checkpoint says of who chose its heads: method and seed."""
+    prune(save / "checkpoint_last.pt", save / "pruned.pt")
+    provenance = load(save / "pruned.pt")["fairseq_dsp"]
+    return provenance["method"], provenance["seed"]
+
+
 def test_pipelined_training_moves_the_importance_and_leaves_the_weights_bit_for_bit(
     dense: Path, data: Path, tmp_path: Path
 ):
@@ -60,6 +67,7 @@ def test_random_heads_are_drawn_with_the_seed_and_trained_from_the_start(data: P
         train(data, tmp_path / name, *QUIET, *extra)
         layouts.append(layout_of(tmp_path / name / "checkpoint_last.pt"))
         assert heads_in(tmp_path / name / "checkpoint_last.pt") == 5
+        assert origin(tmp_path / name) == ("fixed", seed)
     assert layouts[0] == layouts[1] != layouts[2]
     assert all(layout.count("1") == 5 for layout in layouts)
 
@@ -69,6 +77,7 @@ def test_given_heads_are_trained_from_the_start(data: Path, tmp_path: Path):
     train(data, tmp_path / "save", *QUIET, *extra)
     assert layout_of(tmp_path / "save/checkpoint_last.pt") == LAYOUT
     assert heads_in(tmp_path / "save/checkpoint_last.pt") == 5
+    assert origin(tmp_path / "save") == ("fixed", None)
 
 
 @pytest.mark.parametrize("k", [0, 12])

@@ -80,6 +80,18 @@ def test_a_layout_prunes_any_heads_of_a_gated_or_dense_checkpoint(trained: Path,
         prune(source, tmp_path / name, "--layout", LAYOUT)
         assert load(tmp_path / name)["cfg"]["model"].head_layout == LAYOUT
         assert heads_in(tmp_path / name) == 5
+        # neither the training nor its seed has chosen these
+        assert {"method": "layout", "pipelined": False, "seed": None}.items() <= load(tmp_path / name)[
+            "fairseq_dsp"
+        ].items()
+
+
+def test_the_file_says_what_chose_its_heads(trained: Path, tmp_path: Path):
+    prune(trained, tmp_path / "out.pt")
+    seed = load(trained)["cfg"]["model"].seed
+    assert {"method": "dsp", "pipelined": False, "seed": seed}.items() <= load(tmp_path / "out.pt")[
+        "fairseq_dsp"
+    ].items()
 
 
 @pytest.mark.parametrize(

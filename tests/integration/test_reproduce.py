@@ -130,6 +130,10 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
     broken = tmp_path / "broken"
     shutil.copytree(data, broken)
     os.truncate(broken / "train.aa-bb.aa.idx", 10)
+    several = tmp_path / "several"
+    shutil.copytree(data, several)
+    for side in ("aa", "zh-CN"):
+        (several / f"train.aa-zh-CN.{side}.idx").touch()
     out = tmp_path / "out"
     for options, words in (
         (["--data", lacking, "--output", out], ["dict.bb.txt", "valid.aa-bb.aa.idx"]),
@@ -137,6 +141,8 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
         (["--data", tmp_path / "none", "--output", out], ["`--data`", "none"]),
         (["--data", foreign, "--output", out], ["`--data`", "train.SRC-TGT.SRC.idx"]),
         (["--data", data, "--output", out, "--source-lang", "de", "--target-lang", "en"], ["aa-bb", "de-en"]),
+        (["--data", data, "--output", out, "--source-lang", "bb"], ["aa-bb", "bb-?"]),
+        (["--data", several, "--output", out, "--source-lang", "aa"], ["aa-bb, aa-zh-CN", "aa-?"]),
         (["--data", data, "--output", out, "--budgets", "13", "some"], ["between 0 and 12", "13", "some"]),
         (["--data", data, "--output", foreign], ["`--output`", "holds other files"]),
         (["--data", data, "--output", out, "--methods", "magic"], ["`--methods`", "magic"]),
@@ -149,6 +155,12 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
         for word in words:
             assert word in str(refusal.value)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("source", "target"), [(None, None), ("aa", None), (None, "bb"), ("aa", "bb")])
+def test_the_language_pair_is_the_one_that_is_asked_for(source: str | None, target: str | None, data: Path):
+    found = read_data(data, source, target, None)
+    assert (found.source, found.target) == ("aa", "bb")
 
 
 def test_a_dry_run_prints_every_command_and_a_reader_may_leave(data: Path, tmp_path: Path, capsys: Any):

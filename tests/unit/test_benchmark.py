@@ -279,7 +279,12 @@ def test_labels_tell_files_apart():
         ([], "`--path` or `--random` must name a model, but neither is given."),
         (["--path", "no.pt"], "the checkpoint must be a file, but no.pt does not exist."),
         (["--random", DENSE, "--workloads", "encoder,dance"], "but has 'dance'."),
-        (["--random", DENSE, "--pairs", "0"], "`--pairs` must be whole numbers of at least 1, but is '0'."),
+        (["--random", DENSE, "--pairs", "0"], "`--pairs` must be at least 1, but is 0."),
+        (["--random", DENSE, "--pairs", "7,9"], "`--pairs` must be a whole number, but is '7,9'."),
+        (
+            ["--random", DENSE, "--batch-size", "8,0"],
+            "`--batch-size` must be whole numbers of at least 1, but is '8,0'.",
+        ),
         (["--random", DENSE, "--cuda"], "`--cuda` needs a GPU that torch can use, but there is none."),
         (["--random", DENSE, "--ctranslate2", "int4"], "but is int4."),
         (["--random", DENSE, "--ctranslate2", "int8", "--workloads", "encoder"], "but `--workloads` has encoder."),

@@ -99,8 +99,32 @@ def test_an_old_folder_comes_back_where_its_replacement_was_killed_between_two_r
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_an_output_folder_is_replaced_with_force_and_only_by_its_kind(tmp_path: Path):
+    def check(name: str, force: bool) -> None:
+        output.refuse_to_overwrite_folder(
+            str(tmp_path / name), force, "albums", lambda folder: os.listdir(folder) == ["album"]
+        )
+
+    for name in ("album", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("empty", "new"):
+        check(name, force=False)
+    check("album", force=True)
+    for name in ("album", "other", "file"):
+        with pytest.raises(Refusal, match=f"must not exist without `--force`, but .*{name} does"):
+            check(name, force=False)
+    for name in ("other", "file"):
+        with pytest.raises(Refusal, match="`--force` replaces albums and empty folders only"):
+            check(name, force=True)
+    with pytest.raises(Refusal, match="must exist"):
+        check("none/out", force=True)
+
+
 def test_an_output_without_a_place_is_refused(tmp_path: Path):
     with pytest.raises(Refusal, match="must exist"):
-        output.refuse_folder_of(str(tmp_path / "none/out"))
+        output.refuse_to_overwrite(str(tmp_path / "none/out"), force=True)
     with pytest.raises(Refusal, match="the score could not be written to .*none/out"):
         write_atomically(str(tmp_path / "none/out"), lambda file: file.write(b""), "the score")

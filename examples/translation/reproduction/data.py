@@ -64,19 +64,12 @@ def read_data(folder: Path, source: str | None, target: str | None, label: str |
     """
     if not folder.is_dir():
         raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {folder} does not exist.")
-    found = sorted({file.name.split(".")[1] for file in folder.glob("train.*-*.*.idx")})
-    pair = (source, target) if source and target else tuple(found[0].split("-")) if found else None
-    if pair is None:
-        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {folder} holds no train.SRC-TGT.SRC.idx.")
-    name = "-".join(map(str, pair))
+    pair = _language_pair(folder, source, target)
+    name = "-".join(pair)
     reasons = []
-    if name not in found:
-        reasons.append(
-            f"the language pair must be one that `--data` holds ({', '.join(found) or 'none'}), but is {name}."
-        )
     files = [f"{subset}.{name}.{side}.{kind}" for subset in SUBSETS for side in pair for kind in ("idx", "bin")]
     missing = [file for file in files if not (folder / file).is_file()]
-    if missing and not reasons:
+    if missing:
         reasons.append(f"`--data` must hold train, valid and test in both languages, but lacks {', '.join(missing)}.")
     lacking = [file for side in pair if not (folder / (file := f"dict.{side}.txt")).is_file()]
     if lacking:
@@ -92,7 +85,28 @@ def read_data(folder: Path, source: str | None, target: str | None, label: str |
     words = [sum(1 for _ in open(folder / f"dict.{side}.txt", "rb")) for side in pair]
     info = _info(folder, name, pair, sizes, label)
     references = _references(folder / f"{REFERENCE}{pair[1]}", len(sizes["test"]))
-    return Data(folder, str(pair[0]), str(pair[1]), sizes, (words[0], words[1]), info, references)
+    return Data(folder, *pair, sizes, (words[0], words[1]), info, references)
+
+
+def _language_pair(folder: Path, source: str | None, target: str | None) -> tuple[str, str]:
+    """The one pair that the folder holds and that has the given languages.
+
+    Raises:
+        Refusal: there is none, or there are several.
+    """
+    files = [file.name.split(".") for file in folder.glob("train.*-*.*.idx")]
+    held = sorted((side, pair.removeprefix(f"{side}-")) for _, pair, side, _ in files if pair.startswith(f"{side}-"))
+    if not held:
+        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {folder} holds no train.SRC-TGT.SRC.idx.")
+    found = [pair for pair in held if source in (None, pair[0]) and target in (None, pair[1])]
+    if len(found) != 1:
+        given = "-".join(language or "?" for language in (source, target))
+        names = ", ".join(map("-".join, held))
+        raise Refusal(
+            f"`--source-lang` and `--target-lang` must name one of the language pairs that `--data` holds ({names}), but are "
+            f"{given}."
+        )
+    return found[0]
 
 
 def _references(path: Path, expected: int) -> list[str] | None:

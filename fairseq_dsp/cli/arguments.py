@@ -1,0 +1,45 @@
+"""What several commands read and print alike: whole numbers of options, sizes of files."""
+
+from __future__ import annotations
+
+import os
+
+from fairseq_dsp.errors import Refusal
+
+
+def whole_number(text: str | None, option: str, least: int | None = None) -> int | None:
+    """An option's number, None where it is not given.
+
+    Raises:
+        Refusal: it is no whole number, or below `least`.
+    """
+    try:
+        number = None if text is None else int(text)
+    except ValueError:
+        raise Refusal(f"`{option}` must be a whole number, but is {text!r}.") from None
+    if number is not None and least is not None and number < least:
+        raise Refusal(f"`{option}` must be at least {least}, but is {text}.")
+    return number
+
+
+def whole_numbers(text: str, option: str, least: int) -> list[int]:
+    """The numbers of an option that takes several, with commas between.
+
+    Raises:
+        Refusal: one is no whole number, or below `least`.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least:
+        raise Refusal(f"`{option}` must be whole numbers of at least {least}, but is {text!r}.")
+    return numbers
+
+
+def megabytes(path: str) -> str:
+    """Size of a file, for people; a dash where it is gone by now, which is no reason to fail after the work."""
+    try:
+        return f"{os.path.getsize(path) / 1e6:.1f}"
+    except OSError:
+        return "-"
