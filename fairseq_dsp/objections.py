@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag, get_option
 from fairseq_dsp.errors import noted
-from fairseq_dsp.methods import method_class
+from fairseq_dsp.methods import method_class, objections_to_method
 
 _MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
@@ -27,7 +27,7 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     """Sentences on a model's cfg; empty if it can be built as far as the options tell."""
     found: list[str] = []
     with noted(found):
-        found += _objections_to_method(args, PruningConfig.from_model_cfg(args))
+        found += _objections_to_training(args, PruningConfig.from_model_cfg(args))
     for name, rule in _UNSUPPORTED.items():
         value = get_option(args, name)
         if value not in (None, False, 0, "", "None"):
@@ -99,9 +99,9 @@ def budget_out_of_range(budget: int, total: int) -> str:
     return f"`--unpruned-heads` must be between 0 and {total} (the heads of this model), but is {budget}."
 
 
-def _objections_to_method(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
+def _objections_to_training(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
     method = method_class(config)
-    found = list(method.objections(config))
+    found = objections_to_method(config)
     if config.unpruned_heads is None and config.head_layout is None:
         found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
     elif config.unpruned_heads is None and method.learned:

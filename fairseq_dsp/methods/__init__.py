@@ -1,60 +1,17 @@
 """How heads are chosen while training: one file a method, found here by the name that `--head-selection` takes.
 
 A method sees a flat vector of importance and nothing of attention or fairseq, so that other units than heads can be
-chosen the same way. Adding one: write its file, add its class to `METHODS`; the conformance tests pick it up.
+chosen the same way. Adding one: write its file, add its class to `_CLASSES`; the conformance tests pick it up.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
-
-from torch import Tensor
-
-from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.config import AUTO, PruningConfig, flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods.dsp import DifferentiableSubset, StraightThrough
 from fairseq_dsp.methods.fixed import Fixed
 from fairseq_dsp.methods.hard_concrete import HardConcrete
-
-
-class Method(Protocol):
-    """A way of choosing heads.
-
-    Attributes:
-        name: what `--head-selection` takes.
-        learned: whether importance variables are trained; if not, the layout is decided when the model is built.
-    """
-
-    name: ClassVar[str]
-    learned: ClassVar[bool]
-
-    @property
-    def fixes_at(self) -> int | None:
-        """Number of updates after which the heads are fixed; None where they never are."""
-
-    @classmethod
-    def objections(cls, config: PruningConfig) -> list[str]:
-        """Sentences on options that do not fit the method; empty if all do."""
-
-    @classmethod
-    def from_config(cls, config: PruningConfig) -> Method:
-        """The method with the options' values, defaults filled in."""
-
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        """Gates of a training update before the heads are fixed: [H], with gradient to the importance.
-
-        `kept` is K; None for `--unpruned-heads auto`, which only a method with a number of its own sees.
-        """
-
-    def own_number(self, importance: Tensor) -> int | None:
-        """How many heads the method itself would keep (`--unpruned-heads auto`); None where it has no say."""
-
-    def temperature(self, update: int) -> float | None:
-        """What is annealed, for the log; None where nothing is."""
-
-    def penalty(self, importance: Tensor, update: int) -> Tensor | None:
-        """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none."""
-
+from fairseq_dsp.methods.method import Method
 
 _CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, HardConcrete, Fixed)
 METHODS = {method.name: method for method in _CLASSES}
@@ -73,3 +30,27 @@ def method_class(config: PruningConfig) -> type[Method]:
     if name not in METHODS:
         raise Refusal(f"`--head-selection` must be one of {', '.join(METHODS)}, but is {name}.")
     return METHODS[name]
+
+
+def objections_to_method(config: PruningConfig) -> list[str]:
+    """Sentences on options that the chosen method does not take, or whose values do not fit it; empty if all do.
+
+    Raises:
+        Refusal: `--head-selection` names no method.
+    """
+    method = method_class(config)
+    found = method.objections(config)
+    for option in dict.fromkeys(option for each in _CLASSES for option in each.options):
+        value = getattr(config, option)
+        if option not in method.options and value not in (None, False):
+            owners = ", ".join(each.name for each in _CLASSES if option in each.options)
+            found.append(
+                f"{flag(option)} belongs to {owners} and must not be given for `--head-selection {method.name}`, but is {value}."
+            )
+    if config.unpruned_heads == AUTO and not method.finds_number:
+        owners = ", ".join(each.name for each in _CLASSES if each.finds_number)
+        found.append(
+            f"{flag('unpruned_heads')} must be a whole number for `--head-selection {method.name}`, but is {AUTO}, which only "
+            f"{owners} can decide."
+        )
+    return found

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
-from fairseq_dsp.methods.hard_concrete import options_of_hard_concrete
+from fairseq_dsp.methods.method import Method
 from fairseq_dsp.subset import (
     annealed_temperature,
     gumbel_noise,
@@ -24,6 +24,8 @@ RELAXATIONS = {"successive-softmax": relaxed_top_k, "projection": projected_top_
 INITIAL_TEMPERATURE, FINAL_TEMPERATURE = 0.1, 1e-8
 COOLDOWN_UPDATES, PIPELINED_COOLDOWN_UPDATES = 15000, 250
 
+_OF_LEARNED = ("pipelined", "cooldown_updates", "keep_sampling")
+
 
 def cooldown_of(config: PruningConfig) -> int:
     """S, in updates: as given, or the paper's."""
@@ -33,7 +35,7 @@ def cooldown_of(config: PruningConfig) -> int:
 
 
 @dataclass(frozen=True)
-class DifferentiableSubset:
+class DifferentiableSubset(Method):
     """Gates are a relaxed sample of K heads whose temperature falls until the sample is hard.
 
         g = relaxed_top_k(w + Gumbel(seed, update), K, t(update))        (Li et al. 2021)
@@ -43,7 +45,7 @@ class DifferentiableSubset:
     """
 
     name: ClassVar[str] = "dsp"
-    learned: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = (*_OF_LEARNED, "initial_temperature", "final_temperature", "relaxation")
     seed: int
     initial_temperature: float
     final_temperature: float
@@ -54,7 +56,7 @@ class DifferentiableSubset:
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         initial, final = _temperatures(config)
-        found = _cooldown_objections(config) + options_of_hard_concrete(config, cls.name)
+        found = _cooldown_objections(config)
         if config.relaxation is not None and config.relaxation not in RELAXATIONS:
             found.append(f"{flag('relaxation')} must be one of {', '.join(RELAXATIONS)}, but is {config.relaxation}.")
         for name, value in (("initial_temperature", initial), ("final_temperature", final)):
@@ -76,35 +78,21 @@ class DifferentiableSubset:
         noise = gumbel_noise(importance.numel(), self.seed, update).to(importance)
         return RELAXATIONS[self.relaxation](importance + noise, kept, self.temperature(update))
 
-    def own_number(self, importance: Tensor) -> int | None:
-        return None
-
     def temperature(self, update: int) -> float:
         return annealed_temperature(update, self.initial_temperature, self.final_temperature, self.cooldown_updates)
 
-    def penalty(self, importance: Tensor, update: int) -> Tensor | None:
-        return None
-
 
 @dataclass(frozen=True)
-class StraightThrough:
+class StraightThrough(Method):
     """Gates are the hard top-K of the importance; the backward pass takes them for the importance itself."""
 
     name: ClassVar[str] = "ste"
-    learned: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = _OF_LEARNED
     fixes_at: int | None
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
-        found = _cooldown_objections(config) + options_of_hard_concrete(config, cls.name)
-        for name in ("initial_temperature", "final_temperature", "relaxation"):
-            value = getattr(config, name)
-            if value is not None:
-                found.append(
-                    f"{flag(name)} belongs to dsp: `--head-selection ste` relaxes nothing and has no temperature, but it is "
-                    f"{value}."
-                )
-        return found
+        return _cooldown_objections(config)
 
     @classmethod
     def from_config(cls, config: PruningConfig) -> StraightThrough:
@@ -113,15 +101,6 @@ class StraightThrough:
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         assert kept is not None
         return straight_through_top_k(importance, kept)
-
-    def own_number(self, importance: Tensor) -> int | None:
-        return None
-
-    def temperature(self, update: int) -> float | None:
-        return None
-
-    def penalty(self, importance: Tensor, update: int) -> Tensor | None:
-        return None
 
 
 def _temperatures(config: PruningConfig) -> tuple[float, float]:

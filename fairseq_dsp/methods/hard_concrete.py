@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fairseq_dsp.config import AUTO, PruningConfig, flag
+from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.methods.method import Method
 from fairseq_dsp.subset import hard_concrete, hard_concrete_without_noise, logistic_noise, probability_open
 
 # Li et al. (2021) train this baseline with 200 a batch of at most 4096 tokens.
@@ -15,7 +16,7 @@ L0_PENALTY = 0.05
 
 
 @dataclass(frozen=True)
-class HardConcrete:
+class HardConcrete(Method):
     """Gates are independent draws that are exactly 0 or 1 with positive probability; open ones cost.
 
         g = hard_concrete(w + Logistic(seed, update))
@@ -28,19 +29,15 @@ class HardConcrete:
     """
 
     name: ClassVar[str] = "hard-concrete"
-    learned: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ("pipelined", "cooldown_updates", "l0_penalty")
+    finds_number: ClassVar[bool] = True
     seed: int
     l0_penalty: float
     fixes_at: int | None
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
-        found = [
-            f"{flag(name)} belongs to dsp: `--head-selection {cls.name}` has a constant temperature and goes on sampling "
-            f"until `--cooldown-updates`, but it is {getattr(config, name)}."
-            for name in ("initial_temperature", "final_temperature", "relaxation", "keep_sampling")
-            if getattr(config, name) not in (None, False)
-        ]
+        found = []
         if config.l0_penalty is not None and not 0 <= config.l0_penalty < float("inf"):
             found.append(f"{flag('l0_penalty')} must be a number of at least 0, but is {config.l0_penalty}.")
         if config.cooldown_updates is not None and config.cooldown_updates < 0:
@@ -58,24 +55,5 @@ class HardConcrete:
     def own_number(self, importance: Tensor) -> int:
         return int((hard_concrete_without_noise(importance.detach()) > 0).sum())
 
-    def temperature(self, update: int) -> float | None:
-        return None
-
     def penalty(self, importance: Tensor, update: int) -> Tensor:
         return self.l0_penalty * probability_open(importance).sum()
-
-
-def options_of_hard_concrete(config: PruningConfig, method: str) -> list[str]:
-    """Sentences on options that another method was given and only this one has."""
-    found = []
-    if config.l0_penalty is not None:
-        found.append(
-            f"{flag('l0_penalty')} belongs to {HardConcrete.name}: `--head-selection {method}` has no penalty, but it is "
-            f"{config.l0_penalty}."
-        )
-    if config.unpruned_heads == AUTO:
-        found.append(
-            f"{flag('unpruned_heads')} must be a whole number for `--head-selection {method}`, but is {AUTO}, which only "
-            f"{HardConcrete.name} can decide."
-        )
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from models import (
     scores_as_generated,
 )
 
-from fairseq_dsp.config import PruningConfig
-from fairseq_dsp.methods import METHODS
+from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.methods import METHODS, objections_to_method
 from fairseq_dsp.surgery import attentions, shrink_model, shrink_state
 
 HEADS = 18
@@ -62,8 +63,21 @@ def head_dims(model: Any) -> dict[Any, int]:
 class TestOptions:
     def test_that_are_not_given_have_values_that_fit(self, method):
         config = PruningConfig.from_model_cfg(model_options(head_selection=method, unpruned_heads=3))
-        assert METHODS[method].objections(config) == []
+        assert objections_to_method(config) == []
         assert METHODS[method].name == method
+
+    def test_are_taken_or_refused_as_the_method_declares(self, method):
+        values = {"bool": True, "int": 3, "float": 0.05, "str": "projection"}
+        kinds = {option.name: str(option.type).split(" ")[0] for option in fields(PruningConfig)}
+        for option in {option for each in METHODS.values() for option in each.options}:
+            cfg = model_options(head_selection=method, unpruned_heads=3, **{option: values[kinds[option]]})
+            found = objections_to_method(PruningConfig.from_model_cfg(cfg))
+            if option in METHODS[method].options:
+                assert found == []
+            else:
+                assert len(found) == 1
+                assert found[0].startswith(f"{flag(option)} belongs to ")
+                assert f"`--head-selection {method}`" in found[0]
 
 
 class TestBudget:

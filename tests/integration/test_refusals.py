@@ -40,7 +40,7 @@ def attempt(data: Path, tmp_path: Path):
         (["--relaxation", "sigmoid"], ["`--relaxation`", "successive-softmax, projection", "sigmoid"]),
         (["--head-selection", "magic"], ["`--head-selection`", "dsp, ste, hard-concrete, fixed", "magic"]),
         (["--head-selection", "fixed", "--keep-sampling"], ["`--keep-sampling`"]),
-        (["--head-selection", "fixed", "--cooldown-updates", "3"], ["`--cooldown-updates`", "but it is 3"]),
+        (["--head-selection", "fixed", "--cooldown-updates", "3"], ["`--cooldown-updates`", "but is 3"]),
         (["--l0-penalty", "0.5"], ["`--l0-penalty`", "hard-concrete", "0.5"]),
         (["--unpruned-heads", "auto"], ["`--unpruned-heads`", "dsp", "auto"]),
         (["--head-selection", "hard-concrete", "--l0-penalty", "-1"], ["`--l0-penalty`", "at least 0", "-1.0"]),

@@ -189,20 +189,10 @@ class TestOptions:
         method = METHODS["hard-concrete"].from_config(PruningConfig(seed=4))
         assert method == HardConcrete(seed=4, l0_penalty=0.05, fixes_at=None)
 
-    @pytest.mark.parametrize("name", ["initial_temperature", "final_temperature", "keep_sampling"])
-    def test_of_others_are_refused(self, name):
-        (reason,) = HardConcrete.objections(PruningConfig(**{name: 1}))
-        assert "`--" + name.replace("_", "-") + "`" in reason
-
     @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
     def test_of_its_own_must_make_sense(self, value):
         (reason,) = HardConcrete.objections(PruningConfig(l0_penalty=value))
         assert reason == f"`--l0-penalty` must be a number of at least 0, but is {value}."
-
-    @pytest.mark.parametrize("method", [name for name in METHODS if name != "hard-concrete"])
-    def test_of_its_own_are_refused_by_others(self, method):
-        (reason,) = METHODS[method].objections(PruningConfig(l0_penalty=0.5))
-        assert reason.startswith("`--l0-penalty` belongs to hard-concrete: ")
 
 
 def test_the_grid_of_these_tests_is_the_models():
