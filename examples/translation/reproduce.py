@@ -32,6 +32,7 @@ from reproduction.presets import METHODS, PRESETS, Preset, scale_batch, schedule
 from reproduction.results import write_marker
 from reproduction.running import Place, refuse_full_disk
 
+from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 
 MARKER = "reproduce.json"
@@ -58,7 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--epochs", type=int, metavar="N", help="warm-up and cooldown keep their share")
     group.add_argument("--max-tokens", type=int, metavar="N", help="the learning rate follows its square root")
     group.add_argument("--select", choices=("bleu", "loss"), help="what chooses the best checkpoint")
-    group.add_argument("--l0-penalty", type=float, metavar="X", help="of hard-concrete")
+    group.add_argument("--l0-penalty", type=float, metavar="X", help="of hard-concrete, at every budget")
     return parser
 
 
@@ -84,13 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def reproduce(args: argparse.Namespace) -> int:
     """Checks everything, then does what is not finished; see `main`."""
-    low = [
-        name for name in ("jobs", "epochs", "max_tokens") if (value := getattr(args, name)) is not None and value < 1
+    reasons = [
+        f"{flag(name)} must be at least {least}, but is {value}."
+        for name, least in (("jobs", 1), ("epochs", 1), ("max_tokens", 1), ("seeds", 0))
+        for value in (getattr(args, name) if name == "seeds" else [getattr(args, name)]) or ()
+        if value is not None and value < least
     ]
-    if low:
-        raise Refusal(
-            *(f"`--{name.replace('_', '-')}` must be at least 1, but is {getattr(args, name)}." for name in low)
-        )
+    if reasons:
+        raise Refusal(*reasons)
     gpus = find_gpus(args.gpus)
     preset = choose_preset(args, bool(gpus))
     budgets = parse_budgets(args.budgets or preset.budgets, preset.total_heads)
@@ -135,7 +137,8 @@ def choose_preset(args: argparse.Namespace, gpu: bool) -> Preset:
     preset = PRESETS[args.preset]
     max_tokens = args.max_tokens or (GPU_MAX_TOKENS if gpu and args.preset == "paper" else preset.max_tokens)
     preset = scale_batch(preset, max_tokens)
-    given = {name: getattr(args, name) for name in ("epochs", "select", "l0_penalty")}
+    given = {name: getattr(args, name) for name in ("epochs", "select")}
+    given["l0_penalties"] = None if args.l0_penalty is None else ((1.0, args.l0_penalty),)
     return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -148,6 +148,7 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
         (["--data", data, "--output", out, "--methods", "magic"], ["`--methods`", "magic"]),
         (["--preset", "paper", "--output", out], ["`--data` must be given"]),
         (["--data", data, "--output", out, "--jobs", "0"], ["`--jobs` must be at least 1"]),
+        (["--data", data, "--output", out, "--seeds", "1", "-1"], ["`--seeds` must be at least 0, but is -1."]),
         (["--data", data, "--output", out, "--gpus", "97"], ["`--gpus`", "97"]),
     ):
         with pytest.raises(Refusal) as refusal:

@@ -108,8 +108,8 @@ class TestEveryMethodIs:
         assert_translated(run, f"runs/{run.name}/pruned.pt")
 
     def test_hard_concrete_trained_once_and_cut_from_the_last_to_every_budget(self, seed: int):
-        planned = runs("hard-concrete", budgets=(4, 2, "auto"), l0_penalty=0.25)
-        training = f"hard-concrete-s{seed}"
+        planned = runs("hard-concrete", budgets=(4, 2, "auto"), l0_penalties=((1.0, 0.25),))
+        training = f"hard-concrete-l0.25-s{seed}"
         assert [
             name for name, run in planned.items() if run.seed == seed and any(step.trains for step in run.steps)
         ] == [training]
@@ -119,7 +119,7 @@ class TestEveryMethodIs:
         assert [value(train, name) for name in options] == ["hard-concrete", "auto", "0.25", "0.05"]
         # as in its paper: no temperature that falls, heads are never fixed
         assert not {*TEMPERATURES, "--cooldown-updates"} & set(train.words)
-        assert "--l0-penalty" not in runs("hard-concrete")[training].steps[0].words  # its default
+        assert "--l0-penalty" not in runs("hard-concrete")[f"hard-concrete-s{seed}"].steps[0].words  # its default
         for budget, choice, method in (
             (4, ["--unpruned-heads", "4"], "hard-concrete"),
             (2, ["--unpruned-heads", "2"], "hard-concrete"),
@@ -130,6 +130,26 @@ class TestEveryMethodIs:
             assert_cut(run.steps[0], checkpoint(training, LAST), f"runs/{run.name}/pruned.pt", *choice)
             assert len(run.steps) == 2
             assert_translated(run, f"runs/{run.name}/pruned.pt")
+
+    def test_hard_concrete_with_the_penalty_that_leaves_about_as_many_heads_as_the_budget(self, seed: int):
+        planned = runs(
+            "hard-concrete", budgets=(7, 6, 2, "auto"), l0_penalties=((0.5, 0.1), (1.0, 0.01))
+        )  # of 12 heads
+        few, many = f"hard-concrete-l0.1-s{seed}", f"hard-concrete-l0.01-s{seed}"
+        for name, penalty in ((few, "0.1"), (many, "0.01")):
+            assert value(planned[name].steps[0], "--l0-penalty") == penalty
+        for budget, training in ((7, many), (6, few), (2, few), ("auto", many)):
+            run = planned[f"hard-concrete-k{budget}-s{seed}"]
+            assert (run.needs, run.training) == ((training,), training)
+            assert run.steps[0].words[1] == checkpoint(training, LAST)
+
+    def test_gradient_scored_again_after_every_four_heads(self, seed: int):
+        planned = runs("gradient-iterative")
+        (score,) = planned[f"gradient-iterative-scores-s{seed}"].steps
+        assert [value(score, name) for name in ("--scorer", "--iterative")] == ["gradient", "4"]
+        run = planned[f"gradient-iterative-k4-s{seed}"]
+        assert run.needs == (f"dense-s{seed}", f"gradient-iterative-scores-s{seed}")
+        assert value(run.steps[0], "--scores") == score.output
 
     @pytest.mark.parametrize("scorer", ["gradient", "random"])
     def test_the_dense_model_of_its_seed_cut_by_scores_of_its_seed(self, scorer: str, seed: int):
@@ -186,6 +206,12 @@ class TestThePlan:
         planned = runs(*presets.METHODS, budgets=("auto",))
         assert [name for name in planned if "auto" in name] == ["hard-concrete-kauto-s1", "hard-concrete-kauto-s2"]
 
+    def test_refuses_a_number_of_its_own_where_no_method_has_one(self):
+        with pytest.raises(
+            Refusal, match="`--budgets` must be counts or shares where `--methods` has no hard-concrete"
+        ):
+            runs("dsp", "fixed", budgets=("auto",))
+
     def test_refuses_a_method_that_is_not_there(self):
         with pytest.raises(Refusal, match="`--methods` must be among dense, .*, but magic is not"):
             runs("dsp", "magic")
@@ -233,7 +259,7 @@ class TestThePlan:
         assert preset.total_heads == 72
         settings = plan.Settings(preset, presets.schedule(preset, 1000), "de", "en", "subword_nmt", False, "fp32")
         planned = plan.plan(settings, preset.methods, plan.parse_budgets(preset.budgets, 72), [1])
-        assert len([run for run in planned if run.budget is not None]) == 1 + 9 * 10
+        assert len([run for run in planned if run.budget is not None]) == 1 + 10 * 10
         joint = " ".join(next(run for run in planned if run.name == "dsp-k18-s1").steps[0].words)
         for words in ("--lr 0.0005", "--warmup-updates 4000", "--cooldown-updates 15000", "--importance-lr 0.2"):
             assert words in joint

@@ -16,7 +16,12 @@ from .presets import LEARNED, METHODS, Preset, Schedule
 
 # Placeholders in commands: what they stand for is known to the machine that runs them, and does not belong into results.
 DATA, PLUGIN = "DATA-BIN", "fairseq_dsp"
-SCORED = ("gradient", "random")
+# The scores that methods cut a finished model by: name -> options of fairseq-dsp-score. Iteratively as the paper's authors do.
+SCORES = {
+    "gradient": ("--scorer", "gradient"),
+    "gradient-iterative": ("--scorer", "gradient", "--iterative", "4"),
+    "random": ("--scorer", "random"),
+}
 
 
 @dataclass(frozen=True)
@@ -113,20 +118,27 @@ def plan(settings: Settings, methods: Sequence[str], budgets: Sequence[int | str
         runs.setdefault(run.name, run)
 
     pruned = [method for method in methods if method != "dense"]
+    if set(budgets) == {AUTO} and "hard-concrete" not in methods:
+        raise Refusal("`--budgets` must be counts or shares where `--methods` has no hard-concrete, but is auto.")
     for seed in seeds:
-        if "dense" in methods or {"pipelined", *(m for m in methods if m.partition("-")[0] in SCORED)} & set(methods):
+        if any(method in ("dense", "pipelined") or scores_of(method) for method in methods):
             add(maker.dense(seed))
     for seed in seeds:
-        for scorer in SCORED:
-            if any(method.partition("-")[0] == scorer for method in methods):
-                add(maker.scores(scorer, seed))
-        if "hard-concrete" in methods:
-            add(maker.hard_concrete(seed))
+        for name in dict.fromkeys(scores for method in pruned if (scores := scores_of(method))):
+            add(maker.scores(name, seed))
         for budget in budgets:
             for method in pruned:
+                if method == "hard-concrete":
+                    add(maker.hard_concrete(budget, seed))
                 if budget != AUTO or method == "hard-concrete":
                     add(maker.pruned(method, budget, seed))
     return list(runs.values())
+
+
+def scores_of(method: str) -> str | None:
+    """The scores that a method cuts a finished model by; None where it does not."""
+    name = method.removesuffix("-finetune")
+    return name if name in SCORES else None
 
 
 class _Maker:
@@ -145,25 +157,19 @@ class _Maker:
         best = f"{folder}/checkpoint_best.pt"
         return Run(name, "dense", self.preset.total_heads, seed, (train, self._generate(name, best)), deployed=best)
 
-    def scores(self, scorer: str, seed: int) -> Run:
-        name, needed = f"{scorer}-scores-s{seed}", f"dense-s{seed}"
+    def scores(self, scores: str, seed: int) -> Run:
+        name, needed = f"{scores}-scores-s{seed}", f"dense-s{seed}"
         output = f"runs/{name}/scores.json"
-        words = [
-            "fairseq-dsp-score",
-            DATA,
-            "--path",
-            f"runs/{needed}/checkpoints/checkpoint_best.pt",
-            "--scorer",
-            scorer,
-        ]
+        words = ["fairseq-dsp-score", DATA, "--path", f"runs/{needed}/checkpoints/checkpoint_best.pt", *SCORES[scores]]
         words += ["--seed", seed, "--output", output, *([] if self.settings.gpu else ["--cpu"])]
-        return Run(name, scorer, None, seed, (Step("score", _text(words), output),), (needed,))
+        return Run(name, scores, None, seed, (Step("score", _text(words), output),), (needed,))
 
-    def hard_concrete(self, seed: int) -> Run:
-        """The one training for all budgets of a seed: no gate depends on K."""
-        name = f"hard-concrete-s{seed}"
+    def hard_concrete(self, budget: int | str, seed: int) -> Run:
+        """The one training for all budgets of a penalty and a seed: no gate depends on K."""
+        penalty = self.preset.l0_penalty(budget)
+        name = f"hard-concrete-s{seed}" if penalty is None else f"hard-concrete-l{penalty:g}-s{seed}"
         parts = [*self._ours("hard-concrete", AUTO), *self.schedule.importance[:2]]
-        parts += ["--l0-penalty", self.preset.l0_penalty] if self.preset.l0_penalty is not None else []
+        parts += ["--l0-penalty", penalty] if penalty is not None else []
         train = self._train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
         return Run(name, "hard-concrete", None, seed, (train,))
 
@@ -173,9 +179,8 @@ class _Maker:
             return self._cut(name, budget, seed)
         if method in LEARNED or method == "fixed":
             return self._trained(name, method, budget, seed)
-        scorer = method.partition("-")[0]
         small = f"runs/{name}/pruned.pt"
-        dense, scores = f"dense-s{seed}", f"{scorer}-scores-s{seed}"
+        dense, scores = f"dense-s{seed}", f"{scores_of(method)}-scores-s{seed}"
         cut = self._prune(
             f"runs/{dense}/checkpoints/checkpoint_best.pt", small, "--scores", f"runs/{scores}/scores.json",
             "--unpruned-heads", budget,
@@ -193,7 +198,7 @@ class _Maker:
         return Run(name, method, budget, seed, tuple(steps), (dense, scores), deployed)
 
     def _cut(self, name: str, budget: int | str, seed: int) -> Run:
-        needed, small = f"hard-concrete-s{seed}", f"runs/{name}/pruned.pt"
+        needed, small = self.hard_concrete(budget, seed).name, f"runs/{name}/pruned.pt"
         # the number of heads falls throughout the training: the best checkpoint is an early one with most of them
         trained = f"runs/{needed}/checkpoints/checkpoint_last.pt"
         choice = [] if budget == AUTO else ["--unpruned-heads", budget]

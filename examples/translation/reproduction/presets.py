@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
 
+from fairseq_dsp.config import AUTO
+
 # in the order of the table; auto: hard-concrete's own number of heads
 METHODS = (
-    "dense", "dsp", "pipelined", "ste", "hard-concrete", "gradient", "gradient-finetune", "random", "random-finetune",
-    "fixed",
+    "dense", "dsp", "pipelined", "ste", "hard-concrete", "gradient", "gradient-finetune", "gradient-iterative", "random",
+    "random-finetune", "fixed",
 )  # fmt: skip
 LEARNED = ("dsp", "pipelined", "ste", "hard-concrete")
 # the paper's schedule of a joint training: a cooldown of 15,000 of about 60,000 updates, 4,000 of warm-up
 COOLDOWN_SHARE, WARMUP_SHARE = 15 / 60, 4 / 60
 PIPELINED_COOLDOWN = 250  # updates, the paper's; afterwards the heads are fixed, and a longer one validated no better
 PIPELINED_COOLDOWN_SHARE = 3 / 4  # of the training, at most: the heads must be fixed before its end
-PAPER_COOLDOWN = 5000  # below so many updates of cooldown the gentler settings of docs/design/0003 are taken
+GENTLE_BELOW = 5000  # updates of cooldown: a shorter one takes the gentler settings of docs/design/0003
+_PAPER_SHAPE = (6, 4, 512, 1024)  # of transformer_iwslt_de_en
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Preset:
         cooldown: updates, at most; likewise warmup.
         pipelined: epochs that train the importance variables alone.
         finetune: epochs after pruning by scores; finetune_rate: their share of the learning rate.
-        l0_penalty: of hard-concrete; None for its default.
+        l0_penalties: of hard-concrete, whose penalty decides how many heads stay open: (share of the heads, penalty for budgets
+            up to it), in rising order up to 1; None for its default.
         select: what chooses the best checkpoint: bleu or loss, in validation.
         budgets: counts and shares of the heads.
         pre_norm: norms before the sublayers, which a short training needs to get anywhere.
@@ -50,27 +54,34 @@ class Preset:
     methods: tuple[str, ...]
     budgets: tuple[str, ...]
     seeds: tuple[int, ...]
-    l0_penalty: float | None = None
+    l0_penalties: tuple[tuple[float, float | None], ...] = ((1.0, None),)
     pre_norm: bool = False
     beam: int = 5
     finetune_rate: float = 0.2
 
     @property
     def heads_per_layer(self) -> int:
-        return self.shape[1] if self.shape else 4
+        return (self.shape or _PAPER_SHAPE)[1]
 
     @property
     def layers(self) -> int:
-        return self.shape[0] if self.shape else 6
+        return (self.shape or _PAPER_SHAPE)[0]
 
     @property
     def total_heads(self) -> int:
         """H: encoder self, decoder self and cross-attention."""
         return 3 * self.layers * self.heads_per_layer
 
+    def l0_penalty(self, budget: int | str) -> float | None:
+        """For K, or for hard-concrete's own number of heads (auto), which the lightest penalty leaves most of."""
+        fitting = [
+            penalty for share, penalty in self.l0_penalties if budget == AUTO or budget <= share * self.total_heads
+        ]
+        return fitting[-1 if budget == AUTO else 0]
+
     def parameters(self, source_words: int, target_words: int) -> int:
         """About how many the dense model has; for the estimate of disk space."""
-        layers, _, width, inner = self.shape or (6, 4, 512, 1024)
+        layers, _, width, inner = self.shape or _PAPER_SHAPE
         return (source_words + target_words) * width + layers * (12 * width**2 + 4 * width * inner)
 
 
@@ -83,7 +94,7 @@ PRESETS: Mapping[str, Preset] = {
     "small": Preset(
         architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
-        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalty=3e-4, pre_norm=True, beam=1,
+        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalties=((0.25, 3e-3), (1.0, 3e-4)), pre_norm=True, beam=1,
         finetune_rate=1.0,
     ),
     "smoke": Preset(
@@ -108,7 +119,7 @@ class Schedule:
     @property
     def gentle(self) -> bool:
         """Whether the cooldown is too short for the paper's temperatures and learning rate of the importance."""
-        return self.cooldown < PAPER_COOLDOWN
+        return self.cooldown < GENTLE_BELOW
 
     @property
     def importance(self) -> list[str]:
