@@ -31,7 +31,7 @@ options:
   --tgtdict FILE       likewise
   --label TEXT         what results on this data must always say, such as "30 % of the training set"
   --workers N          processes (default: $WORKERS)
-  --force              replace DIR/data-bin
+  --force              replace an earlier call's DIR/text and DIR/data-bin
 Set MOSES to a folder of mosesdecoder to tokenise with its Perl scripts; otherwise sacremoses does it.
 Set PYTHON to the Python that fairseq is installed in (default: .venv of the checkout, or python3).
 USAGE
@@ -101,7 +101,13 @@ for number in "$MERGES" "$WORKERS" ${SENTENCEPIECE:+"$SENTENCEPIECE"}; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || refuse "\`--bpe-merges\`, \`--sentencepiece\` and \`--workers\` must be whole numbers, but one is $number."
 done
 [ -z "$SHA256" ] || [ -z "$TEXT" ] || refuse "\`--sha256\` must come with an archive, not with \`--text-dir\`."
-[ -n "$FORCE" ] || [ ! -e "$OUTPUT/data-bin" ] || refuse "\`--output\` must not hold data-bin without \`--force\`, but $OUTPUT does."
+for made in text/report.txt data-bin/data.json; do # what every finished call leaves
+    folder=$OUTPUT/${made%/*}
+    [ -e "$folder" ] || continue
+    [ -n "$FORCE" ] || refuse "\`--output\` must not hold text or data-bin without \`--force\`, but $folder is there."
+    [ -f "$OUTPUT/$made" ] || refuse "\`--force\` replaces what this script made, but $folder has no ${made#*/}."
+    [ -z "$TEXT" ] || [ ! "$TEXT" -ef "$folder" ] || refuse "\`--text-dir\` must not be what is replaced, but is $folder."
+done
 mkdir -p "$OUTPUT" || refuse "\`--output\` must be a folder that can be written, but $OUTPUT cannot."
 FREE_KB=$(df -Pk "$OUTPUT" | awk 'NR == 2 { print $4 }')
 [ "$FREE_KB" -ge "$SMALLEST_FREE_KB" ] || refuse "there must be $SMALLEST_FREE_KB kB free for $OUTPUT, but there are $FREE_KB."

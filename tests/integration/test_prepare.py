@@ -131,6 +131,26 @@ def test_a_damaged_or_foreign_archive_is_refused_and_nothing_is_left(archive: Pa
     refused(prepare("--archive", archive, "--output", out, "--sha256", "0" * 64), "sha256", "0" * 64, "remove the file")
 
 
+def test_no_text_of_the_users_is_replaced(tmp_path: Path):
+    out = tmp_path / "mine"
+    for folder in (out / "text", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+        for subset in ("train", "valid", "test"):
+            for language in ("de", "en"):
+                (folder / f"{subset}.{language}").write_text(f"ein {language} satz\n" * 9)
+    options = ["--output", out, "--bpe-merges", 5]
+    for text in (out / "text", tmp_path / "elsewhere"):
+        refused(prepare("--text-dir", text, *options), "must not hold text or data-bin without `--force`")
+        refused(prepare("--text-dir", text, *options, "--force"), "replaces what this script made", "report.txt")
+    assert lines(out / "text/train.de") == ["ein de satz"] * 9
+    shutil.rmtree(out)
+    assert prepare("--text-dir", tmp_path / "elsewhere", *options).returncode == 0
+    segmented = lines(out / "text/train.de")
+    refused(prepare("--text-dir", out / "text", *options, "--force"), "`--text-dir` must not be what is replaced")
+    assert lines(out / "text/train.de") == segmented
+    assert prepare("--text-dir", tmp_path / "elsewhere", *options, "--force").returncode == 0
+
+
 def test_an_archive_without_the_language_is_refused_and_what_it_lacks_is_named(archive: Path, tmp_path: Path):
     done = prepare("--archive", archive, "--source-lang", "fr", "--output", tmp_path / "out")
     lacking = ["train.tags.de-en.fr", *(f"IWSLT14.{talk}.de-en.fr.xml" for talk in TALKS)]
