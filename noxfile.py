@@ -37,7 +37,8 @@ def main(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Python 3.12 and the published wheel of fairseq-fixed 0.12.3.1, which exists for no other Python."""
     session.install("-c", "constraints.txt", "torch", "setuptools", "wheel")
-    session.install("--only-binary", "fairseq-fixed", "-c", "constraints.txt", "fairseq-fixed", *NEEDS, *TESTS)
+    parts = ["fairseq-fixed", *NEEDS, *TESTS, "hydra-submitit-launcher"]  # the latter not below: it needs hydra 1.1
+    session.install("--only-binary", "fairseq-fixed", "-c", "constraints.txt", *parts)
     session.install("--no-deps", "--no-build-isolation", "-e", ".")
     run_tests(session)
 

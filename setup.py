@@ -63,6 +63,7 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "tensorboard>=2.15",
+            "hydra-submitit-launcher>=1.2,<2",
             "ruff>=0.12",
             "mypy>=1.15",
             "nox>=2024.3.2",
