@@ -7,12 +7,9 @@ writes, and nobody repairs that where this package is not installed, while a pla
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import fields
 from typing import Any
 
-from fairseq.data import Dictionary
-from fairseq.data.data_utils import infer_language_pair
 from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
 from fairseq.models.transformer import TransformerModel
 from fairseq.registry import REGISTRIES
@@ -22,7 +19,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.checkpoint import VocabularyTask
 from fairseq_dsp.config import get_option
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.data_folder import DataFolder
 
 STOCK_NAMES = {
     "translation_dsp": "translation",
@@ -83,26 +80,12 @@ def read_vocabularies(
     Raises:
         Refusal: no such folder or file, or the languages cannot be told.
     """
-    if not os.path.isdir(data):
-        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {data} is none.")
-    languages = [
+    folder = DataFolder(
+        data,
         source_lang or get_option(cfg.task, "source_lang"),
         target_lang or get_option(cfg.task, "target_lang"),
-    ]
-    if None in languages:
-        found = infer_language_pair(data)
-        languages = [language or other for language, other in zip(languages, found, strict=True)]
-    if None in languages:
-        raise Refusal(
-            f"`--source-lang` and `--target-lang` must be given, for neither the checkpoint nor {data} tells them."
-        )
-    paths = [os.path.join(data, f"dict.{language}.txt") for language in languages]
-    missing = [
-        f"`--data` must have the dictionaries, but {path} does not exist." for path in paths if not os.path.isfile(path)
-    ]
-    if missing:
-        raise Refusal(*missing)
-    source, target = (Dictionary.load(path).symbols for path in paths)
+    )
+    source, target = (dictionary.symbols for dictionary in folder.dictionaries())
     return source, target
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from fairseq.data import Dictionary
-from fairseq.data.data_utils import infer_language_pair, load_indexed_dataset
+from fairseq.data.data_utils import load_indexed_dataset
 from fairseq.data.language_pair_dataset import collate
 from torch import Tensor
 
 from fairseq_dsp.benchmark.settings import Settings
+from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal
 
 _PAD, _END, _FIRST_WORD = 1, 2, 4
@@ -26,7 +26,7 @@ def dictionary_sizes(data: str) -> tuple[int, int]:
     Raises:
         Refusal: no such folder or dictionaries.
     """
-    source, target = _dictionaries(data)
+    source, target = DataFolder(data).dictionaries()
     return len(source), len(target)
 
 
@@ -79,12 +79,14 @@ def _synthetic(settings: Settings, sentences: int) -> Iterator[Pair]:
 def _sorted_pairs(settings: Settings) -> list[Pair]:
     """All pairs of the subset, by length of the source, then of the target."""
     assert settings.data is not None
-    source_words, target_words = _dictionaries(settings.data)
-    source, target = infer_language_pair(settings.data)
-    prefix = os.path.join(settings.data, f"{settings.subset}.{source}-{target}.")
-    sides = [load_indexed_dataset(prefix + source, source_words), load_indexed_dataset(prefix + target, target_words)]
-    if None in sides:
-        raise Refusal(f"`--subset` must be in the data folder, but {settings.data} has no {settings.subset}.")
+    folder = DataFolder(settings.data)
+    dictionaries = folder.dictionaries()
+    folder.sizes(settings.subset, list(map(len, dictionaries)))  # refuses a damaged one
+    prefix = os.path.join(settings.data, f"{settings.subset}.{folder.source}-{folder.target}.")
+    sides = [
+        load_indexed_dataset(prefix + language, words)
+        for language, words in zip((folder.source, folder.target), dictionaries, strict=True)
+    ]
     pairs = [(sides[0][index].long(), sides[1][index].long()) for index in range(len(sides[0]))]
     if not pairs:
         raise Refusal(f"`--subset` must have sentences, but {settings.subset} of {settings.data} has none.")
@@ -94,13 +96,3 @@ def _sorted_pairs(settings: Settings) -> list[Pair]:
 def _collate(pairs: list[Pair]) -> dict[str, Any]:
     samples = [{"id": index, "source": source, "target": target} for index, (source, target) in enumerate(pairs)]
     return collate(samples, pad_idx=_PAD, eos_idx=_END, left_pad_source=True, left_pad_target=False)
-
-
-def _dictionaries(data: str) -> list[Dictionary]:
-    if not os.path.isdir(data):
-        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {data} is none.")
-    languages = infer_language_pair(data)
-    paths = [os.path.join(data, f"dict.{language}.txt") for language in languages]
-    if None in languages or not all(map(os.path.isfile, paths)):
-        raise Refusal(f"`--data` must have sentence pairs and both dictionaries, but {data} has not.")
-    return [Dictionary.load(path) for path in paths]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from fairseq import utils
-from fairseq.data.data_utils import infer_language_pair
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -20,6 +19,7 @@ import fairseq_dsp
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
 from fairseq_dsp.cli.arguments import whole_number
 from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.output import refuse_to_overwrite, write_atomically
@@ -191,11 +191,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _batches(args: argparse.Namespace, model: DspTransformerModel, options: Any) -> list[dict[str, Any]]:
     """`--batches` of the subset, drawn with the seed."""
-    task = _task(args.data, model, options)
-    try:
-        task.load_dataset(args.subset, combine=args.subset == "train")
-    except FileNotFoundError as error:
-        raise Refusal(f"`--subset` must be in DATA-BIN, but {args.data} has no {args.subset}.") from error
+    task = _task(args.data, args.subset, model, options)
+    task.load_dataset(args.subset, combine=args.subset == "train")
     longest = utils.resolve_max_positions(task.max_positions(), model.max_positions(), args.max_tokens)
     iterator = task.get_batch_iterator(
         task.dataset(args.subset),
@@ -211,29 +208,25 @@ def _batches(args: argparse.Namespace, model: DspTransformerModel, options: Any)
     return batches
 
 
-def _task(data: str, model: DspTransformerModel, options: Any) -> TranslationTask:
+def _task(data: str, subset: str, model: DspTransformerModel, options: Any) -> TranslationTask:
     """fairseq's translation task over the data folder, with the options that shaped the model's batches.
 
     Raises:
-        Refusal: the folder has no such language pair, or other dictionaries than the model.
+        Refusal: the folder has no such language pair or subset, is damaged, or has other dictionaries than the model.
     """
     kept = {name: get_option(options, name) for name in _BATCH_OPTIONS}
     cfg = TranslationConfig(data=data, **{name: value for name, value in kept.items() if value is not None})
     cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", None, 1
-    folder = utils.split_paths(data)[0]
-    if cfg.source_lang is None or cfg.target_lang is None:
-        cfg.source_lang, cfg.target_lang = infer_language_pair(folder)
-    missing = [lang for lang in (cfg.source_lang, cfg.target_lang) if not os.path.isfile(f"{folder}/dict.{lang}.txt")]
-    if missing:
-        raise Refusal(f"DATA-BIN must have a dictionary of each language, but {folder} has no dict.{missing[0]}.txt.")
-    task = TranslationTask.setup_task(cfg)
-    for side, lang, dictionary in (
-        (model.encoder, cfg.source_lang, task.source_dictionary),
-        (model.decoder, cfg.target_lang, task.target_dictionary),
+    folder = DataFolder(utils.split_paths(data)[0], cfg.source_lang, cfg.target_lang, "DATA-BIN")
+    cfg.source_lang, cfg.target_lang = folder.source, folder.target
+    dictionaries = folder.dictionaries()
+    for side, lang, dictionary in zip(
+        (model.encoder, model.decoder), (folder.source, folder.target), dictionaries, strict=True
     ):
         if len(dictionary) != len(side.embed_tokens.weight):
             raise Refusal(
                 f"DATA-BIN must have the model's dictionaries, but dict.{lang}.txt has {len(dictionary)} entries for "
                 f"{len(side.embed_tokens.weight)} embeddings."
             )
-    return task
+    folder.sizes(subset, list(map(len, dictionaries)))  # refuses a damaged one
+    return TranslationTask(cfg, *dictionaries)

@@ -130,6 +130,11 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
     broken = tmp_path / "broken"
     shutil.copytree(data, broken)
     os.truncate(broken / "train.aa-bb.aa.idx", 10)
+    strange = tmp_path / "strange"
+    shutil.copytree(data, strange)
+    os.truncate(strange / "test.aa-bb.bb.bin", 100)
+    (strange / "dict.aa.txt").write_text("xx\n")
+    (strange / "data.json").write_text("[]")
     several = tmp_path / "several"
     shutil.copytree(data, several)
     for side in ("aa", "zh-CN"):
@@ -137,7 +142,11 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
     out = tmp_path / "out"
     for options, words in (
         (["--data", lacking, "--output", out], ["dict.bb.txt", "valid.aa-bb.aa.idx"]),
-        (["--data", broken, "--output", out], ["whole data sets"]),
+        (["--data", broken, "--output", out], ["whole data sets", "train.aa-bb.aa"]),
+        (
+            ["--data", strange, "--output", out],
+            ["test.aa-bb.bb", "dict.aa.txt must be a dictionary", "data.json must hold"],
+        ),
         (["--data", tmp_path / "none", "--output", out], ["`--data`", "none"]),
         (["--data", foreign, "--output", out], ["`--data`", "train.SRC-TGT.SRC.idx"]),
         (["--data", data, "--output", out, "--source-lang", "de", "--target-lang", "en"], ["aa-bb", "de-en"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,11 @@ class TestRefusals:
         for file in folder.glob("valid*"):
             file.unlink()
         done = score(folder, dense, tmp_path / "scores.json", "--subset", "valid", ok=False)
-        assert_refused(done, "`--subset`", "no valid")
+        for side in ("aa", "bb"):
+            assert f"valid.aa-bb.{side}.idx" in done.err
+        assert_refused(done, "must hold valid in both languages", reasons=2)
+        os.truncate(folder / "train.aa-bb.bb.bin", 100)
+        assert_refused(score(folder, dense, tmp_path / "scores.json", ok=False), "whole data sets", "train.aa-bb.bb")
         with (folder / "dict.bb.txt").open("a") as dictionary:
             dictionary.write("more 1\n")
         assert_refused(score(folder, dense, tmp_path / "scores.json", ok=False), "dict.bb.txt")

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from fairseq.data import data_utils
-from fairseq.data.indexed_dataset import MMapIndexedDataset
 
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.data_folder import DataFolder
+from fairseq_dsp.errors import Refusal, noted
 
 INFO, REFERENCE = "data.json", "reference."  # written by prepare-iwslt14.sh
 SUBSETS = ("train", "valid", "test")
@@ -62,51 +62,38 @@ def read_data(folder: Path, source: str | None, target: str | None, label: str |
     Raises:
         Refusal: every reason why nothing can be trained on the folder.
     """
-    if not folder.is_dir():
-        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {folder} does not exist.")
-    pair = _language_pair(folder, source, target)
-    name = "-".join(pair)
-    reasons = []
-    files = [f"{subset}.{name}.{side}.{kind}" for subset in SUBSETS for side in pair for kind in ("idx", "bin")]
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        reasons.append(f"`--data` must hold train, valid and test in both languages, but lacks {', '.join(missing)}.")
-    lacking = [file for side in pair if not (folder / (file := f"dict.{side}.txt")).is_file()]
-    if lacking:
-        reasons.append(f"`--data` must hold both dictionaries, but {folder} lacks {', '.join(lacking)}.")
+    data = DataFolder(str(folder), source, target)
+    pair = data.find_pair(source, target)
+    reasons: list[str] = []
+    sizes: dict[str, np.ndarray] = {}
+    words = known = references = None
+    with noted(reasons):
+        words = [len(dictionary) for dictionary in data.dictionaries()]
+    for subset in SUBSETS:
+        with noted(reasons):
+            sizes[subset] = data.sizes(subset, words)
+    with noted(reasons):
+        known = _known(folder / INFO)
+    if "test" in sizes:
+        with noted(reasons):
+            references = _references(folder / f"{REFERENCE}{pair[1]}", len(sizes["test"]))
     if reasons:
         raise Refusal(*reasons)
-    try:
-        sizes = {
-            subset: np.stack([_sizes(folder / f"{subset}.{name}.{side}") for side in pair], 1) for subset in SUBSETS
-        }
-    except Exception as error:
-        raise Refusal(f"`--data` must hold whole data sets, but those of {folder} cannot be read: {error}") from error
-    words = [sum(1 for _ in open(folder / f"dict.{side}.txt", "rb")) for side in pair]
-    info = _info(folder, name, pair, sizes, label)
-    references = _references(folder / f"{REFERENCE}{pair[1]}", len(sizes["test"]))
+    info = _info(folder, pair, sizes, known, label)
     return Data(folder, *pair, sizes, (words[0], words[1]), info, references)
 
 
-def _language_pair(folder: Path, source: str | None, target: str | None) -> tuple[str, str]:
-    """The one pair that the folder holds and that has the given languages.
-
-    Raises:
-        Refusal: there is none, or there are several.
-    """
-    files = [file.name.split(".") for file in folder.glob("train.*-*.*.idx")]
-    held = sorted((side, pair.removeprefix(f"{side}-")) for _, pair, side, _ in files if pair.startswith(f"{side}-"))
-    if not held:
-        raise Refusal(f"`--data` must be a folder of fairseq-preprocess, but {folder} holds no train.SRC-TGT.SRC.idx.")
-    found = [pair for pair in held if source in (None, pair[0]) and target in (None, pair[1])]
-    if len(found) != 1:
-        given = "-".join(language or "?" for language in (source, target))
-        names = ", ".join(map("-".join, held))
-        raise Refusal(
-            f"`--source-lang` and `--target-lang` must name one of the language pairs that `--data` holds ({names}), but are "
-            f"{given}."
-        )
-    return found[0]
+def _known(path: Path) -> dict[str, Any]:
+    """What the folder's maker says of it; nothing where nobody does."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refusal(f"{path} must be JSON, but is not: {error}.") from error
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} must hold an object, but holds {type(content).__name__}.")
+    return content
 
 
 def _references(path: Path, expected: int) -> list[str] | None:
@@ -118,14 +105,10 @@ def _references(path: Path, expected: int) -> list[str] | None:
     return lines
 
 
-def _sizes(prefix: Path) -> np.ndarray:
-    data = MMapIndexedDataset(str(prefix))
-    return np.array(data.sizes)  # a copy: the memory goes with the data set
-
-
-def _info(folder: Path, name: str, pair: Any, sizes: dict[str, np.ndarray], label: str | None) -> dict[str, Any]:
-    known = json.loads((folder / INFO).read_text(encoding="utf-8")) if (folder / INFO).is_file() else {}
-    checksum = hashlib.sha256()
+def _info(
+    folder: Path, pair: tuple[str, str], sizes: dict[str, np.ndarray], known: dict[str, Any], label: str | None
+) -> dict[str, Any]:
+    name, checksum = "-".join(pair), hashlib.sha256()
     for file in [f"dict.{side}.txt" for side in pair] + [
         f"{subset}.{name}.{side}.bin" for subset in SUBSETS for side in pair
     ]:

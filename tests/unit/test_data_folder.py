@@ -1,0 +1,122 @@
+"""`DataFolder`: which languages, which words, and every damage found before fairseq stumbles over it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fairseq.data import Dictionary
+from fairseq.data.indexed_dataset import make_builder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairseq_dsp.data_folder import DataFolder
+from fairseq_dsp.errors import Refusal
+
+SENTENCES = [[4, 5, 2], [6, 2], [4, 4, 7, 2]]
+
+
+def write_side(
+    folder: Path, subset: str, pair: str, language: str, sentences: list[list[int]], impl: str = "mmap"
+) -> None:
+    prefix = str(folder / f"{subset}.{pair}.{language}")
+    builder = make_builder(f"{prefix}.bin", impl=impl, vocab_size=8)
+    for sentence in sentences:
+        builder.add_item(torch.IntTensor(sentence))
+    builder.finalize(f"{prefix}.idx")
+
+
+def write_folder(folder: Path, *pairs: tuple[str, str], impl: str = "mmap") -> Path:
+    """Three sentence pairs of 4 words and fairseq's 4 symbols, in every subset and language pair."""
+    folder.mkdir(exist_ok=True)
+    dictionary = Dictionary()
+    for word in "abcd":
+        dictionary.add_symbol(word)
+    for pair in pairs:
+        for language in pair:
+            dictionary.save(str(folder / f"dict.{language}.txt"))
+            for subset in ("train", "valid", "test"):
+                write_side(folder, subset, "-".join(pair), language, SENTENCES, impl)
+    return folder
+
+
+class TestLanguages:
+    @pytest.mark.parametrize("asked", [(None, None), ("de", None), (None, "zh-CN"), ("de", "zh-CN")])
+    def test_are_those_of_the_only_pair(self, asked, tmp_path: Path):
+        found = DataFolder(str(write_folder(tmp_path, ("de", "zh-CN"))), *asked)
+        assert (found.source, found.target) == ("de", "zh-CN")
+
+    def test_that_are_both_given_may_be_of_the_opposite_direction(self, tmp_path: Path):
+        found = DataFolder(str(write_folder(tmp_path, ("de", "en"))), "en", "de")
+        assert found.sizes("train").tolist() == [[3, 3], [2, 2], [4, 4]]
+
+    @pytest.mark.parametrize(
+        ("asked", "words"), [((None, None), "?-?"), (("de", None), "de-?"), ((None, "it"), "?-it")]
+    )
+    def test_that_are_of_several_pairs_or_of_none_are_refused(self, asked, words, tmp_path: Path):
+        with pytest.raises(Refusal, match="must name one of the language pairs") as refusal:
+            DataFolder(str(write_folder(tmp_path, ("de", "en"), ("de", "fr"))), *asked)
+        assert "(de-en, de-fr)" in str(refusal.value)
+        assert words in str(refusal.value)
+
+    def test_of_no_folder_and_of_an_empty_one_are_refused(self, tmp_path: Path):
+        for path, words in ((tmp_path / "none", "is none"), (tmp_path, "holds no train.SRC-TGT.SRC.idx")):
+            with pytest.raises(Refusal, match=f"DATA must be a folder of fairseq-preprocess, but .*{words}"):
+                DataFolder(str(path), name="DATA")
+
+
+class TestDictionaries:
+    def test_are_both_read(self, tmp_path: Path):
+        found = DataFolder(str(write_folder(tmp_path, ("de", "en")))).dictionaries()
+        assert [dictionary.symbols[4:] for dictionary in found] == [list("abcd")] * 2
+
+    @pytest.mark.parametrize("content", [b"xx\n", b"a b c\n", b"\xff\xfe 3\n", b"a 1\na 1\n"])
+    def test_that_are_none_of_fairseqs_are_refused_with_all_that_are_missing(self, content: bytes, tmp_path: Path):
+        folder = DataFolder(str(write_folder(tmp_path, ("de", "en"))))
+        (tmp_path / "dict.de.txt").write_bytes(content)
+        (tmp_path / "dict.en.txt").unlink()
+        with pytest.raises(Refusal) as refusal:
+            folder.dictionaries()
+        assert len(refusal.value.reasons) == 2
+        assert "dict.de.txt must be a dictionary of fairseq" in refusal.value.reasons[0]
+        assert "has no dict.en.txt" in refusal.value.reasons[1]
+
+
+class TestSizes:
+    @pytest.mark.parametrize("impl", ["mmap", "cached"])
+    def test_are_the_tokens_of_every_pair(self, impl: str, tmp_path: Path):
+        folder = DataFolder(str(write_folder(tmp_path, ("de", "en"), impl=impl)))
+        assert np.array_equal(folder.sizes("valid", (8, 8)), [[3, 3], [2, 2], [4, 4]])
+
+    @given(kind=st.sampled_from(["idx", "bin"]), data=st.data())
+    def test_of_a_file_of_another_length_are_refused(self, kind: str, data: st.DataObject, tmp_path_factory):
+        path = write_folder(tmp_path_factory.mktemp("cut"), ("de", "en"))
+        file = path / f"train.de-en.en.{kind}"
+        length = data.draw(st.integers(0, 2 * file.stat().st_size).filter(lambda size: size != file.stat().st_size))
+        os.truncate(file, length)
+        folder = DataFolder(str(path))
+        with pytest.raises(Refusal, match=r"must hold whole data sets, but .*train\.de-en\.en cannot be read"):
+            folder.sizes("train")
+        assert len(folder.sizes("valid")) == 3
+
+    def test_of_what_is_missing_or_unequal_or_foreign_are_refused(self, tmp_path: Path):
+        folder = DataFolder(str(write_folder(tmp_path, ("de", "en"))))
+        (tmp_path / "train.de-en.de.idx").unlink()
+        (tmp_path / "train.de-en.en.bin").unlink()
+        with pytest.raises(Refusal) as refusal:
+            folder.sizes("train")
+        assert [word in str(refusal.value) for word in ("train.de-en.de.idx", "train.de-en.en.bin")] == [True, True]
+        write_side(tmp_path, "valid", "de-en", "en", SENTENCES[:2])
+        with pytest.raises(Refusal, match="as many sentences in both languages, but valid of .* has 3 and 2"):
+            folder.sizes("valid")
+        (tmp_path / "valid.de-en.en.idx").write_bytes(b"x" * 62)
+        with pytest.raises(Refusal, match="its index does not begin as one"):
+            folder.sizes("valid")
+
+    def test_of_words_that_the_dictionary_lacks_are_refused(self, tmp_path: Path):
+        folder = DataFolder(str(write_folder(tmp_path, ("de", "en"))))
+        with pytest.raises(Refusal, match="it has word 7 of a dictionary of 7"):
+            folder.sizes("test", (8, 7))
