@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,7 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
     total = max(record.total for record in records)
     for method in dict.fromkeys(group.method for group in grouped(records)):
         candidates = [record for record in records if record.method == method and record.log is not None]
+        shared = Counter(record.log for record in candidates)
         for record in sorted(candidates, key=lambda record: (abs(record.kept - total / 4), record.seed)):
             try:
                 log = read_log(Path(resolve(str(record.log), results)).read_text(encoding="utf-8", errors="replace"))
@@ -89,7 +91,8 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
                 problems.append(f"the log of {record.name} cannot be read: {error.strerror}.")
                 continue
             if log.figures:
-                chosen[f"{method}, K = {record.kept}"] = log
+                # one training that was cut to several budgets had none of them itself
+                chosen[method if shared[record.log] > 1 else f"{method}, K = {record.kept}"] = log
             break
     return chosen, problems
 

@@ -15,6 +15,9 @@ FIGURES += tuple(f"{name}_{stack}" for name in ("importance", "heads") for stack
 # 2026-01-31 12:00:00 | INFO | train_inner | epoch 001:     10 / 40 loss=3.2, temperature=0.1, num_updates=10
 # 2026-01-31 12:00:00 | INFO | train_inner | {"epoch": 1, "loss": "3.2", "temperature": "0.1", "num_updates": "10"}
 _LINE = re.compile(r"\| (train_inner|train) \| (.*)$", re.MULTILINE)
+# of the options, with which fairseq begins its log
+_COOLDOWN = re.compile(r"\bcooldown_updates['\"]?[=:] ?(\d+)")
+_SAMPLING = re.compile(r"\bkeep_sampling['\"]?[=:] ?True")
 _FIGURE = re.compile(r"(?:^|[ |])([a-z_]+)[= ]([-+.\deE]+|nan|inf)(?=$|[, |])")
 
 
@@ -24,14 +27,11 @@ class TrainingLog:
 
     Attributes:
         figures: name of a figure -> [(number of updates done, value)], in the order of updates; only figures that the log has.
+        fixed_at: the update at which the heads were fixed; None where they never were.
     """
 
     figures: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-
-    @property
-    def fixed_at(self) -> int | None:
-        """The first update logged whose temperature is 0, as it is once the heads are fixed; None where it never is."""
-        return next((update for update, value in self.figures.get("temperature", []) if value == 0), None)
+    fixed_at: int | None = None
 
 
 def read_log(text: str) -> TrainingLog:
@@ -48,7 +48,16 @@ def read_log(text: str) -> TrainingLog:
         for name in FIGURES:
             if math.isfinite(update) and math.isfinite(values.get(name, math.nan)):
                 series[name][int(update)] = values[name]
-    return TrainingLog({name: sorted(points.items()) for name, points in series.items() if points})
+    figures = {name: sorted(points.items()) for name, points in series.items() if points}
+    return TrainingLog(figures, _fixed_at(text, figures))
+
+
+def _fixed_at(text: str, figures: dict[str, list[tuple[int, float]]]) -> int | None:
+    """By the options, and where they leave the cooldown to its default by the temperature, which is 0 from then on."""
+    last = max((points[-1][0] for points in figures.values()), default=0)
+    if (given := _COOLDOWN.search(text)) and not _SAMPLING.search(text):
+        return int(given[1]) if int(given[1]) <= last else None
+    return next((update for update, value in figures.get("temperature", []) if value == 0), None)
 
 
 def _values(content: str) -> dict[str, float]:

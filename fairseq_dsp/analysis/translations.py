@@ -61,12 +61,15 @@ def read_translations(text: str, expected: int) -> Translations:
     )
 
 
-def tokenised_bleu(translations: Translations) -> Score:
-    """Lower-cased BLEU on the tokens as they are, the literature's figure for IWSLT14, with sacreBLEU's signature."""
+def tokenised_bleu(translations: Translations, tokenised: bool = True) -> Score:
+    """Lower-cased BLEU on tokens, the literature's figure for IWSLT14, with sacreBLEU's signature.
+
+    Args:
+        tokenised: the text is made of tokens, taken as they are; if not, sacreBLEU's `13a` makes them.
+    """
     from sacrebleu.metrics import BLEU
 
-    metric = BLEU(
-        tokenize="none", lowercase=True, force=True
-    )  # force: no warning that the text is tokenised, it is meant
+    # force: no warning that the text is tokenised, it is meant
+    metric = BLEU(tokenize="none" if tokenised else "13a", lowercase=True, force=True)
     result = metric.corpus_score(translations.hypotheses, [translations.references])
     return Score(result.score, str(metric.get_signature()))

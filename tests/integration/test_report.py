@@ -19,7 +19,8 @@ from commands import run as run_command
 from made_up import run, runs, training_log, write
 
 import fairseq_dsp.cli.report as report_module
-from fairseq_dsp.analysis.records import REFERENCES
+from fairseq_dsp.analysis.records import REFERENCES, read_records
+from fairseq_dsp.analysis.report import read_logs
 
 FIGURES = ["attention-types", "bleu-against-heads", "kept-heads-brand-new", "kept-heads-dsp", "training-1"]
 WORDS = "the a cat dog sits runs on mat very quickly today and then it sleeps".split()
@@ -35,6 +36,18 @@ def translations(seed: int, wrong: float) -> list[str]:
     sentences = [draw.choices(WORDS, k=12) for _ in range(100)]
     draw = random.Random(seed)
     return [" ".join(draw.choice(WORDS) if draw.random() < wrong else word for word in words) for words in sentences]
+
+
+def test_a_training_that_was_cut_to_several_budgets_is_shown_under_none_of_them(tmp_path: Path):
+    contents = [content for content in runs() if content["method"] in ("dense", "dsp", "brand new")]
+    for content in contents:
+        shared = "one.log" if content["method"] == "brand new" else f"{content['kept']}-{content['seed']}.log"
+        content["log"] = shared
+        (tmp_path / shared).write_text(training_log("simple", updates=100, fixed_at=60))
+    records = read_records(str(write(tmp_path / "results.jsonl", contents)), pytest.fail)
+    logs, problems = read_logs(records, str(tmp_path / "results.jsonl"))
+    assert problems == []
+    assert {"brand new", "dsp, K = 12"} <= logs.keys()
 
 
 def everything(folder: Path) -> Path:

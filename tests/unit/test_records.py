@@ -229,3 +229,16 @@ class TestTrainingLogs:
     def test_of_a_dense_training_are_empty(self):
         assert read_log("2026 | INFO | train_inner | epoch 001:  1 / 9 loss=3, num_updates=1\n").figures == {}
         assert read_log("").fixed_at is None
+
+    @pytest.mark.parametrize(
+        "options", ["Namespace(lr=1, cooldown_updates=25, seed=1)", "{'model': {'cooldown_updates': 25}}"]
+    )
+    def test_knows_when_heads_were_fixed_where_no_temperature_is_annealed(self, options: str):
+        lines = [f"2026 | INFO | train_inner | epoch 001:  1 / 9 num_updates={n}, heads_enc=3\n" for n in (10, 20, 30)]
+        began = f"2026 | INFO | fairseq_cli.train | {options}\n"
+        assert read_log(began + "".join(lines)).fixed_at == 25
+        assert read_log(began + "".join(lines[:2])).fixed_at is None
+        assert read_log(began.replace("seed=1", "keep_sampling=True") + "".join(lines)).fixed_at == (
+            None if "Namespace" in options else 25
+        )
+        assert read_log("".join(lines)).fixed_at is None

@@ -90,6 +90,15 @@ def test_tokenised_bleu_is_lower_cased_and_says_so(tmp_path: Path):
     assert "case:mixed" in record["signatures"]["sacrebleu"]
 
 
+def test_text_that_was_never_tokenised_is_for_tokenised_bleu(tmp_path: Path):
+    run = finished_run(tmp_path, [("The house is red, now.", "the house is red , now .")])
+    for tokenised, tokeniser, least in (("no", "13a", 99), ("moses", "none", 0)):
+        record = measure.measure(run, tmp_path, data_of(1, None, tokenised), {})
+        assert f"tok:{tokeniser}" in record["signatures"]["bleu_tok"]
+        assert record["bleu_tok"] > least
+    assert record["bleu_tok"] < 50
+
+
 def test_updates_come_from_the_log_which_outlives_the_checkpoints(tmp_path: Path):
     run = finished_run(tmp_path, [("a b c d", "a b c d")])
     lines = [

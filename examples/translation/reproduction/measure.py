@@ -36,7 +36,7 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
     printed = read_translations((folder / "generate.log").read_text(encoding="utf-8"), len(data.sizes["test"]))
     if data.references is not None:  # fairseq prints its dictionary's words: an unknown character is `<<unk>>`
         printed = replace(printed, references=data.references)
-    tokenised = tokenised_bleu(printed)
+    tokenised = tokenised_bleu(printed, data.moses)
     plain = detokenise(printed.hypotheses, data), detokenise(printed.references, data)
     translations = f"{FOLDER}/{run.name}.detok.txt"
     write_lines(out / translations, plain[0])
