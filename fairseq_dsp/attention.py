@@ -7,9 +7,8 @@ gates scale the columns of the output projection, which is the same function as 
 C x C instead of T x B x C, and it holds on every path, because every path ends in that projection.
 
 It takes the place of fairseq's `MultiheadAttention` after construction (`surgery.make_prunable`) and keeps its parameter
-names, so that dense checkpoints load. Where the attention weights are not asked for it calls PyTorch's fused kernel, in
-cross-attention too, where stock fairseq never does. Shapes: B batch, T query length, S key length, C embedding, h heads,
-d head size.
+names, so that dense checkpoints load. Where no attention weights are asked for it calls PyTorch's fused kernel, unlike stock
+fairseq in cross-attention too. Shapes: B batch, T query length, S key length, C embedding, h heads, d head size.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_dsp.live import LiveHeads, head_rows, tie
+from fairseq_dsp.heads import head_rows
+from fairseq_dsp.live import LiveHeads, tie
 from fairseq_dsp.masks import additive_mask, join_padding
 from fairseq_dsp.sharing import equal_neighbours, order_of_shared
 

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fairseq_dsp.compat import config_of_checkpoint, settle_device_marks
-from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.config import get_option, grid_of_options, set_option
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.objections import objections_to_stored_options
 from fairseq_dsp.output import write_atomically
 from fairseq_dsp.untrusted import strange_options
@@ -160,11 +160,8 @@ def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:
     name = get_option(cfg, "_name") or get_option(cfg, "arch")
     if family_of(name) == "transformer":
         ARCH_CONFIG_REGISTRY[name](cfg)  # defaults that an older checkpoint's options lack
-        heads = {
-            side: (get_option(cfg, f"{side}_attention_heads"),) * get_option(cfg, f"{side}_layers")
-            for side in ("encoder", "decoder")
-        }
-        grid = HeadGrid(heads["encoder"], heads["decoder"], heads["decoder"])
+        grid = grid_of_options(cfg)
+        assert grid is not None  # they are complete now
         set_option(cfg, "head_layout", str(HeadLayout.full(grid)))
         # an architecture that another plug-in registered has no twin; its options are complete by now
         name = f"dsp_{name}" if f"dsp_{name}" in ARCH_MODEL_REGISTRY else "dsp_transformer"

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadGrid
 
 # What `--unpruned-heads` takes for a number in a method that finds its own.
 AUTO = "auto"
@@ -130,6 +131,17 @@ def get_option(cfg: argparse.Namespace | DictConfig, name: str, default: Any = N
     else:
         value = getattr(cfg, name, None)
     return default if value is None else value
+
+
+def grid_of_options(cfg: argparse.Namespace | DictConfig) -> HeadGrid | None:
+    """The heads of the transformer that a cfg of either kind describes; None where it does not say yet."""
+    heads = {}
+    for side in ("encoder", "decoder"):
+        layers, width = get_option(cfg, f"{side}_layers"), get_option(cfg, f"{side}_attention_heads")
+        if layers is None or width is None:
+            return None
+        heads[side] = (int(width),) * int(layers)
+    return HeadGrid(heads["encoder"], heads["decoder"], heads["decoder"])
 
 
 def set_option(cfg: argparse.Namespace | DictConfig, name: str, value: Any) -> None:

@@ -21,6 +21,9 @@ from fairseq_dsp.subset import hard_top_k
 # fairseq copies this attribute of a parameter into its float32 copies, so the optimizer can tell by it.
 IMPORTANCE_GROUP = "head_importance"
 
+# Names of importance variables and marks in a model's state begin so.
+STATE_PREFIX = "head_gates."
+
 _UNDECIDED = -1.0
 
 
@@ -64,8 +67,7 @@ class HeadGates(nn.Module):
         """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
         fixed = self.fixed_mask.detach()
         # Anything but exact marks (an averaged state) falls back on the importance, which decided them.
-        exact = bool(((fixed == 0) | (fixed == 1)).all()) and self.kept in (None, int(fixed.sum()))
-        return fixed if exact and fixed.numel() else self._choose()
+        return fixed if are_marks(fixed) and self.kept in (None, int(fixed.sum())) else self._choose()
 
     def _choose(self) -> Tensor:
         """The most important heads: K of them, or as many as the method finds right."""
@@ -219,6 +221,11 @@ class ConstantGates:
 
     def live_heads(self) -> None:
         """None: all heads are computed and multiplied, so that a comparison compares two computations."""
+
+
+def are_marks(mask: Tensor) -> bool:
+    """Whether a `fixed_mask` tells which heads are kept: exactly 0 or 1, of any heads at all."""
+    return mask.numel() > 0 and bool(((mask == 0) | (mask == 1)).all())
 
 
 def initial_importance(grid: HeadGrid) -> Tensor:

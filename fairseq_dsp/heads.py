@@ -214,3 +214,9 @@ class HeadScores:
             ValueError: k outside 0..H.
         """
         return HeadLayout.of_mask(self.grid, hard_top_k(self.scores, k))
+
+
+def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
+    """Rows of q, k and v (columns of the output projection) that belong to the heads: [len(heads) · d]."""
+    starts = torch.tensor(list(heads), dtype=torch.long).unsqueeze(1) * head_dim
+    return (starts + torch.arange(head_dim)).flatten()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_dsp.heads import head_rows
+
 if TYPE_CHECKING:
     from fairseq_dsp.attention import PrunableAttention
 
@@ -90,12 +92,6 @@ def tie(used: Tensor, *idle: Tensor) -> Tensor:
     DistributedDataParallel waits for the gradient of every parameter, and momentum should not depend on what is skipped.
     """
     return _Tied.apply(used, *idle)
-
-
-def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
-    """Rows of q, k and v (columns of the output projection) that belong to the heads: [len(heads) · d]."""
-    starts = torch.tensor(list(heads), dtype=torch.long).unsqueeze(1) * head_dim
-    return (starts + torch.arange(head_dim)).flatten()
 
 
 class _Tied(torch.autograd.Function):

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.surgery import KEPT_MASK, attentions, layout_of_state, shrink_state
 
 if TYPE_CHECKING:
     from fairseq_dsp.model import DspTransformerModel
-
-_GATES = "head_gates."
 
 
 def fit_state(model: DspTransformerModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -38,7 +37,7 @@ def _with_heads_of(model: DspTransformerModel, state: dict[str, Tensor]) -> dict
     theirs = layout_of_state(state, model.layout.grid)
     has_layout = any(hasattr(attention, KEPT_MASK) for attention in sites.values())
     if theirs is None and has_layout:
-        gates = {name: value for name, value in state.items() if name.startswith(_GATES)}
+        gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
         dims = {site: attention.head_dim for site, attention in sites.items()}
         return {**shrink_state(state, model.layout, dims), **gates}
     if theirs is not None and (not has_layout or theirs != model.layout):
@@ -50,13 +49,13 @@ def _with_heads_of(model: DspTransformerModel, state: dict[str, Tensor]) -> dict
 def _with_gates_of(model: DspTransformerModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
     gates = model.head_gates
     if gates is None:  # asked for explicitly: a layout without a budget
-        return {name: value for name, value in state.items() if not name.startswith(_GATES)}
-    if not any(name.startswith(_GATES) for name in state):
+        return {name: value for name, value in state.items() if not name.startswith(STATE_PREFIX)}
+    if not any(name.startswith(STATE_PREFIX) for name in state):
         if not model.adopts_dense_state:
             raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
-        return {**state, **{_GATES + name: value for name, value in gates.state_dict().items()}}
-    fixed = state.get(f"{_GATES}fixed_mask")
-    if fixed is not None and fixed.numel() and bool(((fixed == 0) | (fixed == 1)).all()):
+        return {**state, **{STATE_PREFIX + name: value for name, value in gates.state_dict().items()}}
+    fixed = state.get(f"{STATE_PREFIX}fixed_mask")
+    if fixed is not None and are_marks(fixed):
         if gates.kept not in (None, int(fixed.sum())):
             raise Refusal(
                 f"`--unpruned-heads` must stay {int(fixed.sum())}, for the checkpoint's cooldown is over and its heads are "

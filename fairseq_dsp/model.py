@@ -25,7 +25,7 @@ from fairseq_dsp.compat import (
 )
 from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
-from fairseq_dsp.gates import HeadGates
+from fairseq_dsp.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.loading import fit_state
 from fairseq_dsp.methods import method_class
@@ -170,6 +170,10 @@ class DspTransformerModel(TransformerModel):
                     parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
         self.layout = layout
         self._find_alignment_layer()
+
+    def weight_count(self) -> int:
+        """Number of parameters, importance variables not counted."""
+        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith(STATE_PREFIX))
 
     def deployed_layout(self) -> HeadLayout:
         """The heads that evaluation and rewriting keep, in original ids."""

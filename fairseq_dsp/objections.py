@@ -13,7 +13,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fairseq_dsp.config import PruningConfig, flag, get_option
+from fairseq_dsp.config import PruningConfig, flag, get_option, grid_of_options
 from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import method_class, objections_to_method
 
@@ -31,7 +31,7 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     for name, rule in _UNSUPPORTED.items():
         value = get_option(args, name)
         if value not in (None, False, 0, "", "None"):
-            found.append(f"`--{name.replace('_', '-')}` {rule}, but is {value}.")
+            found.append(f"{flag(name)} {rule}, but is {value}.")
     cutoff = get_option(args, "adaptive_softmax_cutoff")
     if isinstance(cutoff, str) and not _is_list_of_counts(cutoff):
         found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
@@ -106,10 +106,10 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
         found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
     elif config.unpruned_heads is None and method.learned:
         found.append(f"`--unpruned-heads` must be given for `--head-selection {method.name}`: how many heads to keep.")
-    total = _heads(args)
-    if config.budget is not None and config.head_layout is None and total is not None:
-        if not 0 <= config.budget <= total:
-            found.append(budget_out_of_range(config.budget, total))
+    grid = grid_of_options(args)
+    if config.budget is not None and config.head_layout is None and grid is not None:
+        if not 0 <= config.budget <= grid.total:
+            found.append(budget_out_of_range(config.budget, grid.total))
     if method.learned:
         for part, ours in (
             ("task", "translation_dsp"),
@@ -126,17 +126,6 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
 
 def _is_list_of_counts(text: str) -> bool:
     return re.fullmatch(r"[\[(]?\s*\d{1,9}(\s*,\s*\d{1,9})*\s*,?\s*[\])]?", text.strip()) is not None
-
-
-def _heads(args: argparse.Namespace | DictConfig) -> int | None:
-    """H, before the model is built; None where the options do not say yet."""
-    sizes = {}
-    for side in ("encoder", "decoder"):
-        layers, heads = get_option(args, f"{side}_layers"), get_option(args, f"{side}_attention_heads")
-        if layers is None or heads is None:
-            return None
-        sizes[side] = int(layers) * int(heads)
-    return sizes["encoder"] + 2 * sizes["decoder"]
 
 
 _UNSUPPORTED = {

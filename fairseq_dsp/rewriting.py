@@ -90,7 +90,7 @@ def rewrite(
     if get_option(cfg.task, "unpruned_heads") is not None:
         set_option(cfg.task, "unpruned_heads", None)
     small = load_model({"cfg": cfg, "model": small_weights})
-    before = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head_gates."))
+    before = model.weight_count()
     mask_heads(model, layout, model.layout)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
@@ -108,7 +108,7 @@ def rewrite(
         "extra_state": {name: value for name, value in extra.items() if not name.startswith("ema")},
         PROVENANCE: provenance,
     }
-    return Rewrite(rewritten, layout, before, sum(p.numel() for p in small.parameters()), difference)
+    return Rewrite(rewritten, layout, before, small.weight_count(), difference)
 
 
 def choose_layout(

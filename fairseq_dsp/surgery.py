@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.gates import ConstantGates, GatedCheckpoint, HeadGates, SiteGates
-from fairseq_dsp.heads import HeadGrid, HeadLayout, Site
-from fairseq_dsp.live import head_rows
+from fairseq_dsp.gates import STATE_PREFIX, ConstantGates, GatedCheckpoint, HeadGates, SiteGates
+from fairseq_dsp.heads import HeadGrid, HeadLayout, Site, head_rows
 
 KEPT_MASK = "kept_mask"
 
@@ -35,13 +34,18 @@ def make_prunable(model: nn.Module) -> HeadGrid:
     Returns:
         the grid of heads that the model has.
     """
-    counts: dict[str, tuple[int, ...]] = {}
-    for stack, (side, name) in _ATTENTION.items():
-        layers = getattr(model, side).layers
-        # by index: iterating over fairseq's LayerDropModuleList drops layers at random
-        for layer in (layers[i] for i in range(len(layers))):
+    for side, name in _ATTENTION.values():
+        for layer in _layers(model, side):
             setattr(layer, name, PrunableAttention(getattr(layer, name)))
-        counts[stack] = tuple(getattr(layers[i], name).num_heads for i in range(len(layers)))
+    return grid_of(model)
+
+
+def grid_of(model: nn.Module) -> HeadGrid:
+    """The heads that a transformer has, ours or fairseq's own."""
+    counts = {
+        stack: tuple(getattr(layer, name).num_heads for layer in _layers(model, side))
+        for stack, (side, name) in _ATTENTION.items()
+    }
     return HeadGrid(**counts)
 
 
@@ -88,7 +92,7 @@ def shrink_state(
     Returns:
         a new dict; tensors that change are copies, so that no dense storage is saved with them.
     """
-    shrunk = {name: value for name, value in state.items() if not name.startswith("head_gates.")}
+    shrunk = {name: value for name, value in state.items() if not name.startswith(STATE_PREFIX)}
     for site in layout.grid.sites:
         name = site_name(site)
         existing = (current or HeadLayout.full(layout.grid)).heads(site)
@@ -146,8 +150,7 @@ def remove_gates(model: nn.Module, grid: HeadGrid) -> None:
     for _, attention in attentions(model, grid):
         attention.gates = attention.live = None
     for side in ("encoder", "decoder"):
-        layers = getattr(model, side).layers
-        for layer in (layers[i] for i in range(len(layers))):
+        for layer in _layers(model, side):
             if isinstance(layer.__dict__.get("forward"), GatedCheckpoint):
                 layer.forward = layer.forward.ungated()
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
@@ -167,3 +170,9 @@ def mask_heads(model: nn.Module, layout: HeadLayout, current: HeadLayout) -> Non
         keep = set(layout.heads(site))
         marks = [float(head in keep) for head in current.heads(site)]
         attention.gates = ConstantGates(torch.tensor(marks, device=attention.out_proj.weight.device)) if marks else None
+
+
+def _layers(model: nn.Module, side: str) -> list[nn.Module]:
+    # by index: iterating over fairseq's LayerDropModuleList drops layers at random
+    layers = getattr(model, side).layers
+    return [layers[index] for index in range(len(layers))]

@@ -195,7 +195,7 @@ class Demo:
             bleu[name], signature = score.value, score.signature
             # a budget's checkpoint holds all heads; they are left out when it is used
             model = load_model(read_checkpoint(str(path)))
-            parameters = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("head_gates."))
+            parameters = model.weight_count()
             lines.append(
                 (name, str(heads), f"{score.value:.1f}", f"{parameters:,}", f"{path.stat().st_size / 1e6:.1f}",
                  f"{translations.tokens_per_second:.0f}")

@@ -25,11 +25,12 @@ from fairseq_dsp.checkpoint import (
     read_checkpoint,
     resolve_layout,
 )
-from fairseq_dsp.config import get_option
+from fairseq_dsp.config import get_option, grid_of_options
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.native import build_native, native_cfg
+from fairseq_dsp.surgery import grid_of
 
 RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
 
@@ -92,7 +93,7 @@ class Facts:
 
 def facts_of(model: nn.Module) -> Facts:
     ours = isinstance(model, DspTransformerModel)
-    layout = model.deployed_layout() if ours else HeadLayout.full(_grid(model))
+    layout = model.deployed_layout() if ours else HeadLayout.full(grid_of(model))
     gates = model.head_gates if ours else None
     phases: tuple[str, ...] = ("",)
     if gates is not None:
@@ -160,7 +161,7 @@ def _build_random(text: str, words: tuple[int, int] | None) -> nn.Module:
         arch=architecture, _name=architecture, share_decoder_input_output_embed=True, dropout=0.3, seed=1
     )
     ARCH_CONFIG_REGISTRY[architecture](args)
-    layout = _layout(text, settings, _grid_of_options(args))
+    layout = _layout(text, settings, grid_of_options(args))
     gated = "gated" in settings
     if ours and not gated:
         args.head_layout = str(layout)
@@ -226,20 +227,3 @@ def _read_words(text: str, settings: dict[str, str | None]) -> tuple[int, int] |
     if len(sizes) != 2 or not all(size.isdigit() and int(size) > 4 for size in sizes):
         raise Refusal(f"`--random words` must be two sizes above 4, as 8848/6632, but is {text}.")
     return int(sizes[0]), int(sizes[1])
-
-
-def _grid_of_options(args: Any) -> HeadGrid:
-    encoder = (args.encoder_attention_heads,) * args.encoder_layers
-    decoder = (args.decoder_attention_heads,) * args.decoder_layers
-    return HeadGrid(encoder, decoder, decoder)
-
-
-def _grid(model: nn.Module) -> HeadGrid:
-    encoder, decoder = (
-        [side.layers[index] for index in range(len(side.layers))] for side in (model.encoder, model.decoder)
-    )
-    return HeadGrid(
-        tuple(layer.self_attn.num_heads for layer in encoder),
-        tuple(layer.self_attn.num_heads for layer in decoder),
-        tuple(layer.encoder_attn.num_heads for layer in decoder),
-    )

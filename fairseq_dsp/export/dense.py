@@ -17,8 +17,7 @@ from torch import Tensor
 
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadLayout, Site
-from fairseq_dsp.live import head_rows
+from fairseq_dsp.heads import HeadLayout, Site, head_rows
 from fairseq_dsp.native import STOCK_NAMES, build_native, native_cfg
 from fairseq_dsp.rewriting import TOLERANCE, largest_difference
 from fairseq_dsp.surgery import KEPT_MASK, attentions, mask_heads, shrink_state, site_name

@@ -22,6 +22,7 @@ MAY_TOUCH_FAIRSEQ = {
     "criterion",
     "optim",
     "compat",
+    "data_folder",
     "untrusted",
     "checkpoint",
     "native",
@@ -35,11 +36,11 @@ MAY_IMPORT = {
     "subset": set(),
     "heads": {"subset"},
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "heads"},
     "masks": set(),
     "loss": set(),
-    "live": {"attention"},  # its types alone
-    "attention": {"live", "masks", "sharing"},
+    "live": {"heads", "attention"},  # of the latter its types alone
+    "attention": {"heads", "live", "masks", "sharing"},
     "sharing": set(),
     "scoring": {"heads", "attention", "errors", "scoring"},
     "methods": {"heads", "subset", "config", "errors", "methods"},

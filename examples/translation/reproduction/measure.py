@@ -62,7 +62,7 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
         "updates": trained.get("updates"),
         "seconds": trained.get("seconds"),
         "words_per_second": trained.get("words_per_second"),
-        "parameters": sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head_gates.")),
+        "parameters": model.weight_count(),
         "hardware": hardware,
         "versions": versions(),
         "data": data.info,
