@@ -51,7 +51,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped:
-            _check_sums(path)
+            check_sums(path)
         # Lazily where the format allows it: the optimizer's state is twice the model and is not wanted here.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises a dozen kinds for a broken file
@@ -94,6 +94,19 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ) from error
     state["args"] = None
     return state
+
+
+def check_sums(path: str) -> None:
+    """Checks a checkpoint's content: torch does not where it reads lazily, and a flipped byte is a wrong weight that nobody sees.
+
+    Raises:
+        ValueError: a record's content is not that which was written.
+        zipfile.BadZipFile: it is no archive, or cut.
+    """
+    with zipfile.ZipFile(path) as file:
+        broken = file.testzip()
+    if broken is not None:
+        raise ValueError(f"the checksum of {broken} is wrong.")
 
 
 def _refuse_later_format(provenance: Any, path: str) -> None:
@@ -201,18 +214,6 @@ def _without_initialisation() -> Iterator[None]:
     names = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
     with mock.patch.multiple(nn.init, **{name: lambda tensor, *_, **__: tensor for name in names}):
         yield
-
-
-def _check_sums(path: str) -> None:
-    """torch checks none where it reads lazily, and a flipped byte would be a wrong weight that nobody sees.
-
-    Raises:
-        ValueError: a record's content is not that which was written.
-    """
-    with zipfile.ZipFile(path) as file:
-        broken = file.testzip()
-    if broken is not None:
-        raise ValueError(f"the checksum of {broken} is wrong.")
 
 
 def _refuse_broken_weights(weights: dict[str, Any], path: str) -> None:

@@ -20,6 +20,11 @@ try:
 except ImportError as error:
     raise ImportError("fairseq_dsp needs torch, which cannot be imported: pip install 'torch>=2.5,<3'.") from error
 
+try:
+    from numpy._core import multiarray  # what arrays in a checkpoint name
+except ImportError:  # numpy 1
+    from numpy.core import multiarray  # type: ignore[no-redef]  # noqa: F401
+
 # before fairseq, which some versions of torch stop in the middle of its own imports
 _torch = tuple(int(part) for part in torch.__version__.split(".")[:2])
 if not TORCH[0] <= _torch < TORCH[1]:

@@ -1,4 +1,4 @@
-"""fairseq's label-smoothed cross entropy plus the method's penalty, and what the log says of the heads."""
+"""fairseq's label-smoothed cross entropy plus the method's penalty; logs temperature and penalty."""
 
 from __future__ import annotations
 

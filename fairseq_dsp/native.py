@@ -1,6 +1,6 @@
 """What of stock fairseq an export needs: options without ours, a model without our attention, the dictionaries' words.
 
-Called by `export`. A native cfg is plain data: torch's safe loading refuses the argparse Namespace that fairseq-train
+Called by `export` and `benchmark`. A native cfg is plain data: torch's safe loading refuses the argparse Namespace that fairseq-train
 writes, and nobody repairs that where this package is not installed, while a plain dict loads everywhere.
 """
 

@@ -1,4 +1,4 @@
-"""Makes a model, or a state, have a given layout. Called by `model` (building), `checkpoint` (rewriting) and tests.
+"""Makes a model, or a state, have a given layout. Called by `model`, `loading`, `rewriting`, `export` and `finished`.
 
 Works on a built model by named sites, so one function serves loading, rewriting and tests, and fairseq's builders, which
 know no layer index, stay untouched.

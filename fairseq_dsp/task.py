@@ -1,7 +1,8 @@
 """`translation_dsp`: fairseq's translation task with a head budget, and with no sentence lost.
 
-It holds the budget, sees that all parts of a learned method are there, tells the optimizer when heads are fixed, and
-builds validation and test batches that keep the last one.
+It holds the budget, sees that all parts of a learned method are there, tells the optimizer when heads are fixed, logs what
+becomes of them (`progress`), warns of a cooldown that the run cannot reach, and builds validation and test batches that keep
+the last one.
 """
 
 import logging
@@ -21,11 +22,10 @@ from omegaconf import II
 from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.errors import Refusal, exit_on_refusal
-from fairseq_dsp.gates import HeadGates
-from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.model import DspTransformerModel, unwrap
 from fairseq_dsp.objections import BUDGET_TASK, objections, objections_to_backend
 from fairseq_dsp.optim import DspAdam
+from fairseq_dsp.progress import HeadProgress
 
 logger = logging.getLogger(__name__)
 
@@ -203,39 +203,6 @@ class TranslationDspTask(TranslationTask):
 
     def _is_training_set(self, dataset: Any) -> bool:
         return self._trains and dataset is self.datasets.get(self.cfg.train_subset)
-
-
-class HeadProgress:
-    """What the log says of the heads. Looks at the model only when asked to: it waits for the device.
-
-    Attributes:
-        figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`), the mean importance of all heads of
-            a type (`importance_enc` and so on), and `heads_changed`, the number of heads that are kept and were not, or were
-            and are not, since the last validation (before the first, since training started or was resumed). A swap of two
-            heads counts as two.
-    """
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-        self._before: HeadLayout | None = None
-
-    def start(self, gates: HeadGates) -> None:
-        """Training starts, or goes on with another epoch."""
-        if self._before is None:
-            self._before = self.look(gates)
-
-    def look(self, gates: HeadGates) -> HeadLayout:
-        """Takes the figures anew and returns the heads that the model would keep now."""
-        layout = gates.layout()
-        before = layout if self._before is None else self._before
-        self.figures = {f"heads_{stack}": kept for stack, (kept, _) in layout.by_type().items()}
-        self.figures |= {f"importance_{stack}": mean for stack, mean in gates.mean_importance().items()}
-        self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
-        return layout
-
-    def validate(self, gates: HeadGates) -> None:
-        """The heads that later figures are compared with; this validation's own are compared with the last one's."""
-        self._before = self.look(gates)
 
 
 def _forget_earlier_runs() -> None:

@@ -21,12 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 
-from fairseq_dsp.compat import TORCH_LOADS_CARELESSLY
-
-try:
-    from numpy._core import multiarray
-except ImportError:  # numpy 1
-    from numpy.core import multiarray  # type: ignore[no-redef]
+from fairseq_dsp.compat import TORCH_LOADS_CARELESSLY, multiarray
 
 # Modules of fairseq that evaluate text from a checkpoint's options, which is a literal in all honest ones.
 _EVALUATING = (

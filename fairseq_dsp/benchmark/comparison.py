@@ -177,7 +177,7 @@ def compare(
 def signature(settings: Settings, plan: Plan) -> dict[str, Any]:
     """Where and how it was measured."""
     return {
-        "machine": torch.cuda.get_device_name() if settings.device == "cuda" else _cpu_name(),
+        "machine": torch.cuda.get_device_name() if settings.device == "cuda" else processor_name(),
         "cores": os.cpu_count(),
         "threads": settings.threads,
         "torch": torch.__version__,
@@ -205,7 +205,7 @@ def _quiet_randomness() -> Iterator[None]:
         yield
 
 
-def _cpu_name() -> str:
+def processor_name() -> str:
     """The processor's name, where the system tells it."""
     information = Path("/proc/cpuinfo")
     if information.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 
 
@@ -16,9 +17,9 @@ def whole_number(text: str | None, option: str, least: int | None = None) -> int
     try:
         number = None if text is None else int(text)
     except ValueError:
-        raise Refusal(f"`{option}` must be a whole number, but is {text!r}.") from None
+        raise Refusal(f"{flag(option)} must be a whole number, but is {text!r}.") from None
     if number is not None and least is not None and number < least:
-        raise Refusal(f"`{option}` must be at least {least}, but is {text}.")
+        raise Refusal(f"{flag(option)} must be at least {least}, but is {text}.")
     return number
 
 
@@ -33,7 +34,7 @@ def whole_numbers(text: str, option: str, least: int) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < least:
-        raise Refusal(f"`{option}` must be whole numbers of at least {least}, but is {text!r}.")
+        raise Refusal(f"{flag(option)} must be whole numbers of at least {least}, but is {text!r}.")
     return numbers
 
 

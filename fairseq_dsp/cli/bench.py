@@ -249,11 +249,11 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
     numbers: dict[str, Any] = {}
     for option, least in _NUMBERS:
         with noted(reasons):
-            numbers[option] = whole_number(getattr(args, option), "--" + option.replace("_", "-"), least)
+            numbers[option] = whole_number(getattr(args, option), option, least)
     with noted(reasons):
-        batches = whole_numbers(args.batch_size, "--batch-size", 1)
+        batches = whole_numbers(args.batch_size, "batch_size", 1)
     with noted(reasons):
-        beams = whole_numbers(args.beam, "--beam", 1)
+        beams = whole_numbers(args.beam, "beam", 1)
     if args.clock == "cpu" and (device == "cuda" or numbers.get("threads", 1) > 1):
         where = "a GPU" if device == "cuda" else f"{numbers['threads']} threads"
         reasons.append(f"`--clock cpu` adds up one thread's processor time, but there is {where}: use wall.")

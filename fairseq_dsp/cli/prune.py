@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     args = get_parser().parse_args(arguments)
     refuse_to_overwrite(args.output, args.force)
-    budget = whole_number(args.unpruned_heads, "--unpruned-heads")
+    budget = whole_number(args.unpruned_heads, "unpruned_heads")
     scores = None
     if args.scores is not None:
         if args.layout is not None:

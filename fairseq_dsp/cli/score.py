@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,33 +10,20 @@ from typing import Any
 
 import torch
 from fairseq import utils
-from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import fairseq_dsp
-from fairseq_dsp.checkpoint import load_model, read_checkpoint
 from fairseq_dsp.cli.arguments import whole_number
-from fairseq_dsp.config import get_option, set_option
-from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
+from fairseq_dsp.finished import draw_batches, loss_of, ungated
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.output import refuse_to_overwrite, write_atomically
 from fairseq_dsp.scoring import SCORERS, Subject, removal_order
 from fairseq_dsp.scoring.score_file import ScoreFile
-from fairseq_dsp.surgery import attentions, remove_gates
+from fairseq_dsp.surgery import attentions
 
 SUBSETS = ("train", "valid")
-
-_BATCH_OPTIONS = (
-    "source_lang",
-    "target_lang",
-    "left_pad_source",
-    "left_pad_target",
-    "max_source_positions",
-    "max_target_positions",
-    "truncate_source",
-)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -70,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(arguments)
     _check(args)
     model, options = ungated(args.path)
-    batches = _batches(args, model, options) if SCORERS[args.scorer].reads_data else []
+    batches = []
+    if SCORERS[args.scorer].reads_data:
+        batches = draw_batches(model, options, args.data, args.subset, args.batches, args.max_tokens, args.seed)
     file = _score(args, model, batches)
     write_atomically(args.output, lambda handle: handle.write(file.text().encode()), "the score file")
     data = f" on {file.sentences:,} sentences of {file.subset}" if batches else ""
@@ -81,31 +69,6 @@ def cli_main() -> None:
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # its warnings of sentences that are left out remain
     with exit_on_refusal():
         main()
-
-
-def ungated(path: str) -> tuple[DspTransformerModel, Any]:
-    """The model of a checkpoint and the options of its task; every head that it has is on.
-
-    What is scored is thus the function of the weights alone, whatever the importance variables of a gated checkpoint say.
-    """
-    state = read_checkpoint(path)
-    for name in ("checkpoint_activations", "offload_activations"):
-        set_option(state["cfg"].model, name, False)  # the pass must run once, with the scorer's gates in its graph
-    model = load_model(state)
-    if model.head_gates is not None:
-        remove_gates(model, model.layout.grid)
-    return model, state["cfg"].task
-
-
-def loss_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:
-    """Negative log-likelihood of every sentence's target tokens, summed over them: [B]."""
-    device = model.encoder.embed_tokens.weight.device
-    if device.type == "cuda":
-        batch = utils.move_to_cuda(batch, device=device)
-    log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
-    target = batch["target"]
-    likelihood = log_probs.gather(2, target.unsqueeze(2)).squeeze(2)
-    return -likelihood.masked_fill(target == model.decoder.padding_idx, 0.0).sum(dim=1)
 
 
 def _score(args: argparse.Namespace, model: DspTransformerModel, batches: list[dict[str, Any]]) -> ScoreFile:
@@ -180,53 +143,10 @@ def _check(args: argparse.Namespace) -> None:
             args.batches = None
             continue
         with noted(reasons):
-            setattr(args, option, whole_number(getattr(args, option), "--" + option.replace("_", "-"), least))
+            setattr(args, option, whole_number(getattr(args, option), option, least))
     if not os.path.isdir(utils.split_paths(args.data)[0]):
         reasons.append(f"DATA-BIN must be a folder that fairseq-preprocess made, but {args.data} is none.")
     with noted(reasons):
         refuse_to_overwrite(args.output, args.force)
     if reasons:
         raise Refusal(*reasons)
-
-
-def _batches(args: argparse.Namespace, model: DspTransformerModel, options: Any) -> list[dict[str, Any]]:
-    """`--batches` of the subset, drawn with the seed."""
-    task = _task(args.data, args.subset, model, options)
-    task.load_dataset(args.subset, combine=args.subset == "train")
-    longest = utils.resolve_max_positions(task.max_positions(), model.max_positions(), args.max_tokens)
-    iterator = task.get_batch_iterator(
-        task.dataset(args.subset),
-        max_tokens=args.max_tokens,
-        max_positions=longest,
-        ignore_invalid_inputs=True,
-        required_batch_size_multiple=1,
-        seed=args.seed,
-    ).next_epoch_itr(shuffle=True)
-    batches = list(itertools.islice(iterator, args.batches))
-    if not batches:
-        raise Refusal(f"`--subset {args.subset}` must have sentences of at most {longest} tokens, but has none.")
-    return batches
-
-
-def _task(data: str, subset: str, model: DspTransformerModel, options: Any) -> TranslationTask:
-    """fairseq's translation task over the data folder, with the options that shaped the model's batches.
-
-    Raises:
-        Refusal: the folder has no such language pair or subset, is damaged, or has other dictionaries than the model.
-    """
-    kept = {name: get_option(options, name) for name in _BATCH_OPTIONS}
-    cfg = TranslationConfig(data=data, **{name: value for name, value in kept.items() if value is not None})
-    cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", None, 1
-    folder = DataFolder(utils.split_paths(data)[0], cfg.source_lang, cfg.target_lang, "DATA-BIN")
-    cfg.source_lang, cfg.target_lang = folder.source, folder.target
-    dictionaries = folder.dictionaries()
-    for side, lang, dictionary in zip(
-        (model.encoder, model.decoder), (folder.source, folder.target), dictionaries, strict=True
-    ):
-        if len(dictionary) != len(side.embed_tokens.weight):
-            raise Refusal(
-                f"DATA-BIN must have the model's dictionaries, but dict.{lang}.txt has {len(dictionary)} entries for "
-                f"{len(side.embed_tokens.weight)} embeddings."
-            )
-    folder.sizes(subset, list(map(len, dictionaries)))  # refuses a damaged one
-    return TranslationTask(cfg, *dictionaries)

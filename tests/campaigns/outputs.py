@@ -10,7 +10,7 @@ import torch
 
 from fairseq_dsp.analysis.report import FIGURES, MARKDOWN, PAGE
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
-from fairseq_dsp.cli.score import ungated
+from fairseq_dsp.finished import ungated
 from fairseq_dsp.scoring.score_file import read_scores
 from tests.campaigns.cases import Case
 

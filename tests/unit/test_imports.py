@@ -23,6 +23,7 @@ MAY_TOUCH_FAIRSEQ = {
     "optim",
     "compat",
     "data_folder",
+    "finished",
     "untrusted",
     "checkpoint",
     "native",

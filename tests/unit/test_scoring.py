@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import PAD, build, build_with, few_examples, many_examples, sentences
 from torch import Tensor
 
-from fairseq_dsp.cli.score import loss_of
+from fairseq_dsp.finished import loss_of
 from fairseq_dsp.heads import HeadGrid, HeadLayout, HeadScores
 from fairseq_dsp.scoring import SCORERS, Subject, removal_order
 from fairseq_dsp.surgery import attentions, mask_heads, shrink_model

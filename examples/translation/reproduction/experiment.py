@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -90,7 +90,7 @@ class Experiment:
                 self.active.append(Job(run, place, gpu))
 
     def _end(self, job: Job, place: Place) -> None:
-        """A run's commands have ended: its line, then its marker's consequences."""
+        """A run's commands have ended: its marker, then its line, which the next call adds where a kill came between."""
         run = job.run
         if job.failed is None and run.budget is not None:
             try:
@@ -128,7 +128,7 @@ class Experiment:
                 tidy(run, out)
             self.finished.add(run.name)
 
-    def _table(self, waiting: list[Run]) -> Group:
+    def _table(self, waiting: list[Run]) -> Table:
         table = Table(title=f"{len(self.finished)} of {len(self.runs)} runs finished, {len(waiting)} wait")
         for column in ("run", "command", "minutes", "says"):
             table.add_column(column, no_wrap=True, overflow="ellipsis")
@@ -136,4 +136,4 @@ class Experiment:
             step = job.step.words[0] if job.step else "measuring"
             says = job.last_line().rpartition(" | ")[2][:120]
             table.add_row(job.run.name, step, f"{(time.monotonic() - job.begun) / 60:.1f}", Text(says))
-        return Group(table)
+        return table

@@ -18,7 +18,9 @@ from sacrebleu.metrics import BLEU, CHRF
 import fairseq_dsp
 from fairseq_dsp.analysis.records import REFERENCES
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
+from fairseq_dsp.benchmark.comparison import processor_name
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.output import write_atomically
 
 from .data import Data
 from .plan import Run
@@ -104,12 +106,8 @@ def training_figures(log: str) -> dict[str, float]:
 
 def hardware(gpus: list[str], jobs: int) -> dict[str, Any]:
     """What the runs run on, as the results say it."""
-    name = platform.processor() or platform.machine()
-    if os.path.isfile("/proc/cpuinfo"):
-        models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
-        name = models[0] if models else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found: dict[str, Any] = {"processor": name, "cores": cores, "runs at once": jobs}
+    found: dict[str, Any] = {"processor": processor_name(), "cores": cores, "runs at once": jobs}
     names = sorted({torch.cuda.get_device_name(index) for index in gpu_indices(gpus)})
     return found | ({"gpu": ", ".join(names), "gpus": len(gpus)} if gpus else {})
 
@@ -132,8 +130,11 @@ def versions() -> dict[str, str]:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Replaces a text file in one go."""
+    """Replaces a text file, whole or not at all.
+
+    Raises:
+        Refusal: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    text = "".join(line + "\n" for line in lines)
+    write_atomically(str(path), lambda file: file.write(text.encode()), "the translations")

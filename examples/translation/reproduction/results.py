@@ -5,17 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fairseq_dsp.analysis.records import Record
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.output import write_atomically
 
-KEYS = (
-    "method", "kept", "total", "seed", "layout", "bleu_tok", "sacrebleu", "chrf", "signatures", "updates", "seconds",
-    "words_per_second", "parameters", "hardware", "versions", "data", "command",
-    "hypotheses", "log",  # files, as seen from the results' folder: for paired tests, and for figures of the training
-)  # fmt: skip
+KEYS = tuple(field.name for field in fields(Record) if field.name != "line")
 
 
 def write_marker(path: Path, content: Any) -> None:

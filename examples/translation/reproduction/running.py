@@ -69,18 +69,15 @@ class Place:
             self.lock = lock
             yield
 
-    def command(self, step: Step) -> list[str]:
+    def words(self, step: Step) -> list[str]:
         """The words of a step with this machine's folders."""
         here = {DATA: str(self.data), PLUGIN: fairseq_dsp.__path__[0]}
-        name, *words = (here.get(word, word) for word in step.words)
-        script = Path(sys.executable).parent / name
-        start = [str(script)] if script.is_file() else [sys.executable, "-c", _start(_MODULES[name])]
-        return [*start, *words]
+        return [here.get(word, word) for word in step.words]
 
     def start(self, step: Step, log: Path, gpu: str | None) -> subprocess.Popen[bytes]:
         """Starts a command in the output folder, its output going to `log`."""
-        command = self.command(step)
-        line = f"$ {shlex.join([step.words[0], *command[-len(step.words) + 1 :]])}"
+        name, *words = self.words(step)
+        line = f"$ {shlex.join([name, *words])}"
         self.say(line)
         with open(self.out / "commands.log", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -90,7 +87,7 @@ class Place:
         assert self.lock is not None
         with open(log, "ab" if step.trains else "wb") as output:
             return subprocess.Popen(
-                command, cwd=self.out, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=variables,
+                [*_program(name), *words], cwd=self.out, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=variables,
                 start_new_session=True, pass_fds=(self.lock.fileno(),), preexec_fn=_die_with_parent if _LIBC else None,
             )  # fmt: skip
 
@@ -178,8 +175,10 @@ def tidy(run: Run, out: Path) -> None:
 
 
 def refuse_full_disk(out: Path, needed: int) -> None:
-    """Raises:
-    Refusal: the runs' checkpoints would not fit.
+    """Checks that the runs' checkpoints fit.
+
+    Raises:
+        Refusal: they do not.
     """
     free = shutil.disk_usage(out).free
     if free < needed:
@@ -199,8 +198,12 @@ def _tail(path: Path, lines: int = 3) -> str:
     return " / ".join(line[-400:] for line in (refusals or found)[-lines:])
 
 
-def _start(module: str) -> str:
-    return f"from {module} import cli_main; cli_main()"
+def _program(name: str) -> list[str]:
+    """What runs a console command: its script beside this Python, or its module."""
+    script = Path(sys.executable).parent / name
+    if script.is_file():
+        return [str(script)]
+    return [sys.executable, "-c", f"from {_MODULES[name]} import cli_main; cli_main()"]
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,108 @@
+"""A finished model and sentences to score its heads on. Called by the `score` command, which hands both to `scoring`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.data_folder import DataFolder
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.surgery import remove_gates
+
+_BATCH_OPTIONS = (
+    "source_lang",
+    "target_lang",
+    "left_pad_source",
+    "left_pad_target",
+    "max_source_positions",
+    "max_target_positions",
+    "truncate_source",
+)
+
+
+def ungated(path: str) -> tuple[DspTransformerModel, Any]:
+    """The model of a checkpoint and the options of its task; every head that it has is on.
+
+    What is scored is thus the function of the weights alone, whatever the importance variables of a gated checkpoint say.
+    """
+    state = read_checkpoint(path)
+    for name in ("checkpoint_activations", "offload_activations"):
+        set_option(state["cfg"].model, name, False)  # the pass must run once, with the scorer's gates in its graph
+    model = load_model(state)
+    if model.head_gates is not None:
+        remove_gates(model, model.layout.grid)
+    return model, state["cfg"].task
+
+
+def loss_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:
+    """Negative log-likelihood of every sentence's target tokens, summed over them: [B]."""
+    device = model.encoder.embed_tokens.weight.device
+    if device.type == "cuda":
+        batch = utils.move_to_cuda(batch, device=device)
+    log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
+    target = batch["target"]
+    likelihood = log_probs.gather(2, target.unsqueeze(2)).squeeze(2)
+    return -likelihood.masked_fill(target == model.decoder.padding_idx, 0.0).sum(dim=1)
+
+
+def draw_batches(
+    model: DspTransformerModel, options: Any, data: str, subset: str, count: int | None, max_tokens: int, seed: int
+) -> list[dict[str, Any]]:
+    """Batches of a data set, as fairseq makes them for the model.
+
+    Args:
+        options: of the task that trained the model.
+        data: folder of fairseq-preprocess, or several shards of it.
+        subset: the data set's name.
+        count: how many batches, drawn with the seed; None for all.
+        max_tokens: most tokens of a batch on either side, padding included.
+
+    Raises:
+        Refusal: the folder does not fit the model, is damaged, or has no sentence that is short enough.
+    """
+    task = _task(data, subset, model, options)
+    task.load_dataset(subset, combine=subset == "train")
+    longest = utils.resolve_max_positions(task.max_positions(), model.max_positions(), max_tokens)
+    iterator = task.get_batch_iterator(
+        task.dataset(subset),
+        max_tokens=max_tokens,
+        max_positions=longest,
+        ignore_invalid_inputs=True,
+        required_batch_size_multiple=1,
+        seed=seed,
+    ).next_epoch_itr(shuffle=True)
+    batches = list(itertools.islice(iterator, count))
+    if not batches:
+        raise Refusal(f"`--subset {subset}` must have sentences of at most {longest} tokens, but has none.")
+    return batches
+
+
+def _task(data: str, subset: str, model: DspTransformerModel, options: Any) -> TranslationTask:
+    """fairseq's translation task over the data folder, with the options that shaped the model's batches.
+
+    Raises:
+        Refusal: the folder has no such language pair or subset, is damaged, or has other dictionaries than the model.
+    """
+    kept = {name: get_option(options, name) for name in _BATCH_OPTIONS}
+    cfg = TranslationConfig(data=data, **{name: value for name, value in kept.items() if value is not None})
+    cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", None, 1
+    folder = DataFolder(utils.split_paths(data)[0], cfg.source_lang, cfg.target_lang, "DATA-BIN")
+    cfg.source_lang, cfg.target_lang = folder.source, folder.target
+    dictionaries = folder.dictionaries()
+    for side, lang, dictionary in zip(
+        (model.encoder, model.decoder), (folder.source, folder.target), dictionaries, strict=True
+    ):
+        if len(dictionary) != len(side.embed_tokens.weight):
+            raise Refusal(
+                f"DATA-BIN must have the model's dictionaries, but dict.{lang}.txt has {len(dictionary)} entries for "
+                f"{len(side.embed_tokens.weight)} embeddings."
+            )
+    folder.sizes(subset, list(map(len, dictionaries)))  # refuses a damaged one
+    return TranslationTask(cfg, *dictionaries)
