@@ -74,10 +74,14 @@ class Place:
         here = {DATA: str(self.data), PLUGIN: fairseq_dsp.__path__[0]}
         return [here.get(word, word) for word in step.words]
 
+    def command(self, step: Step) -> list[str]:
+        """What is run for a step."""
+        name, *words = self.words(step)
+        return [*_program(name), *words]
+
     def start(self, step: Step, log: Path, gpu: str | None) -> subprocess.Popen[bytes]:
         """Starts a command in the output folder, its output going to `log`."""
-        name, *words = self.words(step)
-        line = f"$ {shlex.join([name, *words])}"
+        line = f"$ {shlex.join(self.words(step))}"
         self.say(line)
         with open(self.out / "commands.log", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -87,7 +91,7 @@ class Place:
         assert self.lock is not None
         with open(log, "ab" if step.trains else "wb") as output:
             return subprocess.Popen(
-                [*_program(name), *words], cwd=self.out, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=variables,
+                self.command(step), cwd=self.out, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=variables,
                 start_new_session=True, pass_fds=(self.lock.fileno(),), preexec_fn=_die_with_parent if _LIBC else None,
             )  # fmt: skip
 
