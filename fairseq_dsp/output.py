@@ -80,7 +80,7 @@ def write_atomically(path: str, write: Callable[[Any], Any], what: str) -> None:
                 os.fsync(file.fileno())
             os.replace(os.path.join(room, _NEW), target)
     except (OSError, RuntimeError) as error:
-        raise Refusal(f"{what} could not be written to {path}: {(problems or [error])[0]}") from error
+        raise Refusal(f"{what} could not be written to {path}: {problems[0] if problems else error}") from error
 
 
 def _refuse_place(path: str) -> None:

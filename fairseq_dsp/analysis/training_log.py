@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 from fairseq_dsp.heads import STACKS
 
-FIGURES = ("temperature", "importance_gnorm", "heads_changed")
-FIGURES += tuple(f"{name}_{stack}" for name in ("importance", "heads") for stack in STACKS)
+FIGURES = (
+    "temperature", "importance_gnorm", "heads_changed",
+    *(f"{name}_{stack}" for name in ("importance", "heads") for stack in STACKS),
+)  # fmt: skip
 
 # 2026-01-31 12:00:00 | INFO | train_inner | epoch 001:     10 / 40 loss=3.2, temperature=0.1, num_updates=10
 # 2026-01-31 12:00:00 | INFO | train_inner | {"epoch": 1, "loss": "3.2", "temperature": "0.1", "num_updates": "10"}
