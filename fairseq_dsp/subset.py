@@ -24,7 +24,7 @@ _EPSILON = torch.finfo(torch.float64).tiny
 
 # One near-tie at temperature 1e-8 has a derivative near 1e8, and several multiply, which overflows float32. The bound leaves
 # room for a norm, whose squares must not overflow, and for fairseq's sums over a batch and its loss scale.
-_LARGEST_GRADIENT = 1e15
+_OVERFLOW_BOUND = 1e15
 
 # The search for a threshold: 32 at once, eleven times, which leaves 2^-55 of the bracket.
 _SECTIONS, _ROUNDS = 32, 11
@@ -227,7 +227,7 @@ class _Projection(torch.autograd.Function):
         # where no entry is between 0 and 1 a small step changes nothing
         mean = (slopes * gradient).sum() / slopes.sum().clamp_min(_EPSILON)
         found = slopes * (gradient - mean) / ctx.temperature
-        return found.clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT), None, None
+        return found.clamp(-_OVERFLOW_BOUND, _OVERFLOW_BOUND), None, None
 
 
 class _Guard:
@@ -262,7 +262,7 @@ class _BoundedGradient(_GuardedIdentity):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        bounded = torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT)
+        bounded = torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-_OVERFLOW_BOUND, _OVERFLOW_BOUND)
         return torch.where(ctx.guard.finite, bounded, torch.nan), None
 
 
