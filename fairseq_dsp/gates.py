@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.methods import Method
 from fairseq_dsp.subset import hard_top_k
@@ -101,10 +102,21 @@ class HeadGates(nn.Module):
                 self._loaded = False
             return self.method.gates(self.importance, self.kept, self.update)
         if self._marks is None:
+            self._refuse_other_number()
             self.fixed_mask.copy_(self.decided_mask())
             self._marks = self._read_marks()
         # Zero times the importance keeps it in the graph: DistributedDataParallel waits for its gradient.
         return self.fixed_mask + 0.0 * self.importance
+
+    def _refuse_other_number(self) -> None:
+        """Training goes on with the heads that a checkpoint had fixed: with as many as these."""
+        fixed = self.fixed_mask.detach()
+        if are_marks(fixed) and self.kept not in (None, int(fixed.sum())):
+            with exit_on_refusal():
+                raise Refusal(
+                    f"`--unpruned-heads` must stay {int(fixed.sum())}, for the cooldown is over and the checkpoint's heads are "
+                    f"fixed, but is {self.kept}."
+                )
 
     def _read_marks(self) -> tuple[bool, ...]:
         return tuple(bool(mark) for mark in self.decided_mask().tolist())

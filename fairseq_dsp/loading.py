@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.gates import STATE_PREFIX, are_marks
+from fairseq_dsp.gates import STATE_PREFIX
 from fairseq_dsp.surgery import KEPT_MASK, attentions, layout_of_state, shrink_state
 
 if TYPE_CHECKING:
@@ -54,11 +54,4 @@ def _with_gates_of(model: DspTransformerModel, state: dict[str, Tensor]) -> dict
         if not model.adopts_dense_state:
             raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
         return {**state, **{STATE_PREFIX + name: value for name, value in gates.state_dict().items()}}
-    fixed = state.get(f"{STATE_PREFIX}fixed_mask")
-    if fixed is not None and are_marks(fixed):
-        if gates.kept not in (None, int(fixed.sum())):
-            raise Refusal(
-                f"`--unpruned-heads` must stay {int(fixed.sum())}, for the checkpoint's cooldown is over and its heads are "
-                f"fixed, but is {gates.kept}."
-            )
     return state

@@ -144,6 +144,7 @@ def test_a_budget_that_changed_after_the_cooldown_is_refused(uninterrupted: Path
         ("--finetune-from-model", "after it"),
         ("--restore-file", "after it"),
         ("--restore-file", "sampling"),
+        ("--finetune-from-model", "another number"),
     ],
 )
 def test_heads_that_were_fixed_are_chosen_anew_by_a_training_with_a_later_cooldown(
@@ -154,14 +155,15 @@ def test_heads_that_were_fixed_are_chosen_anew_by_a_training_with_a_later_cooldo
     state["model"]["head_gates.importance"] = 3 * (1 - old)  # they would not choose these again
     torch.save(state, tmp_path / "start.pt")
     done = END if start == "--restore-file" else 0
-    cooldown = done + (2 if later == "after it" else 90)
+    kept = 6 if later == "another number" else 5
+    cooldown = done + (2 if later in ("after it", "another number") else 90)
     sampling = ["--keep-sampling"] if later == "sampling" else []
-    flags = [*QUIET, *budget(5, cooldown=cooldown), *sampling, "--importance-lr", 0, start, tmp_path / "start.pt"]
+    flags = [*QUIET, *budget(kept, cooldown=cooldown), *sampling, "--importance-lr", 0, start, tmp_path / "start.pt"]
     train(data, tmp_path / "save", *flags, "--max-update", done + 4)
     model = load(tmp_path / "save/checkpoint_last.pt")["model"]
-    chosen = hard_top_k(model["head_gates.importance"], 5)
+    chosen = hard_top_k(model["head_gates.importance"], kept)
     assert not torch.equal(chosen, old)
-    expected = chosen if later == "after it" else torch.full_like(old, -1)
+    expected = chosen if cooldown < done + 4 else torch.full_like(old, -1)
     assert torch.equal(model["head_gates.fixed_mask"], expected)
     prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "pruned.pt")
     grid = HeadLayout.parse(load(tmp_path / "pruned.pt")["fairseq_dsp"]["layout"])
