@@ -94,7 +94,7 @@ PRESETS: Mapping[str, Preset] = {
     "small": Preset(
         architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
         warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
-        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalties=((0.25, 3e-3), (1.0, 3e-4)), pre_norm=True, beam=1,
+        budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalties=((0.1, 5e-3), (0.25, 3e-3), (1.0, 3e-4)), pre_norm=True, beam=1,
         finetune_rate=1.0,
     ),
     "smoke": Preset(
