@@ -20,7 +20,7 @@ from fairseq_dsp.output import written_beside
 
 MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
 _PIXELS_PER_INCH = 165  # of figures on the page; their text is then about as large as the page's
-_COLUMNS = 3  # runs side by side in a figure of trainings
+_COLUMNS = 4  # runs side by side in a figure of trainings
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def refuse_mixtures(records: Sequence[Record], path: str) -> None:
 
 
 def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, TrainingLog], list[str]]:
-    """The training logs worth a figure: of each method that learns heads, the run of the lowest seed nearest to H/4 heads.
+    """The training logs worth a figure: of each method that learns heads, the run of the lowest seed nearest to H/4 heads, or above.
 
     Returns:
         title -> log, and a sentence for every log that cannot be read.
@@ -84,7 +84,7 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
     for method in dict.fromkeys(group.method for group in grouped(records)):
         candidates = [record for record in records if record.method == method and record.log is not None]
         shared = Counter(record.log for record in candidates)
-        for record in sorted(candidates, key=lambda record: (abs(record.kept - total / 4), record.seed)):
+        for record in sorted(candidates, key=lambda record: (abs(record.kept - total / 4), -record.kept, record.seed)):
             try:
                 log = read_log(Path(resolve(str(record.log), results)).read_text(encoding="utf-8", errors="replace"))
             except OSError as error:

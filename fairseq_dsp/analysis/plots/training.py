@@ -25,7 +25,11 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
         columns = len(logs)
         width = max(0.5 + 1.9 * columns, style.COLUMN)
         figure = style.new_figure(width, 6.0)
-        axes = figure.subplots(5, columns, sharex="col", sharey="row", squeeze=False)
+        axes = figure.subplots(5, columns, sharex="col", squeeze=False)
+        for row in (*axes[:1], *axes[2:]):  # but importance: each method has a scale of its own
+            for axis in row[1:]:
+                axis.sharey(row[0])
+                axis.tick_params(which="both", labelleft=False)
         for column, (title, log) in zip(axes.T, logs.items(), strict=True):
             column[0].set_title(title, parse_math=False)
             _course(column[0], log, "temperature", positive=True)
@@ -60,6 +64,7 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
             axis.set_ylabel(name)
         if any(value > 0 for log in logs.values() for _, value in log.figures.get("temperature", [])):
             axes[0, 0].set_yscale("log")
+        axes[2, 0].set_yscale("symlog", linthresh=0.01)  # methods differ by orders of magnitude, and fixed heads have 0
         for row in axes[2:]:
             row[0].set_ylim(bottom=0)
         figure.align_ylabels(axes[:, 0])
