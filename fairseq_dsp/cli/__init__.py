@@ -1,1 +1,1 @@
-"""The console commands, one module each: parse, call the library, print."""
+"""The console commands, one module each: parse, call the library, print. `arguments` is what they read alike."""
