@@ -57,8 +57,8 @@ def read_log(text: str) -> TrainingLog:
 def _fixed_at(text: str, figures: dict[str, list[tuple[int, float]]]) -> int | None:
     """By the options, and where they leave the cooldown to its default by the temperature, which is 0 from then on."""
     last = max((points[-1][0] for points in figures.values()), default=0)
-    if (given := _COOLDOWN.search(text)) and not _SAMPLING.search(text):
-        return int(given[1]) if int(given[1]) <= last else None
+    if (given := _COOLDOWN.findall(text)) and not _SAMPLING.search(text):
+        return int(given[-1]) if int(given[-1]) <= last else None  # a resumed run's last word counts
     return next((update for update, value in figures.get("temperature", []) if value == 0), None)
 
 

@@ -242,3 +242,5 @@ class TestTrainingLogs:
             None if "Namespace" in options else 25
         )
         assert read_log("".join(lines)).fixed_at is None
+        resumed = began + lines[0] + began.replace("25", "15") + "".join(lines[1:])
+        assert read_log(resumed).fixed_at == 15

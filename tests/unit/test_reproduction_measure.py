@@ -112,6 +112,28 @@ def test_updates_come_from_the_log_which_outlives_the_checkpoints(tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("logged", "done", "expected"),
+    [
+        ([(1, 50), (2, 100)], 100, (100, 60, 1500)),
+        ([(1, 50)], 100, (100, None, None)),  # killed when the last checkpoint was there and its line was not
+        ([(2, 100)], 100, (100, None, None)),  # likewise in the middle
+        ([], 100, (100, None, None)),
+        ([], None, (None, None, None)),
+    ],
+)
+def test_an_epoch_that_a_kill_kept_out_of_the_log_is_counted_and_not_timed(logged, done, expected, tmp_path: Path):
+    run = finished_run(tmp_path, [("a b c d", "a b c d")])
+    line = "2026-01-31 12:00:00 | INFO | train | epoch 00{} | loss 3 | wpb 900 | num_updates {} | train_wall 30\n"
+    (tmp_path / "runs/dsp-k4-s1/train.log").write_text("".join(line.format(*each) for each in logged))
+    if done is not None:
+        (tmp_path / "runs/dsp-k4-s1/checkpoints").mkdir()
+        state = {"model": {}, "optimizer_history": [{"num_updates": done}]}
+        torch.save(state, tmp_path / "runs/dsp-k4-s1/checkpoints/checkpoint_last.pt")
+    record = measure.measure(run, tmp_path, data_of(1, None), {})
+    assert (record["updates"], record["seconds"], record["words_per_second"]) == expected
+
+
+@pytest.mark.parametrize(
     ("visible", "gpus", "found"), [("", ["1"], [1]), ("2,3", ["3"], [1]), ("2,3", ["2", "3"], [0, 1])]
 )
 def test_the_devices_that_are_used_are_named(visible: str, gpus: list[str], found: list[int], monkeypatch):

@@ -22,6 +22,7 @@ from fairseq_dsp.benchmark.comparison import processor_name
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
 from fairseq_dsp.output import write_atomically
 
+from .checkpoints import LAST, updates_of
 from .data import Data
 from .plan import Run
 
@@ -51,7 +52,9 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
     layout = model.deployed_layout()
     training = out / "runs" / (run.training or run.name)
     log = training / "train.log"
-    trained = training_figures(log.read_text(encoding="utf-8")) if log.is_file() else {}
+    trained = {}
+    if log.is_file():
+        trained = training_figures(log.read_text(encoding="utf-8"), updates_of(training / "checkpoints" / LAST))
     return {
         "method": run.method,
         "kept": layout.count,
@@ -84,10 +87,14 @@ def detokenise(lines: Iterable[str], data: Data) -> list[str]:
     return [detokeniser.detokenize(line.split()) for line in lines]
 
 
-def training_figures(log: str) -> dict[str, float]:
+def training_figures(log: str, done: int | None) -> dict[str, float]:
     """Updates, seconds in training steps, and target words a second of them, over all epochs; an epoch's last line counts.
 
-    Words are fairseq's: pieces of BPE, and an end of sentence each.
+    Words are fairseq's: pieces of BPE, and an end of sentence each. A training that was killed between an epoch's checkpoint
+    and its line goes on behind it: the updates are known from the checkpoint then, and the others are left out.
+
+    Args:
+        done: updates of the last checkpoint; None where it is not there any more.
     """
     epochs: dict[int, dict[str, float]] = {}
     for line in re.findall(r"\| train \| (epoch \d+ .*)$", log, flags=re.MULTILINE):
@@ -99,6 +106,8 @@ def training_figures(log: str) -> dict[str, float]:
         seconds += found["train_wall"]
         words += found["wpb"] * (found["num_updates"] - before)
         before = found["num_updates"]
+    if sorted(epochs) != list(range(1, len(epochs) + 1)) or done not in (None, before):
+        return {"updates": int(before) if done is None else done}
     if not epochs:
         return {}
     return {"updates": int(before), "seconds": seconds, "words_per_second": round(words / max(seconds, 1.0), 1)}
