@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from fairseq.models.transformer import TransformerModel
 
 import fairseq_dsp  # noqa: F401  silences what it silences for users, and registers our model
@@ -13,6 +14,11 @@ from fairseq_dsp.model import DspTransformerModel
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_configure() -> None:
+    # Commands run in forks, and a fork of a process whose threads have worked waits for them for ever.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
