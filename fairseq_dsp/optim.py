@@ -59,17 +59,21 @@ class DspAdam(FairseqAdam):
     def set_lr(self, lr: float) -> None:
         """Sets the weights' learning rate; the importance variables keep theirs, or follow in proportion."""
         super().set_lr(lr)
-        importance_lr = self.cfg.importance_lr
-        if self.cfg.importance_lr_follows_scheduler:
-            base = self.cfg.lr[0] if isinstance(self.cfg.lr, Collection) else self.cfg.lr
-            importance_lr *= lr / base
-        for group in self.param_groups[1:]:
-            group["lr"] = importance_lr
+        self._restore_importance_options()
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
         """Loads the moments; the importance variables' learning rate is the command's, not the checkpoint's."""
         super().load_state_dict(state_dict, optimizer_overrides)
-        self.set_lr(self.get_lr())
+        self._restore_importance_options()
+
+    def _restore_importance_options(self) -> None:
+        """Undoes what fairseq writes to all groups: overrides, and a scheduler that goes past `set_lr` (plateaus)."""
+        importance_lr = self.cfg.importance_lr
+        if self.cfg.importance_lr_follows_scheduler:
+            base = self.cfg.lr[0] if isinstance(self.cfg.lr, Collection) else self.cfg.lr
+            importance_lr *= self.get_lr() / base
+        for group in self.param_groups[1:]:
+            group.update(lr=importance_lr, weight_decay=0.0)
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
         """Clips the two groups apart, logs the importance variables' norm, returns the weights'.
@@ -86,7 +90,7 @@ class DspAdam(FairseqAdam):
             # weights' clip: give the importance variables their own clip and take the weights' back.
             factor, clip_norm = self.wrapper._multiply_factor, self.cfg.clip_norm
             importance_norm = factor * raw
-            if clip_norm > 0:
+            if clip_norm > 0 and self.weights:  # alone, the importance variables' norm is the one it clips by
                 ratio = _clip(importance_norm, clip_norm) / _clip(factor * norm, clip_norm)
                 if torch.isfinite(ratio):
                     for parameter in self.importance:
@@ -99,6 +103,7 @@ class DspAdam(FairseqAdam):
 
     def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:
         """One update; fixed importance variables are left out of it, so not even their momentum moves them."""
+        self._restore_importance_options()
         for parameter in self.importance:
             if self.importance_is_fixed:
                 parameter.grad = None

@@ -12,6 +12,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim import build_optimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
+from fairseq.optim.lr_scheduler import build_lr_scheduler
 from omegaconf import OmegaConf
 
 from fairseq_dsp.gates import IMPORTANCE_GROUP
@@ -39,17 +40,21 @@ def parameters(dtype: torch.dtype):
     return weight, importance
 
 
-def clipped(kind: str, importance_gradient: torch.Tensor, clip: float = CLIP):
-    """Gradients that Adam would step on: of the weight and of the importance, and the norm that fairseq logs."""
+def clipped(kind: str, importance_gradient: torch.Tensor, clip: float = CLIP, pipelined: bool = False):
+    """Gradients that Adam would step on: of the weight and of the importance, and the norm that fairseq logs.
+
+    With `pipelined` importance variables are trained alone.
+    """
     dtype = {"plain": torch.float32, "fp16": torch.float16, "efficient fp16": torch.float16}.get(kind, torch.bfloat16)
     cfg = config(dtype == torch.float16, dtype == torch.bfloat16, clip)
     weight, importance = parameters(dtype)
     scale = 8.0 if dtype == torch.float16 else 1.0
+    trained = [importance] if pipelined else [weight, importance]
     if kind == "plain":
-        inner = optimizer = build_optimizer(cfg.optimizer, [weight, importance])
+        inner = optimizer = build_optimizer(cfg.optimizer, trained)
     else:
         wrapper = MemoryEfficientFP16Optimizer if "efficient" in kind else FP16Optimizer
-        optimizer = wrapper.build_optimizer(cfg, [weight, importance])
+        optimizer = wrapper.build_optimizer(cfg, trained)
         inner = optimizer.fp32_optimizer if wrapper is FP16Optimizer else optimizer.wrapped_optimizer
         inner.wrapper = optimizer
         optimizer.zero_grad()
@@ -66,10 +71,13 @@ def clipped(kind: str, importance_gradient: torch.Tensor, clip: float = CLIP):
 
     with mock.patch.object(inner.optimizer, "step", step):
         optimizer.step()
-    return seen[2], seen[1], float(norm)
+    return seen.get(2), seen[1], float(norm)
 
 
-@pytest.mark.parametrize("kind", ["plain", "fp16", "bf16", "efficient fp16", "efficient bf16"])
+KINDS = ["plain", "fp16", "bf16", "efficient fp16", "efficient bf16"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("importance_gradient", [IMPORTANCE_GRADIENT, SMALL], ids=["large", "small"])
 def test_the_two_groups_are_clipped_apart(kind: str, importance_gradient: torch.Tensor):
     weight, importance, norm = clipped(kind, importance_gradient)
@@ -79,7 +87,17 @@ def test_the_two_groups_are_clipped_apart(kind: str, importance_gradient: torch.
     assert norm == pytest.approx(5.0, rel=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["plain", "fp16", "bf16", "efficient fp16", "efficient bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("importance_gradient", [IMPORTANCE_GRADIENT, SMALL], ids=["large", "small"])
+def test_importance_trained_alone_is_clipped_once(kind: str, importance_gradient: torch.Tensor):
+    _, importance, norm = clipped(kind, importance_gradient, pipelined=True)
+    tolerance = 0.01 if kind != "plain" else 1e-5
+    size = importance_gradient.norm().item()
+    assert importance.norm().item() == pytest.approx(min(CLIP, size), rel=tolerance)
+    assert norm == pytest.approx(size, rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_a_limit_nothing_is_clipped(kind: str):
     weight, importance, _ = clipped(kind, IMPORTANCE_GRADIENT, clip=0.0)
     assert torch.allclose(weight, WEIGHT_GRADIENT)
@@ -95,6 +113,34 @@ def test_the_largest_gradient_is_one_of_the_mean_loss_whatever_the_step_divides_
     with mock.patch.object(optimizer.optimizer, "step"):
         optimizer.step(scale=scale)
     assert importance.grad.tolist() == [900.0, 1e3, -1e3]
+
+
+def groups(optimizer) -> list[tuple[float, float]]:
+    """Learning rate and weight decay of the weights and of the importance, as Adam steps with them."""
+    for parameter in optimizer.params:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize(("follows", "importance_lr"), [(False, 0.2), (True, 0.02)])
+def test_a_scheduler_that_writes_to_all_groups_leaves_the_importance_its_learning_rate(
+    follows: bool, importance_lr: float
+):
+    cfg = OmegaConf.merge(config(False, False).optimizer, {"importance_lr_follows_scheduler": follows})
+    optimizer = build_optimizer(cfg, list(parameters(torch.float32)))
+    options = {"_name": "reduce_lr_on_plateau", "lr": [0.1], "lr_shrink": 0.1, "lr_patience": 0}
+    options["maximize_best_checkpoint_metric"] = False
+    scheduler = build_lr_scheduler(OmegaConf.create(options), optimizer)
+    for epoch, loss in enumerate([1.0, 2.0], start=1):
+        scheduler.step(epoch, loss)
+    assert groups(optimizer) == [(pytest.approx(0.01), 0.0), (pytest.approx(importance_lr), 0.0)]
+
+
+def test_overrides_of_the_optimizer_are_for_the_weights():
+    made = [build_optimizer(config(False, False).optimizer, list(parameters(torch.float32))) for _ in range(2)]
+    made[1].load_state_dict(made[0].state_dict(), {"lr": 0.3, "weight_decay": 0.1})
+    assert groups(made[1]) == [(0.3, 0.1), (0.2, 0.0)]
 
 
 def test_an_overflow_in_the_importance_alone_lowers_the_loss_scale():
