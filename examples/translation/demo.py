@@ -30,6 +30,7 @@ from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.objections import budget_out_of_range
 
 MARKER = ".fairseq_dsp_demo"
 # The models are so small that a second thread gains nothing, and costs much where the cores have other work.
@@ -71,12 +72,13 @@ class Demo:
         self.pair = (options.source_lang, options.target_lang)
         self.total_heads = HEADS * 3 * self.recipe.layers
         self.budget = options.unpruned_heads if options.unpruned_heads is not None else self.total_heads // 6
-        self.epochs = options.epochs or self.recipe.epochs
+        self.epochs = options.epochs if options.epochs is not None else self.recipe.epochs
 
     def run(self) -> dict[str, float]:
         """Does it all and prints the table; returns the BLEU of every row."""
         started = time.monotonic()
-        self._prepare_folder()
+        self._check()
+        self._clear_folder()
         print(f"every command below runs with OMP_NUM_THREADS={ONE_THREAD['OMP_NUM_THREADS']}")
         self._prepare_text()
         dense = self._train("dense", self._dense_options())
@@ -99,12 +101,36 @@ class Demo:
         print(f"head grid: {self.out / 'heads.png'}; {time.monotonic() - started:.0f} seconds in all")
         return bleu
 
-    def _prepare_folder(self) -> None:
-        """Clears what an earlier run left. Never a folder that this program did not make."""
-        if self.out.exists() and any(self.out.iterdir()) and not (self.out / MARKER).exists():
-            raise Refusal(
+    def _check(self) -> None:
+        """Refuses, before anything of an earlier run is removed, what cannot be run; never touches a folder of others."""
+        reasons = []
+        if self.out.exists() and not self.out.is_dir():
+            reasons.append(f"`--output` must be a folder, but {self.out} is a file.")
+        elif self.out.exists() and any(self.out.iterdir()) and not (self.out / MARKER).exists():
+            reasons.append(
                 f"`--output` must be new, empty or an earlier run's folder, but {self.out} holds other files."
             )
+        if self.options.text is not None:
+            reasons += self._objections_to_text()
+        if not 0 <= self.budget <= self.total_heads:
+            reasons.append(budget_out_of_range(self.budget, self.total_heads))
+        if self.epochs < 1:
+            reasons.append(f"`--epochs` must be at least 1, but is {self.epochs}.")
+        if reasons:
+            raise Refusal(*reasons)
+
+    def _objections_to_text(self) -> list[str]:
+        if self.text.resolve().is_relative_to(self.out.resolve()):
+            return [f"`--text` must not lie in `--output`, which is cleared, but is {self.text}."]
+        names = [self.text / f"{split}.{side}" for split in SPLITS for side in self.pair]
+        missing = ", ".join(str(name) for name in names if not name.is_file())
+        return (
+            [f"`--text` must hold train, valid and test in both languages, but {missing} is missing."]
+            if missing
+            else []
+        )
+
+    def _clear_folder(self) -> None:
         if not self.options.resume:
             shutil.rmtree(self.out, ignore_errors=True)
         (self.out / MARKER).mkdir(parents=True, exist_ok=True)
@@ -112,13 +138,6 @@ class Demo:
     def _prepare_text(self) -> None:
         if self.options.text is None:
             self._python("sample_corpus.py", "--output", self.text)
-        missing = [
-            str(file) for split in SPLITS for side in self.pair if not (file := self.text / f"{split}.{side}").is_file()
-        ]
-        if missing:
-            raise Refusal(
-                f"`--text` must hold train, valid and test in both languages, but {', '.join(missing)} is missing."
-            )
         text = self.text
         if self.recipe.bpe_merges is not None:
             text = self._apply_bpe(self.recipe.bpe_merges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,27 @@ def bleu_by_seed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str
             demo["get_parser"]().parse_args(["--seed", str(seed), "--output", str(folder)])
         ).run()
     return scores
+
+
+def test_nothing_of_an_earlier_run_is_removed_where_the_request_cannot_be_run(tmp_path: Path) -> None:
+    output, text = tmp_path / "out", tmp_path / "typo"
+    (output / ".fairseq_dsp_demo").mkdir(parents=True)
+    (output / "pruned.pt").write_text("of an earlier run")
+    arguments = ["--output", output, "--text", text, "--unpruned-heads", 99, "--epochs", 0]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE / "demo.py"), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    sentences = done.stderr.strip().splitlines()
+    wanted = ("`--text`", "`--unpruned-heads` must be between 0 and 36", "`--epochs` must be at least 1, but is 0.")
+    assert len(sentences) == len(wanted)
+    assert all(words in sentence for words, sentence in zip(wanted, sentences, strict=True))
+    assert (output / "pruned.pt").read_text() == "of an earlier run"
+    inside = subprocess.run(
+        [sys.executable, str(EXAMPLE / "demo.py"), "--output", str(output), "--text", str(output / "text")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "`--text` must not lie in `--output`" in inside.stderr
 
 
 @pytest.mark.slow
