@@ -147,6 +147,17 @@ def test_averaging_refuses_other_heads_other_models_and_missing_files(
     assert not (tmp_path / "mean.pt").exists()
 
 
+def test_averaging_refuses_models_that_compute_something_else_with_weights_of_the_same_shapes(
+    dense: Path, tmp_path: Path
+):
+    state = torch.load(dense, weights_only=False)
+    state["cfg"]["model"].activation_fn, state["cfg"]["model"].no_scale_embedding = "gelu", True
+    torch.save(state, tmp_path / "other.pt")
+    done = average(tmp_path / "mean.pt", dense, tmp_path / "other.pt")
+    assert_refused(done, "`--activation-fn` gelu", "relu", "`--no-scale-embedding` True", reasons=2)
+    assert not (tmp_path / "mean.pt").exists()
+
+
 def test_gated_checkpoints_whose_choices_differ_are_not_averaged(epochs: Path, tmp_path: Path):
     state = load(epochs / "checkpoint_last.pt")
     gates = state["model"]["head_gates.fixed_mask"]
