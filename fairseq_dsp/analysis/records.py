@@ -12,7 +12,6 @@ from the results file's folder: detokenised translations, a line a sentence, and
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,11 @@ from typing import Any
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.json_values import excerpt, is_finite, is_whole
 
 DENSE = "dense"
+# the figures that are scores of translations, and what readers call them
+SCORES = {"bleu_tok": "BLEU (tokenised, lower-cased)", "sacrebleu": "sacreBLEU", "chrf": "chrF"}
 REFERENCES = os.path.join("hypotheses", "references.detok.txt")  # where a reproduction leaves them, beside its results
 _MOST_REASONS = 20
 
@@ -130,7 +132,7 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
             if number == numbered[-1][0]:
                 warn(f"{path}, line {number}, the last, is no whole JSON and was left out: its writer was stopped.")
             else:
-                reasons.append(f"{path}, line {number} must be whole JSON, but is {_short(line)}: {error}.")
+                reasons.append(f"{path}, line {number} must be whole JSON, but is {excerpt(line)}: {error}.")
             continue
         wrong = _problems(content)
         reasons += [f"{path}, line {number}: {problem}." for problem in wrong]
@@ -193,12 +195,12 @@ def _record(content: dict[str, Any], line: int) -> Record:
 def _problems(content: Any) -> list[str]:
     """What is wrong with a line's content; empty for a record."""
     if not isinstance(content, dict):
-        return [f"a run must be an object, but is {_short(content)}"]
+        return [f"a run must be an object, but is {excerpt(content)}"]
     found = [f"`{name}` must be there, but is missing" for name in _RULES if name not in content]
     rules = _RULES | _OPTIONAL_RULES
     for name, (rule, fits) in rules.items():
         if name in content and not fits(content[name]):
-            found.append(f"`{name}` must be {rule}, but is {_short(content[name])}")
+            found.append(f"`{name}` must be {rule}, but is {excerpt(content[name])}")
     return found or _disagreements(content)
 
 
@@ -219,11 +221,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return is_whole(value, 0) and value < 2**63
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+    return is_finite(value, 0)
 
 
 def _is_score(value: Any) -> bool:
@@ -279,11 +281,3 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "command": ("a text or a list of texts", _is_command),
 }
 _OPTIONAL_RULES = {"hypotheses": _PATH, "log": _PATH}
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, nesting without end
-        text = "something huge"
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -76,10 +76,10 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
     """The training logs worth a figure: of each method that learns heads, the run of the lowest seed nearest to H/4 heads, or above.
 
     Returns:
-        title -> log, and a sentence for every log that cannot be read.
+        title -> log, and a sentence on the methods of which there should be a log and none can be read.
     """
     chosen: dict[str, TrainingLog] = {}
-    problems: list[str] = []
+    missing: dict[str, list[str]] = {}
     total = max(record.total for record in records)
     for method in dict.fromkeys(group.method for group in grouped(records)):
         candidates = [record for record in records if record.method == method and record.log is not None]
@@ -88,13 +88,16 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
             try:
                 log = read_log(Path(resolve(str(record.log), results)).read_text(encoding="utf-8", errors="replace"))
             except OSError as error:
-                problems.append(f"the log of {record.name} cannot be read: {error.strerror}.")
+                unread = str(error.strerror)
                 continue
             if log.figures:
                 # one training that was cut to several budgets had none of them itself
                 chosen[method if shared[record.log] > 1 else f"{method}, K = {record.kept}"] = log
             break
-    return chosen, problems
+        else:
+            if candidates:
+                missing.setdefault(unread, []).append(method)
+    return chosen, [f"no log of {', '.join(methods)} can be read: {reason}." for reason, methods in missing.items()]
 
 
 def write_report(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fairseq_dsp.analysis.plots.scores import SCORES
-from fairseq_dsp.analysis.records import Group, Record, describe, grouped, mean_and_spread
+from fairseq_dsp.analysis.records import SCORES, Group, Record, describe, grouped, mean_and_spread
 from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.heads import STACK_NAMES, STACKS
 

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
@@ -18,6 +17,7 @@ import torch
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout, HeadScores
+from fairseq_dsp.json_values import excerpt, is_finite, is_whole
 
 FORMAT = 1
 
@@ -106,25 +106,23 @@ def _problem(name: str, value: Any) -> list[str]:
     if value is None and name in ("order", "iterative", "subset", "batches", "sentences"):
         return []
     if name in ("version", "scorer", "checkpoint"):
-        return [] if isinstance(value, str) and value else [f"`{name}` is no text but {_short(value)}"]
+        return [] if isinstance(value, str) and value else [f"`{name}` is no text but {excerpt(value)}"]
     if name == "subset":
-        return [] if value in ("train", "valid") else [f"`subset` is neither train nor valid but {_short(value)}"]
+        return [] if value in ("train", "valid") else [f"`subset` is neither train nor valid but {excerpt(value)}"]
     if name == "layout":
         try:
             HeadLayout.parse(value)
         except (ValueError, AttributeError):
-            return [f"`layout` is no layout but {_short(value)}"]
+            return [f"`layout` is no layout but {excerpt(value)}"]
         return []
     if name == "seed":
-        return [] if _is_whole(value) else [f"`seed` is no whole number but {_short(value)}"]
+        return [] if is_whole(value) else [f"`seed` is no whole number but {excerpt(value)}"]
     if name in ("iterative", "batches", "sentences"):
-        if not _is_whole(value) or value < 1:
-            return [f"`{name}` is no whole number above 0 but {_short(value)}"]
-        return []
+        return [] if is_whole(value, 1) else [f"`{name}` is no whole number above 0 but {excerpt(value)}"]
     if not isinstance(value, list):
-        return [f"`{name}` is no list but {_short(value)}"]
-    fits, item = (_is_whole, "head") if name == "order" else (_is_finite, "number")
-    return [f"`{name}` holds {_short(strange)}, which is no {item}" for strange in value if not fits(strange)][:1]
+        return [f"`{name}` is no list but {excerpt(value)}"]
+    fits, item = (is_whole, "head") if name == "order" else (is_finite, "number")
+    return [f"`{name}` holds {excerpt(strange)}, which is no {item}" for strange in value if not fits(strange)][:1]
 
 
 def _disagreements(content: dict[str, Any]) -> list[str]:
@@ -141,22 +139,6 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
     if len(data) not in (0, 3):
         wrong.append(f"{' and '.join(f'`{name}`' for name in data)} must not be missing where data was read")
     return wrong
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond any float
-        return False
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a huge number"
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _refuse_constant(name: str) -> NoReturn:

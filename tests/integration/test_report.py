@@ -50,6 +50,20 @@ def test_a_training_that_was_cut_to_several_budgets_is_shown_under_none_of_them(
     assert {"brand new", "dsp, K = 12"} <= logs.keys()
 
 
+def test_missing_logs_are_one_sentence_and_others_take_their_place(tmp_path: Path):
+    contents = [content for content in runs() if content["method"] != "dense"]
+    for content in contents:
+        content["log"] = "none.log"
+        if content["method"] == "dsp" and content["kept"] == 3:
+            content["log"] = "there.log"
+    (tmp_path / "there.log").write_text(training_log("simple", updates=100, fixed_at=60))
+    records = read_records(str(write(tmp_path / "results.jsonl", contents)), pytest.fail)
+    logs, problems = read_logs(records, str(tmp_path / "results.jsonl"))
+    assert len(logs) == 1
+    others = [method for method in dict.fromkeys(content["method"] for content in contents) if method != "dsp"]
+    assert problems == [f"no log of {', '.join(others)} can be read: No such file or directory."]
+
+
 def everything(folder: Path) -> Path:
     """Results with translations and logs: three methods, two seeds."""
     from sacrebleu.metrics import BLEU
@@ -215,7 +229,7 @@ class TestRecovery:
         contents = [run("dense", 36, hypotheses="h.txt"), run(kept=0, hypotheses="h.txt", log="none.log")]
         done = report(write(tmp_path / "r.jsonl", contents), tmp_path / "out", "--references", tmp_path / "h.txt")
         assert done.code == 0, done.err
-        assert "the log of dsp, 0 heads, seed 1 cannot be read" in done.err
+        assert "no log of dsp can be read: No such file or directory." in done.err
         assert done.err.count("with these references") == 2
         assert not list((tmp_path / "out/figures").glob("training*"))
 

@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "live": {"heads", "attention"},  # of the latter its types alone
     "attention": {"heads", "live", "masks", "sharing"},
     "sharing": set(),
-    "scoring": {"heads", "attention", "errors", "scoring"},
+    "json_values": set(),
+    "scoring": {"heads", "attention", "errors", "json_values", "scoring"},
     "methods": {"heads", "subset", "config", "errors", "methods"},
 }
 

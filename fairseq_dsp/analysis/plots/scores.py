@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairseq_dsp.analysis.plots import style
-from fairseq_dsp.analysis.records import Group, Record, grouped
-
-SCORES = {"bleu_tok": "BLEU (tokenised, lower-cased)", "sacrebleu": "sacreBLEU", "chrf": "chrF"}
+from fairseq_dsp.analysis.records import SCORES, Group, Record, grouped
 
 
 def score_against_heads(records: Sequence[Record], *paths: str, score: str = "bleu_tok") -> None:
