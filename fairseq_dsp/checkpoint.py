@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fairseq_dsp.compat import config_of_checkpoint, settle_device_marks
-from fairseq_dsp.config import get_option, grid_of_options, set_option
+from fairseq_dsp.config import architecture_of, get_option, grid_of_options, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.objections import objections_to_stored_options
@@ -68,12 +68,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"{path} others are in {', '.join(strange[:5])}."
         )
     model_cfg = options.get("model") if isinstance(options, dict) else options
-    name = model_cfg.get if isinstance(model_cfg, dict) else lambda key: getattr(model_cfg, key, None)
-    family = family_of(name("_name") or name("arch"))
+    architecture = architecture_of(model_cfg)
+    family = family_of(architecture)
     if family not in ("transformer", "dsp_transformer"):
         raise Refusal(
-            f"the checkpoint must be of a `transformer` architecture, but {path} is of {name('_name') or name('arch')} "
-            f"({family or 'unknown'})."
+            f"the checkpoint must be of a `transformer` architecture, but {path} is of {architecture} ({family or 'unknown'})."
         )
     _refuse_later_format(state.get(PROVENANCE), path)
     settle_device_marks(state["model"])
@@ -170,7 +169,7 @@ def family_of(architecture: str | None) -> str | None:
 
 def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:
     """Makes a stock transformer's cfg, in place, one of ours that keeps all heads; leaves ours as it is."""
-    name = get_option(cfg, "_name") or get_option(cfg, "arch")
+    name = architecture_of(cfg)
     if family_of(name) == "transformer":
         ARCH_CONFIG_REGISTRY[name](cfg)  # defaults that an older checkpoint's options lack
         grid = grid_of_options(cfg)

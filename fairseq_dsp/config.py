@@ -124,13 +124,19 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
             parser.add_argument(name, type=kind, help=option.metadata["help"])
 
 
-def get_option(cfg: argparse.Namespace | DictConfig, name: str, default: Any = None) -> Any:
-    """An option of a cfg of either kind; `default` where the cfg has none."""
-    if isinstance(cfg, DictConfig):
+def get_option(cfg: argparse.Namespace | DictConfig | dict[str, Any], name: str, default: Any = None) -> Any:
+    """An option of a cfg of any kind, a checkpoint's plain dict too; `default` where the cfg has none."""
+    if isinstance(cfg, (DictConfig, dict)):
         value = cfg.get(name) if name in cfg else None  # OmegaConf 2.0 does not forgive an unknown name
     else:
         value = getattr(cfg, name, None)
     return default if value is None else value
+
+
+def architecture_of(cfg: argparse.Namespace | DictConfig | dict[str, Any]) -> str | None:
+    """Name of the architecture that a cfg describes; None where it gives none, or no text."""
+    name = get_option(cfg, "_name") or get_option(cfg, "arch")
+    return name if isinstance(name, str) else None
 
 
 def grid_of_options(cfg: argparse.Namespace | DictConfig) -> HeadGrid | None:

@@ -11,12 +11,23 @@ from typing import NoReturn
 
 import numpy as np
 from fairseq.data import Dictionary
-from fairseq.data.data_utils import load_indexed_dataset
+from fairseq.data.data_utils import batch_by_size, load_indexed_dataset
 from fairseq.data.indexed_dataset import MMapIndexedDataset, infer_dataset_impl
+from fairseq.utils import split_paths
 
 from fairseq_dsp.errors import Refusal
 
 _HEADER = 26  # bytes of an index before its sizes (4 bytes each) and places (8 bytes each)
+
+
+def refuse_no_folder(path: str, name: str) -> None:
+    """Checks that there is a data folder at all; of several shards, the first.
+
+    Raises:
+        Refusal: there is none.
+    """
+    if not os.path.isdir(split_paths(path)[0]):
+        raise Refusal(f"{name} must be a folder of fairseq-preprocess, but {path} is none.")
 
 
 class DataFolder:
@@ -34,8 +45,7 @@ class DataFolder:
 
     def __init__(self, path: str, source: str | None = None, target: str | None = None, name: str = "`--data`") -> None:
         self.path, self.name = path, name
-        if not os.path.isdir(path):
-            raise Refusal(f"{name} must be a folder of fairseq-preprocess, but {path} is none.")
+        refuse_no_folder(path, name)
         self.pairs = _pairs_in(path)
         if source is None or target is None:
             source, target = self.find_pair(source, target)
@@ -93,7 +103,7 @@ class DataFolder:
         """
         sides, reasons = [], []
         for language, limit in zip((self.source, self.target), words or (None, None), strict=True):
-            prefix = self._prefix(subset, language)
+            prefix = self.prefix(subset, language)
             missing = [f"{prefix}.{kind}" for kind in ("idx", "bin") if not os.path.isfile(f"{prefix}.{kind}")]
             if missing and infer_dataset_impl(prefix) is None:
                 names = ", ".join(map(os.path.basename, missing))
@@ -112,13 +122,25 @@ class DataFolder:
             raise Refusal(*reasons)
         return np.stack(sides, 1)
 
-    def _prefix(self, subset: str, language: str) -> str:
+    def prefix(self, subset: str, language: str) -> str:
         """The side's files without their endings; as in fairseq, those of the opposite pair serve too."""
         prefixes = [
             os.path.join(self.path, f"{subset}.{pair}.{language}")
             for pair in (f"{self.source}-{self.target}", f"{self.target}-{self.source}")
         ]
         return next((prefix for prefix in prefixes if infer_dataset_impl(prefix) is not None), prefixes[0])
+
+
+def count_batches(sizes: np.ndarray, max_tokens: int) -> int:
+    """How many batches of `--max-tokens` fairseq-train makes of sentence pairs, which it sorts by source, then by target.
+
+    Args:
+        sizes: tokens of each sentence pair, [pairs, 2].
+        max_tokens: most tokens of a batch on either side, padding included.
+    """
+    order = np.lexsort((sizes[:, 1], sizes[:, 0]))
+    longest = sizes.max(1)[order].astype(np.int64)
+    return len(batch_by_size(order, None, num_tokens_vec=longest, max_tokens=max_tokens))
 
 
 def _pairs_in(folder: str) -> list[tuple[str, str]]:

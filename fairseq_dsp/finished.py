@@ -28,14 +28,14 @@ _BATCH_OPTIONS = (
 
 
 def ungated(path: str) -> tuple[DspTransformerModel, Any]:
-    """The model of a checkpoint and the options of its task; every head that it has is on.
+    """The model of a checkpoint, in float32, and the options of its task; every head that it has is on.
 
     What is scored is thus the function of the weights alone, whatever the importance variables of a gated checkpoint say.
     """
     state = read_checkpoint(path)
     for name in ("checkpoint_activations", "offload_activations"):
         set_option(state["cfg"].model, name, False)  # the pass must run once, with the scorer's gates in its graph
-    model = load_model(state)
+    model = load_model(state).float()
     if model.head_gates is not None:
         remove_gates(model, model.layout.grid)
     return model, state["cfg"].task

@@ -23,7 +23,7 @@ from fairseq_dsp.compat import (
     settle_device_marks,
     settle_device_marks_of,
 )
-from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
+from fairseq_dsp.config import PruningConfig, add_arguments, flag, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.heads import HeadGrid, HeadLayout
@@ -197,9 +197,9 @@ class DspTransformerModel(TransformerModel):
             if not wanted:
                 self.decoder.alignment_layer = NO_LAYER  # spares computing weights that nobody asked for
             if wanted and not any(self.layout.by_type()["cross"][:1]):
-                flags = " and ".join("--" + name.replace("_", "-") for name in wanted)
+                flags = " and ".join(map(flag, wanted))
                 raise Refusal(
-                    f"`{flags}` needs a cross-attention head to align with, but this model keeps {self.layout}."
+                    f"{flags} must have a cross-attention head to align with, but this model keeps {self.layout}."
                 )
         super().prepare_for_inference_(cfg)
 

@@ -13,7 +13,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fairseq_dsp.config import PruningConfig, flag, get_option, grid_of_options
+from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, grid_of_options
 from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import method_class, objections_to_method
 
@@ -89,8 +89,7 @@ def _number(value: object) -> float | None:
 def _defaults(cfg: argparse.Namespace | DictConfig) -> dict[str, object]:
     """What an architecture's options are where nobody gives any."""
     found = argparse.Namespace()
-    name = get_option(cfg, "_name") or get_option(cfg, "arch")
-    ARCH_CONFIG_REGISTRY.get(name, ARCH_CONFIG_REGISTRY["transformer"])(found)
+    ARCH_CONFIG_REGISTRY.get(architecture_of(cfg), ARCH_CONFIG_REGISTRY["transformer"])(found)
     return vars(found)
 
 

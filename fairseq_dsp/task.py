@@ -19,9 +19,9 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
-from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.config import architecture_of, get_option, set_option
 from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
-from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.model import DspTransformerModel, unwrap
 from fairseq_dsp.objections import BUDGET_TASK, objections, objections_to_backend
 from fairseq_dsp.optim import DspAdam
@@ -73,27 +73,34 @@ class TranslationDspTask(TranslationTask):
             return super().build_model(cfg, from_checkpoint)
         self._trains = True
         _forget_earlier_runs()
-        name = get_option(cfg, "_name") or get_option(cfg, "arch")
+        name = architecture_of(cfg)
         with exit_on_refusal():
             if not issubclass(ARCH_MODEL_REGISTRY.get(name, object), DspTransformerModel):
                 raise Refusal(
                     f"`--arch` must be a dsp_transformer for `--task translation_dsp`, but is {name}, which would train "
                     "dense: for that, use `--task translation`."
                 )
+            reasons = []
             for option, value in (("unpruned_heads", self.cfg.unpruned_heads), ("seed", self.cfg.seed)):
                 given = get_option(cfg, option, value)
                 if value is not None and str(given) != str(value):
-                    raise Refusal(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
+                    reasons.append(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
                 set_option(cfg, option, given)
             set_option(cfg, BUDGET_TASK, "translation_dsp")
-            reasons = objections(cfg) + self._objections_to_start(cfg)
+            with noted(reasons):
+                reasons += objections(cfg)
+            reasons += self._objections_to_start(cfg)
             if reasons:
                 raise Refusal(*reasons)
         model = super().build_model(cfg, from_checkpoint)
         model.adopts_dense_state = True
+        self.adopt(model)
+        return model
+
+    def adopt(self, model: DspTransformerModel) -> None:
+        """Notes what training will ask of the model; `build_model` calls it, and whoever has a model from elsewhere."""
         self._learns_heads = model.head_gates is not None
         self._adaptive_softmax = model.decoder.adaptive_softmax is not None
-        return model
 
     def _objections_to_start(self, cfg: Any) -> list[str]:
         """Sentences on the checkpoint that training starts from: one to fine-tune from, or one to resume."""

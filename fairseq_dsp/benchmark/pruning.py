@@ -29,7 +29,9 @@ from fairseq_dsp.benchmark.sentences import batch_of
 from fairseq_dsp.benchmark.settings import Settings
 from fairseq_dsp.benchmark.subjects import Subject, facts_of, options_of
 from fairseq_dsp.benchmark.training import trainer_of, update
-from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.checkpoint import family_of
+from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
+from fairseq_dsp.output import refuse_to_overwrite, write_atomically
 
 KINDS = ("training", "weights only")
 _COMMAND = "from fairseq_dsp.cli.prune import cli_main; cli_main()"
@@ -118,11 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--megabytes", type=int, default=1000, help="of each checkpoint, about (default: 1000)")
     parser.add_argument("--arch", default="dsp_transformer_wmt_en_de", help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=3, help="of the command on each checkpoint (default: 3)")
-    parser.add_argument("--json", metavar="FILE", help="append a line for each checkpoint")
+    parser.add_argument("--json", metavar="FILE", help="write a line for each checkpoint")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
     args = parser.parse_args(arguments)
-    for option in ("megabytes", "runs"):
-        if getattr(args, option) < 1:
-            raise Refusal(f"`--{option}` must be at least 1, but is {getattr(args, option)}.")
+    _check(args)
+    lines = ""
     table = Table()
     for column in ("checkpoint", "MB", "seconds", "peak MB", "peak / file", "rewritten MB"):
         table.add_column(column, justify="left" if column == "checkpoint" else "right")
@@ -133,10 +135,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.add_row(
             kind, sizes[0], f"{median(found.seconds):.1f}", sizes[1], f"{found.peak / found.size:.2f}", sizes[2]
         )
-        if args.json:
-            with open(args.json, "a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(found)) + "\n")
+        lines += json.dumps(asdict(found)) + "\n"
     Console().print(table)
+    if args.json:
+        write_atomically(args.json, lambda file: file.write(lines.encode()), "the measurements")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises:
+    Refusal: options that cannot be honoured, all at once.
+    """
+    reasons = [
+        f"`--{option}` must be at least 1, but is {getattr(args, option)}."
+        for option in ("megabytes", "runs")
+        if getattr(args, option) < 1
+    ]
+    if family_of(args.arch) != "dsp_transformer":
+        reasons.append(f"`--arch` must be a dsp_transformer, but is {args.arch}.")
+    if args.json:
+        with noted(reasons):
+            refuse_to_overwrite(args.json, args.force)
+    if reasons:
+        raise Refusal(*reasons)
 
 
 if __name__ == "__main__":

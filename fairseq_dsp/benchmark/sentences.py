@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,13 +19,13 @@ _PAD, _END, _FIRST_WORD = 1, 2, 4
 Pair = tuple[Tensor, Tensor]
 
 
-def dictionary_sizes(data: str) -> tuple[int, int]:
-    """Entries of the folder's source and target dictionary.
+def dictionary_sizes(settings: Settings) -> tuple[int, int]:
+    """Entries of the data folder's source and target dictionary.
 
     Raises:
         Refusal: no such folder or dictionaries.
     """
-    source, target = DataFolder(data).dictionaries()
+    source, target = _folder(settings).dictionaries()
     return len(source), len(target)
 
 
@@ -78,19 +77,22 @@ def _synthetic(settings: Settings, sentences: int) -> Iterator[Pair]:
 
 def _sorted_pairs(settings: Settings) -> list[Pair]:
     """All pairs of the subset, by length of the source, then of the target."""
-    assert settings.data is not None
-    folder = DataFolder(settings.data)
+    folder = _folder(settings)
     dictionaries = folder.dictionaries()
     folder.sizes(settings.subset, list(map(len, dictionaries)))  # refuses a damaged one
-    prefix = os.path.join(settings.data, f"{settings.subset}.{folder.source}-{folder.target}.")
     sides = [
-        load_indexed_dataset(prefix + language, words)
+        load_indexed_dataset(folder.prefix(settings.subset, language), words)
         for language, words in zip((folder.source, folder.target), dictionaries, strict=True)
     ]
     pairs = [(sides[0][index].long(), sides[1][index].long()) for index in range(len(sides[0]))]
     if not pairs:
         raise Refusal(f"`--subset` must have sentences, but {settings.subset} of {settings.data} has none.")
     return sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
+
+
+def _folder(settings: Settings) -> DataFolder:
+    assert settings.data is not None
+    return DataFolder(settings.data, settings.source_lang, settings.target_lang)
 
 
 def _collate(pairs: list[Pair]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ class Settings:
         max_tokens: tokens, padding included, of the batch of an update or a validation.
         data: folder of fairseq-preprocess to take sentences from; None for synthetic ones.
         subset: of `data`.
+        source_lang: of `data`; None for that of its only language pair. Likewise:
+        target_lang: the target language.
         words: sizes of the source and the target dictionary, as far as all models have them.
     """
 
@@ -29,6 +31,8 @@ class Settings:
     max_tokens: int = 4096
     data: str | None = None
     subset: str = "test"
+    source_lang: str | None = None
+    target_lang: str | None = None
     words: tuple[int, int] = (8848, 6632)
 
 

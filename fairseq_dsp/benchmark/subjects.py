@@ -25,7 +25,7 @@ from fairseq_dsp.checkpoint import (
     read_checkpoint,
     resolve_layout,
 )
-from fairseq_dsp.config import get_option, grid_of_options
+from fairseq_dsp.config import architecture_of, grid_of_options
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.model import DspTransformerModel
@@ -63,7 +63,7 @@ class Subject:
             Refusal: no such checkpoint or architecture, or a layout that does not fit.
         """
         if not self.random:
-            return (load_model(read_checkpoint(self.text)) if self.ctranslate2 else _load(self.text)).eval()
+            return (load_model(read_checkpoint(self.text)) if self.ctranslate2 else _load(self.text)).float().eval()
         ours = self.ctranslate2 and family_of(self.text.partition(":")[0]) == "transformer"
         return _build_random(f"dsp_{self.text}" if ours else self.text, words).eval()
 
@@ -138,7 +138,7 @@ def labels(subjects: list[Subject]) -> list[str]:
 def _load(path: str) -> nn.Module:
     state = read_checkpoint(path)
     cfg = state["cfg"].model
-    if family_of(get_option(cfg, "_name") or get_option(cfg, "arch")) != "transformer":
+    if family_of(architecture_of(cfg)) != "transformer":
         return load_model(state)
     adopt_architecture(cfg)
     try:

@@ -41,7 +41,7 @@ def trainer_of(model: nn.Module, settings: Settings) -> Trainer:
     cfg.common.tpu = False  # fairseq takes --bf16 for a TPU
     task = TASK_REGISTRY[parts[0]](cfg.task, *dictionaries_of(model))
     if gated:
-        task._learns_heads = True  # what its build_model would have noted
+        task.adopt(model)  # what its build_model would have done
     trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
     trainer.cuda_env = None  # it would reset the peak of memory after every update
     return trainer

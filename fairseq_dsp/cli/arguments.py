@@ -1,11 +1,18 @@
-"""What several commands read and print alike: whole numbers of options, sizes of files."""
+"""What several commands read and print alike: languages, whole numbers of options, sizes of files."""
 
 from __future__ import annotations
 
+import argparse
 import os
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
+
+
+def add_languages(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """`--source-lang` and `--target-lang`, for commands that read a data folder."""
+    for side, metavar in (("source", "SRC"), ("target", "TGT")):
+        parser.add_argument(f"--{side}-lang", metavar=metavar, help=f"{side} language, where nothing else tells it")
 
 
 def whole_number(text: str | None, option: str, least: int | None = None) -> int | None:

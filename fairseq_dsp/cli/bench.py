@@ -22,7 +22,7 @@ from fairseq_dsp.benchmark.sentences import dictionary_sizes
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.subjects import RANDOM_SYNTAX, Facts, Subject, facts_of, labels
 from fairseq_dsp.benchmark.workloads import WORKLOADS
-from fairseq_dsp.cli.arguments import whole_number, whole_numbers
+from fairseq_dsp.cli.arguments import add_languages, whole_number, whole_numbers
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
 from fairseq_dsp.output import refuse_to_overwrite, write_atomically
@@ -59,6 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
     work.add_argument("--length", metavar="N", help="words of the synthetic sentences (default: 20)")
     work.add_argument("--data", metavar="DATA-BIN", help="real sentences, of --subset")
     work.add_argument("--subset", default="test", help="of DATA-BIN (default: test)")
+    add_languages(work)
     work.add_argument(
         "--output-length", metavar="N",
         help="words to generate (default: --length; with --data, until the model ends, at most 200)",
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(arguments)
     settings, plan, cases = _read(args)
     torch.set_num_threads(settings.threads)
-    words = dictionary_sizes(settings.data) if settings.data else None
+    words = dictionary_sizes(settings) if settings.data else None
     given = args.subjects
     if args.ctranslate2:
         given = given + [replace(subject, ctranslate2=args.ctranslate2) for subject in given]
@@ -263,7 +264,8 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
     if reasons:
         raise Refusal(*reasons)
     pairs, warmup = numbers.pop("pairs"), numbers.pop("warmup")
-    settings = Settings(device=device, dtype=args.dtype, data=args.data, subset=args.subset, **numbers)
+    names_of_data = {name: getattr(args, name) for name in ("data", "subset", "source_lang", "target_lang")}
+    settings = Settings(device=device, dtype=args.dtype, **names_of_data, **numbers)
     cases = [
         Case(name, batch, beam)
         for name in names

@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 
 from fairseq_dsp.checkpoint import write_checkpoint
-from fairseq_dsp.cli.arguments import megabytes
+from fairseq_dsp.cli.arguments import add_languages, megabytes
+from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert, is_model
 from fairseq_dsp.export.dense import fold
@@ -34,8 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("for --format ctranslate2")
     group.add_argument("--data", metavar="DATA-BIN", help="folder of fairseq-preprocess, for its dictionaries")
     group.add_argument("--quantization", choices=QUANTIZATIONS, help="type of the weights (default: float32)")
-    group.add_argument("--source-lang", metavar="SRC", help="where neither checkpoint nor DATA-BIN tells it")
-    group.add_argument("--target-lang", metavar="TGT", help="likewise")
+    add_languages(group)
     return parser
 
 
@@ -60,8 +60,7 @@ def cli_main() -> None:
 def _export_dense(args: argparse.Namespace) -> None:
     alien = [name for name in ("data", "quantization", "source_lang", "target_lang") if getattr(args, name) is not None]
     if alien:
-        flags = (f"`--{name.replace('_', '-')}`" for name in alien)
-        raise Refusal(*(f"{flag} belongs to `--format ctranslate2`, but the format is dense." for flag in flags))
+        raise Refusal(*(f"{flag(name)} belongs to `--format ctranslate2`, but the format is dense." for name in alien))
     refuse_to_overwrite(args.output, args.force)
     done = fold(args.input)
     write_checkpoint(done.state, args.output)

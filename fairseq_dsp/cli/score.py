@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from fairseq import utils
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import fairseq_dsp
-from fairseq_dsp.cli.arguments import whole_number
+from fairseq_dsp.cli.arguments import add_languages, whole_number
+from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.data_folder import refuse_no_folder
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.finished import draw_batches, loss_of, ungated
 from fairseq_dsp.model import DspTransformerModel
@@ -40,6 +41,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--batches", default="100", metavar="N", help="batches, drawn with --seed (default: 100), or all"
     )
     parser.add_argument("--max-tokens", default="4096", metavar="N", help="tokens in a batch (default: 4096)")
+    add_languages(parser)
     parser.add_argument("--iterative", metavar="N", help="score again after every N heads removed")
     parser.add_argument("--seed", default="1", help="of the choice of batches and of random scores (default: 1)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(arguments)
     _check(args)
     model, options = ungated(args.path)
+    for side in ("source_lang", "target_lang"):
+        set_option(options, side, getattr(args, side) or get_option(options, side))
     batches = []
     if SCORERS[args.scorer].reads_data:
         batches = draw_batches(model, options, args.data, args.subset, args.batches, args.max_tokens, args.seed)
@@ -144,8 +148,9 @@ def _check(args: argparse.Namespace) -> None:
             continue
         with noted(reasons):
             setattr(args, option, whole_number(getattr(args, option), option, least))
-    if not os.path.isdir(utils.split_paths(args.data)[0]):
-        reasons.append(f"DATA-BIN must be a folder that fairseq-preprocess made, but {args.data} is none.")
+    if args.scorer not in SCORERS or SCORERS[args.scorer].reads_data:
+        with noted(reasons):
+            refuse_no_folder(args.data, "DATA-BIN")
     with noted(reasons):
         refuse_to_overwrite(args.output, args.force)
     if reasons:

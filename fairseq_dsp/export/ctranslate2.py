@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
-from fairseq_dsp.config import get_option
+from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.heads import HeadLayout
@@ -33,6 +33,8 @@ QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "float
 
 # Largest difference between fairseq's and CTranslate2's log-probability of a word, both in float32.
 TOLERANCE = 1e-4
+
+_MODEL_FILES = {"model.bin", "config.json", *(f"{side}_vocabulary.json" for side in ("source", "target", "shared"))}
 
 EOS, FIRST_WORD = 2, 4  # in fairseq's dictionaries: <s>, <pad>, </s>, <unk>, words
 
@@ -65,8 +67,9 @@ class Conversion:
 
 
 def is_model(folder: str) -> bool:
-    """Whether a folder holds a model of CTranslate2."""
-    return os.path.isfile(os.path.join(folder, "model.bin"))
+    """Whether a folder holds a model of CTranslate2, as `convert` writes it, and nothing else."""
+    found = set(os.listdir(folder))
+    return "model.bin" in found and found <= _MODEL_FILES
 
 
 def convert(
@@ -134,8 +137,7 @@ def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> lis
         found.append(f"`--format ctranslate2` needs an `--activation-fn` of {known}, but the model's is {activation}.")
     for name in _UNSUPPORTED:
         if value := get_option(cfg.model, name):
-            flag = "--" + name.replace("_", "-")
-            found.append(f"`--format ctranslate2` cannot represent `{flag}`, but the model has it ({value}).")
+            found.append(f"`--format ctranslate2` cannot represent {flag(name)}, but the model has it ({value}).")
     for side, symbols in (("encoder", words.source), ("decoder", words.target)):
         rows = len(getattr(model, side).embed_tokens.weight)
         if rows != len(symbols):

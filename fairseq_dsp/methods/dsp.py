@@ -56,7 +56,7 @@ class DifferentiableSubset(Method):
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         initial, final = _temperatures(config)
-        found = _cooldown_objections(config)
+        found = super().objections(config)
         if config.relaxation is not None and config.relaxation not in RELAXATIONS:
             found.append(f"{flag('relaxation')} must be one of {', '.join(RELAXATIONS)}, but is {config.relaxation}.")
         for name, value in (("initial_temperature", initial), ("final_temperature", final)):
@@ -91,10 +91,6 @@ class StraightThrough(Method):
     fixes_at: int | None
 
     @classmethod
-    def objections(cls, config: PruningConfig) -> list[str]:
-        return _cooldown_objections(config)
-
-    @classmethod
     def from_config(cls, config: PruningConfig) -> StraightThrough:
         return cls(None if config.keep_sampling else cooldown_of(config))
 
@@ -107,8 +103,3 @@ def _temperatures(config: PruningConfig) -> tuple[float, float]:
     initial = INITIAL_TEMPERATURE if config.initial_temperature is None else config.initial_temperature
     final = FINAL_TEMPERATURE if config.final_temperature is None else config.final_temperature
     return initial, final
-
-
-def _cooldown_objections(config: PruningConfig) -> list[str]:
-    cooldown = cooldown_of(config)
-    return [] if cooldown >= 0 else [f"{flag('cooldown_updates')} must be at least 0, but is {cooldown}."]

@@ -37,11 +37,9 @@ class HardConcrete(Method):
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
-        found = []
+        found = super().objections(config)
         if config.l0_penalty is not None and not 0 <= config.l0_penalty < float("inf"):
             found.append(f"{flag('l0_penalty')} must be a number of at least 0, but is {config.l0_penalty}.")
-        if config.cooldown_updates is not None and config.cooldown_updates < 0:
-            found.append(f"{flag('cooldown_updates')} must be at least 0, but is {config.cooldown_updates}.")
         return found
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.config import PruningConfig, flag
 
 
 class Method(ABC):
@@ -29,8 +29,11 @@ class Method(ABC):
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
-        """Sentences on values of the method's own options; empty if all are fit."""
-        return []
+        """Sentences on values of the options that the method takes; empty if all are fit. Subclasses add theirs."""
+        cooldown = config.cooldown_updates
+        if "cooldown_updates" not in cls.options or cooldown is None or cooldown >= 0:
+            return []
+        return [f"{flag('cooldown_updates')} must be at least 0, but is {cooldown}."]
 
     @classmethod
     @abstractmethod

@@ -183,6 +183,12 @@ def test_other_families_are_refused_by_name(arch: str, dense: Path, tmp_path: Pa
     assert_refused(prune(path, tmp_path / "out.pt", "--layout", FULL, ok=False), arch, str(path))
 
 
+@pytest.mark.parametrize("arch", [["transformer"], {"transformer": 1}, 7, True])
+def test_an_architecture_that_is_no_text_is_refused(arch: object, dense: Path, tmp_path: Path):
+    path = changed(dense, tmp_path / "in.pt", _name=arch, arch=arch)
+    assert_refused(prune(path, tmp_path / "out.pt", "--layout", FULL, ok=False), "architecture", str(path))
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("name", ["encoder.layers.0.fc1.weight", "head_gates.importance", "head_gates.fixed_mask"])
 def test_weights_and_importance_that_are_no_numbers_are_refused_by_name(name: str, value: str, trained, tmp_path: Path):

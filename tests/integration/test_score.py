@@ -106,6 +106,38 @@ class TestScoring:
             score(data, path, tmp_path / name, "--subset", "valid")
         assert content(tmp_path / "one")["scores"] == content(tmp_path / "two")["scores"]
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_of_weights_in_half_precision(self, dtype, data, dense, tmp_path):
+        state = torch.load(dense, weights_only=False)
+        state["model"] = {name: value.to(dtype) for name, value in state["model"].items()}
+        torch.save(state, tmp_path / "half.pt")
+        for name, path in (("one", dense), ("two", tmp_path / "half.pt")):
+            score(data, path, tmp_path / name, "--subset", "valid")
+        one, two = content(tmp_path / "one"), content(tmp_path / "two")
+        assert two["scores"] == pytest.approx(one["scores"], rel=0.2)
+
+    @pytest.mark.parametrize("scorer", [name for name, scorer in SCORERS.items() if not scorer.reads_data])
+    def test_needs_no_data_where_it_reads_none(self, scorer, dense, tmp_path):
+        score(tmp_path / "nowhere", dense, tmp_path / "scores.json", scorer=scorer)
+        assert content(tmp_path / "scores.json")["subset"] is None
+
+    def test_of_one_of_several_language_pairs(self, data, dense, tmp_path):
+        """Where the checkpoint does not tell its languages."""
+        both = tmp_path / "both"
+        shutil.copytree(data, both)
+        (both / "train.xx-yy.xx.idx").touch()
+        state = torch.load(dense, weights_only=False)
+        state["cfg"]["task"]["source_lang"] = state["cfg"]["task"]["target_lang"] = None
+        torch.save(state, tmp_path / "untold.pt")
+        assert_refused(
+            score(both, tmp_path / "untold.pt", tmp_path / "one", "--subset", "valid", ok=False),
+            "`--source-lang` and `--target-lang`", "?-?",
+        )  # fmt: skip
+        languages = ["--source-lang", "aa", "--target-lang", "bb"]
+        score(both, tmp_path / "untold.pt", tmp_path / "one", "--subset", "valid", *languages)
+        score(data, dense, tmp_path / "two", "--subset", "valid")
+        assert content(tmp_path / "one")["scores"] == content(tmp_path / "two")["scores"]
+
     def test_then_pruning_then_fine_tuning_with_stock_parts(self, data, dense, tmp_path):
         score(data, dense, tmp_path / "scores.json", "--subset", "valid")
         small = tmp_path / "small.pt"

@@ -133,6 +133,15 @@ def _options():
     return {"_name": "transformer_tiny", "arch": "transformer_tiny", "share_decoder_input_output_embed": True, **sizes}
 
 
+@pytest.mark.parametrize("stock", [True, False])
+def test_a_checkpoint_in_half_precision_is_measured_in_float32(stock, tmp_path):
+    model = Subject(DENSE if stock else SMALL, random=True).build().half()
+    options = _options() if stock else vars(options_of(model))
+    torch.save({"model": model.state_dict(), "args": None, "cfg": {"model": options}}, tmp_path / "half.pt")
+    built = Subject(str(tmp_path / "half.pt")).build()
+    assert {value.dtype for value in built.parameters()} == {torch.float32}
+
+
 def test_a_model_in_training_has_our_parts():
     model = Subject(GATED, random=True).build()
     assert facts_of(model).heads == 5
@@ -263,9 +272,19 @@ def test_the_rewriting_of_made_checkpoints_is_measured(tmp_path, capsys):
     assert "weights only" in capsys.readouterr().out
 
 
-def test_no_run_is_refused():
-    with pytest.raises(Refusal, match="`--runs` must be at least 1, but is 0."):
-        pruning.main(["--runs", "0"])
+def test_a_measurement_of_rewriting_that_cannot_be_run_or_kept_is_refused_before_it(tmp_path):
+    precious = tmp_path / "rows.jsonl"
+    precious.write_text("precious")
+    with pytest.raises(Refusal) as refusal:
+        pruning.main(["--runs", "0", "--megabytes", "0", "--arch", "transformer_tiny", "--json", str(precious)])
+    wanted = (
+        "`--megabytes` must be",
+        "`--runs` must be at least 1, but is 0.",
+        "but is transformer_tiny.",
+        "`--force`",
+    )
+    assert all(words in sentence for words, sentence in zip(wanted, refusal.value.reasons, strict=True))
+    assert precious.read_text() == "precious"
 
 
 def test_labels_tell_files_apart():

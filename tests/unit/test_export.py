@@ -281,3 +281,11 @@ class TestOverwriting:
         assert "`--force` replaces models" in refusal(small, tmp_path / "letters", *arguments)
         assert "`--force`" in refusal(small, tmp_path / "letters/one.txt", *arguments)
         assert (tmp_path / "letters/one.txt").read_text() == "dear"
+
+    def test_never_replaces_a_model_with_files_of_the_user_s_beside_it(self, folder, tmp_path):
+        target = tmp_path / "out"
+        arguments = ["--format", "ctranslate2", "--data", str(folder / "data")]
+        main([str(checkpoint(folder)), str(target), *arguments])
+        (target / "codes").write_text("#version: 0.2")
+        assert "`--force` replaces models" in refusal(checkpoint(folder), target, *arguments, "--force")
+        assert (target / "codes").read_text() == "#version: 0.2"

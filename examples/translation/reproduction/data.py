@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fairseq.data import data_utils
 
-from fairseq_dsp.data_folder import DataFolder
+from fairseq_dsp.data_folder import DataFolder, count_batches
 from fairseq_dsp.errors import Refusal, noted
 
 INFO, REFERENCE = "data.json", "reference."  # written by prepare-iwslt14.sh
@@ -46,14 +45,8 @@ class Data:
         return str(self.info["segmentation"])
 
     def updates_an_epoch(self, max_tokens: int) -> int:
-        """As many batches as fairseq-train makes of the training set, which it sorts by source, then by target length."""
-        sizes = self.sizes["train"]
-        order = np.lexsort((sizes[:, 1], sizes[:, 0]))
-        return len(
-            data_utils.batch_by_size(
-                order, None, num_tokens_vec=sizes.max(1)[order].astype(np.int64), max_tokens=max_tokens
-            )
-        )
+        """As many batches as fairseq-train makes of the training set."""
+        return count_batches(self.sizes["train"], max_tokens)
 
 
 def read_data(folder: Path, source: str | None, target: str | None, label: str | None) -> Data:
