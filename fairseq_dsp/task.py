@@ -1,6 +1,6 @@
 """`translation_dsp`: fairseq's translation task with a head budget, and with no sentence lost.
 
-It holds the budget, sees that all parts of a learned method are there, tells the optimizer when heads are fixed, logs what
+It holds the budget, refuses data folders that fairseq stumbles over, sees that all parts of a learned method are there, tells the optimizer when heads are fixed, logs what
 becomes of them (`progress`), warns of a cooldown that the run cannot reach, and builds validation and test batches that keep
 the last one.
 """
@@ -17,10 +17,12 @@ from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq.utils import split_paths
 from omegaconf import II
 
 from fairseq_dsp.config import architecture_of, get_option, set_option
 from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.model import DspTransformerModel, unwrap
 from fairseq_dsp.objections import BUDGET_TASK, objections, objections_to_backend
@@ -54,6 +56,17 @@ class TranslationDspTask(TranslationTask):
     """Translation under a head budget."""
 
     cfg: TranslationDspConfig
+
+    @classmethod
+    def setup_task(cls, cfg: TranslationDspConfig, **kwargs: Any) -> "TranslationDspTask":
+        """fairseq's, which leaves a folder without the languages or with broken dictionaries to a traceback."""
+        folder = split_paths(cfg.data)[0]
+        if "://" not in folder:
+            with exit_on_refusal():
+                found = DataFolder(folder, cfg.source_lang, cfg.target_lang, "the data folder")
+                found.dictionaries()
+                cfg.source_lang, cfg.target_lang = found.source, found.target
+        return super().setup_task(cfg, **kwargs)
 
     def __init__(self, cfg: TranslationDspConfig, src_dict: Any, tgt_dict: Any) -> None:
         super().__init__(cfg, src_dict, tgt_dict)

@@ -72,6 +72,19 @@ PYTHON=${PYTHON:-$HERE/../../.venv/bin/python}
 command -v "$PYTHON" >/dev/null || PYTHON=python3
 BIN=$("$PYTHON" -c 'import os, sys; print(os.path.dirname(sys.executable))')
 
+# The last error in a log with the two lines behind it, on one line; without one, the log's last line.
+why() {
+    local error='/^[A-Za-z_.]*(Error|Exception)/ { found = $0; left = 2; next }'
+    awk "$error"' left-- > 0 { found = found " " $0 } END { print found == "" ? $0 : found }' "$1"
+}
+
+# A download that is not the archive: kept for whoever wants to look, fetched anew by the next call.
+set_aside() {
+    [ -n "$FETCHED" ] || return 0
+    mv "$FETCHED" "$FETCHED.set-aside"
+    printf 'prepare-iwslt14.sh: %s is now %s.set-aside: the same command fetches it again\n' "$FETCHED" "$FETCHED" >&2
+}
+
 # A console command of the Python's environment, or of the PATH.
 tool() {
     local name=$1
@@ -119,10 +132,10 @@ trap 'rm -rf "$WORK"' EXIT
 REPORT=$WORK/report.txt
 note() { printf '%s\n' "$*" | tee -a "$REPORT"; }
 
-TOKENISED=moses
+TOKENISED=moses FETCHED=''
 if [ -z "$TEXT" ]; then
     if [ -z "$ARCHIVE" ]; then
-        ARCHIVE=$OUTPUT/de-en.tgz
+        ARCHIVE=$OUTPUT/de-en.tgz FETCHED=$OUTPUT/de-en.tgz
         if [ ! -f "$ARCHIVE" ]; then
             # 416: all of it is there already, from a call that was stopped before it could rename the file
             STATUS=$(curl --fail --location --retry 3 --continue-at - --output "$ARCHIVE.part" --write-out '%{http_code}' "$URL") ||
@@ -135,7 +148,10 @@ if [ -z "$TEXT" ]; then
     [ -z "$SHA256" ] || [ "${SHA256,,}" = "$FOUND" ] ||
         refuse "the sha256 of $ARCHIVE must be ${SHA256,,}, but is $FOUND: remove the file and fetch it again."
     note "archive: sha256 $FOUND${SHA256:+, as asked for}"
-    helper archive "$ARCHIVE" "$WORK/tokenised" --languages "$SOURCE" "$TARGET" --workers "$WORKERS" --report "$REPORT" || exit $?
+    CODE=0
+    helper archive "$ARCHIVE" "$WORK/tokenised" --languages "$SOURCE" "$TARGET" --workers "$WORKERS" --report "$REPORT" || CODE=$?
+    [ "$CODE" != 3 ] || set_aside
+    [ "$CODE" = 0 ] || exit 2
     TEXT=$WORK/tokenised
 else
     note "text: as it is in the folder given; nothing was tokenised, cleaned or lower-cased"
@@ -154,14 +170,14 @@ else
         note "BPE: the codes given"
     else
         cat "$TEXT/train.$SOURCE" "$TEXT/train.$TARGET" | tool subword-nmt learn-bpe --symbols "$MERGES" >"$SEGMENTED/codes" 2>"$WORK/bpe.log" ||
-            refuse "subword-nmt must learn codes, but failed: $(tail -n 1 "$WORK/bpe.log")"
+            refuse "subword-nmt must learn codes, but failed: $(why "$WORK/bpe.log")"
         note "BPE: $MERGES merges learned jointly on the training set, with subword-nmt"
     fi
     for subset in train valid test; do
         for language in "$SOURCE" "$TARGET"; do
             tool subword-nmt apply-bpe --codes "$SEGMENTED/codes" --num-workers "$WORKERS" --input "$TEXT/$subset.$language" \
                 --output "$SEGMENTED/$subset.$language" 2>>"$WORK/bpe.log" ||
-                refuse "subword-nmt must segment $subset.$language, but failed: $(tail -n 1 "$WORK/bpe.log")"
+                refuse "subword-nmt must segment $subset.$language, but failed: $(why "$WORK/bpe.log")"
         done
     done
 fi
@@ -171,7 +187,7 @@ PREPROCESS=(--source-lang "$SOURCE" --target-lang "$TARGET" --trainpref "$SEGMEN
 [ -z "$SRCDICT" ] || PREPROCESS+=(--srcdict "$SRCDICT")
 [ -z "$TGTDICT" ] || PREPROCESS+=(--tgtdict "$TGTDICT")
 tool fairseq-preprocess "${PREPROCESS[@]}" >"$WORK/preprocess.log" 2>&1 ||
-    refuse "fairseq-preprocess must succeed, but failed: $(tail -n 1 "$WORK/preprocess.log")"
+    refuse "fairseq-preprocess must succeed, but failed: $(why "$WORK/preprocess.log")"
 
 helper finish "$TEXT" "$SEGMENTED" "$WORK/data-bin" --languages "$SOURCE" "$TARGET" --tokenised "$TOKENISED" \
     --segmentation "$SEGMENTATION" --label "$LABEL" --report "$REPORT" || exit $?

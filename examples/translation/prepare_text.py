@@ -28,6 +28,10 @@ class Refusal(ValueError):
     """A request that cannot be honoured. Not fairseq_dsp's own, whose import would load fairseq for seconds."""
 
 
+class NoArchive(Refusal):
+    """An archive that cannot be read as one: what was fetched is something else, or damaged."""
+
+
 class Report:
     """Lines for the user: printed, and kept in a file."""
 
@@ -132,7 +136,7 @@ def sentencepiece(args: argparse.Namespace, report: Report) -> None:
     model = library.SentencePieceProcessor(model_file=f"{prefix}.model")
     for subset in SUBSETS:
         for language in args.languages:
-            lines = _lines((args.text / f"{subset}.{language}").read_text(encoding="utf-8"))
+            lines = _read(args.text / f"{subset}.{language}")
             _write(args.output / f"{subset}.{language}", (" ".join(model.encode(line, out_type=str)) for line in lines))
     report(f"SentencePiece: {args.size} pieces learned jointly on the training set")
 
@@ -141,10 +145,7 @@ def finish(args: argparse.Namespace, report: Report) -> None:
     """Reports on what was made, and leaves beside the dictionaries what must be known of the text."""
     counts = {}
     for subset in SUBSETS:
-        sides = [
-            len(_lines((args.segmented / f"{subset}.{language}").read_text(encoding="utf-8")))
-            for language in args.languages
-        ]
+        sides = [len(_read(args.segmented / f"{subset}.{language}")) for language in args.languages]
         if sides[0] != sides[1] or not sides[0]:
             raise Refusal(
                 f"both sides of {subset} must have as many lines, and some, but have {sides[0]} and {sides[1]}."
@@ -152,9 +153,7 @@ def finish(args: argparse.Namespace, report: Report) -> None:
         counts[subset] = sides[0]
     report("pairs: " + ", ".join(f"{count} {subset}" for subset, count in counts.items()))
     for language in args.languages:
-        dictionary = {
-            line.rpartition(" ")[0] for line in _lines((args.data / f"dict.{language}.txt").read_text(encoding="utf-8"))
-        }
+        dictionary = {line.rpartition(" ")[0] for line in _read(args.data / f"dict.{language}.txt")}
         dictionary = {word for word in dictionary if not word.startswith("madeupword")}
         words = set((args.segmented / f"train.{language}").read_text(encoding="utf-8").split())
         report(
@@ -165,8 +164,8 @@ def finish(args: argparse.Namespace, report: Report) -> None:
         for language in args.languages if args.tokenised == "moses" else ():
             detokenised = args.text / f"{subset}.detok.{language}"
             if detokenised.is_file():
-                ours = detokenise(_lines((args.text / f"{subset}.{language}").read_text(encoding="utf-8")), language)
-                theirs = _lines(detokenised.read_text(encoding="utf-8"))
+                ours = detokenise(_read(args.text / f"{subset}.{language}"), language)
+                theirs = _read(detokenised)
                 equal = sum(a == b for a, b in zip_longest(ours, theirs))
                 report(f"{detokenised.name}: {equal} of {len(ours)} lines come back equal from our detokenisation")
     info = {"source": args.languages[0], "target": args.languages[1], "label": args.label, "pairs": counts}
@@ -209,10 +208,9 @@ def _read_archive(path: Path, languages: Sequence[str]) -> dict[str, list[str]]:
                 name = Path(member.name).name
                 if name in wanted and member.isfile() and (file := tar.extractfile(member)) is not None:
                     found[name] = file.read().decode("utf-8")
-    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError, ValueError) as error:
-        raise Refusal(f"the archive must be a whole de-en.tgz, but {path} cannot be read: {error}") from error
-    except Exception as error:  # zlib.error has no public base
-        raise Refusal(f"the archive must be a whole de-en.tgz, but {path} is damaged: {error}") from error
+    except Exception as error:  # what tarfile, gzip, zlib and UTF-8 raise has no common base
+        reason = " ".join(str(error).split())[:200]
+        raise NoArchive(f"the archive must be a whole de-en.tgz, but {path} cannot be read: {reason}") from error
     missing = [name for name in wanted if name not in found]
     if missing:
         raise Refusal(f"the archive must hold {', '.join(missing)}, but {path} does not.")
@@ -221,6 +219,18 @@ def _read_archive(path: Path, languages: Sequence[str]) -> dict[str, list[str]]:
         lines = training_lines(found[name]) if subset == "train" else segments(found[name])
         raw.setdefault(f"{subset}.{language}", []).extend(lines)
     return raw
+
+
+def _read(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        Refusal: it is not UTF-8.
+    """
+    try:
+        return _lines(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise Refusal(f"text must be UTF-8, but {path} is not: {error}.") from error
 
 
 def _lines(text: str) -> list[str]:
@@ -263,6 +273,10 @@ def main() -> None:
         args.function(args, Report(args.report))
     except Refusal as refusal:
         print(f"prepare-iwslt14.sh: error: {refusal}", file=sys.stderr)
+        raise SystemExit(3 if isinstance(refusal, NoArchive) else 2) from None
+    except OSError as error:
+        where = error.filename or args.report.parent
+        print(f"prepare-iwslt14.sh: error: {where} cannot be read or written: {error.strerror}.", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -91,6 +91,7 @@ def reproduce(args: argparse.Namespace) -> int:
         for value in (getattr(args, name) if name == "seeds" else [getattr(args, name)]) or ()
         if value is not None and value < least
     ]
+    reasons += [f"`--seeds` must be below {2**32}, but is {seed}." for seed in args.seeds or () if seed >= 2**32]
     if reasons:
         raise Refusal(*reasons)
     gpus = find_gpus(args.gpus)
@@ -176,6 +177,8 @@ def prepare_output(out: Path, settings: Settings, data: Data) -> None:
             before = json.loads((out / MARKER).read_text(encoding="utf-8"))
         except ValueError as error:
             raise Refusal(f"{out / MARKER} must be JSON, but is not ({error}): remove the folder.") from error
+        if not isinstance(before, dict):
+            raise Refusal(f"{out / MARKER} must hold an object, but holds {type(before).__name__}: remove the folder.")
         if before:
             reasons = [
                 f"`--output` must be of a call with the same settings, but {out} was begun with {name} "

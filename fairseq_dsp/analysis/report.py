@@ -80,9 +80,10 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
     """
     chosen: dict[str, TrainingLog] = {}
     missing: dict[str, list[str]] = {}
+    shown: set[str | None] = set()
     total = max(record.total for record in records)
     for method in dict.fromkeys(group.method for group in grouped(records)):
-        candidates = [record for record in records if record.method == method and record.log is not None]
+        candidates = [each for each in records if each.method == method and each.log not in (None, *shown)]
         shared = Counter(record.log for record in candidates)
         for record in sorted(candidates, key=lambda record: (abs(record.kept - total / 4), -record.kept, record.seed)):
             try:
@@ -90,6 +91,7 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
             except OSError as error:
                 unread = str(error.strerror)
                 continue
+            shown.add(record.log)  # hard-concrete's own number and its budgets may be of one training
             if log.figures:
                 # one training that was cut to several budgets had none of them itself
                 chosen[method if shared[record.log] > 1 else f"{method}, K = {record.kept}"] = log
@@ -154,10 +156,11 @@ def _sections(
     records: Sequence[Record], folder: str, tests: PairedTests | None, logs: dict[str, TrainingLog]
 ) -> list[Section]:
     os.mkdir(os.path.join(folder, FIGURES))
+    note = name_of(records[0].data)  # figures are copied out of reports
     spread = "bars reach from the lowest seed to the highest"
     scores = Section("Translation quality", tables=[tables.by_budget(records, "bleu_tok")])
     paths = _paths(folder, "bleu-against-heads")
-    plots.score_against_heads(records, *paths)
+    plots.score_against_heads(records, *paths, note=note)
     scores.figures.append(
         _figure(paths, f"BLEU against heads kept. Lines are means over seeds, {spread}; the level line is dense.")
     )
@@ -167,7 +170,7 @@ def _sections(
     pruned = [group for group in grouped(records) if not group.records[0].is_dense]
     if any(group.kept for group in pruned):
         paths = _paths(folder, "attention-types")
-        plots.attention_type_shares(records, *paths)
+        plots.attention_type_shares(records, *paths, note=note)
         caption = (
             f"Share of each attention type among the heads kept: means over seeds, {spread}; dotted, among all heads."
         )
@@ -176,7 +179,8 @@ def _sections(
         for method in dict.fromkeys(group.method for group in pruned):
             budgets = [group for group in pruned if group.method == method]
             paths = _paths(folder, _file_name(f"kept-heads-{method}", names))
-            plots.kept_heads_by_budget({f"K = {group.kept}": group.records[0].layout for group in budgets}, *paths)
+            layouts = {f"K = {group.kept}": group.records[0].layout for group in budgets}
+            plots.kept_heads_by_budget(layouts, *paths, note=note)
             seeds = sorted({group.records[0].seed for group in budgets})
             caption = (
                 f"Heads kept by {method}, {_list('seed', seeds)}: a row a layer, a column a head, their number below."
@@ -187,7 +191,7 @@ def _sections(
     for start in range(0, len(titles), _COLUMNS):
         part = {title: logs[title] for title in titles[start : start + _COLUMNS]}
         paths = _paths(folder, f"training-{start // _COLUMNS + 1}")
-        plots.training_courses(part, *paths)
+        plots.training_courses(part, *paths, note=note)
         figure = _figure(paths, f"While training: {'; '.join(part)}. Heads by type are {_types()}.")
         if start == 0:
             sections.append(Section("Training"))

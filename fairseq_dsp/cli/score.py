@@ -107,6 +107,7 @@ def _score(args: argparse.Namespace, model: DspTransformerModel, batches: list[d
         iterative=args.iterative,
         subset=args.subset if batches else None,
         batches=len(batches) or None,
+        max_tokens=args.max_tokens if batches else None,
         sentences=sum(len(batch["target"]) for batch in batches) or None,
         seed=args.seed,
         checkpoint=os.path.basename(args.path),

@@ -1,8 +1,8 @@
 """`scores.json`: what `fairseq-dsp-score` writes and `fairseq-dsp-prune --scores` reads, strictly.
 
     {"format": 1, "version": "0.1.0", "scorer": "gradient", "layout": "enc:11/dec:11/cross:11", "scores": [0.9, …],
-     "order": null, "iterative": null, "subset": "train", "batches": 100, "sentences": 3214, "seed": 1,
-     "checkpoint": "dense.pt"}
+     "order": null, "iterative": null, "subset": "train", "batches": 100, "max_tokens": 4096, "sentences": 3214,
+     "seed": 1, "checkpoint": "dense.pt"}
 
 `layout` gives the grid and which of its heads the model had; `scores` and `order` count those, in the grid's order.
 """
@@ -20,6 +20,7 @@ from fairseq_dsp.heads import HeadLayout, HeadScores
 from fairseq_dsp.json_values import excerpt, is_finite, is_whole
 
 FORMAT = 1
+_OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class ScoreFile:
         iterative: number of heads removed between two scorings; None for one scoring.
         subset: `train` or `valid`; None where no data was read. Likewise:
         batches: number of batches.
-        sentences: number of sentence pairs in them.
+        max_tokens: most tokens of a batch on either side, padding included.
+        sentences: number of sentence pairs in all batches.
         seed: of the choice of batches, and of random scores.
         checkpoint: file name of the checkpoint.
     """
@@ -48,6 +50,7 @@ class ScoreFile:
     iterative: int | None
     subset: str | None
     batches: int | None
+    max_tokens: int | None
     sentences: int | None
     seed: int
     checkpoint: str
@@ -103,7 +106,7 @@ def read_scores(path: str) -> ScoreFile:
 
 def _problem(name: str, value: Any) -> list[str]:
     """What is wrong with a value by itself."""
-    if value is None and name in ("order", "iterative", "subset", "batches", "sentences"):
+    if value is None and name in ("order", "iterative", *_OF_DATA):
         return []
     if name in ("version", "scorer", "checkpoint"):
         return [] if isinstance(value, str) and value else [f"`{name}` is no text but {excerpt(value)}"]
@@ -117,7 +120,7 @@ def _problem(name: str, value: Any) -> list[str]:
         return []
     if name == "seed":
         return [] if is_whole(value) else [f"`seed` is no whole number but {excerpt(value)}"]
-    if name in ("iterative", "batches", "sentences"):
+    if name in ("iterative", *_OF_DATA):
         return [] if is_whole(value, 1) else [f"`{name}` is no whole number above 0 but {excerpt(value)}"]
     if not isinstance(value, list):
         return [f"`{name}` is no list but {excerpt(value)}"]
@@ -135,8 +138,8 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
         wrong.append(f"`order` does not name each of the {count} heads once")
     if (order is None) != (content["iterative"] is None):
         wrong.append("`order` and `iterative` do not go together")
-    data = [name for name in ("subset", "batches", "sentences") if content[name] is None]
-    if len(data) not in (0, 3):
+    data = [name for name in _OF_DATA if content[name] is None]
+    if len(data) not in (0, len(_OF_DATA)):
         wrong.append(f"{' and '.join(f'`{name}`' for name in data)} must not be missing where data was read")
     return wrong
 

@@ -10,6 +10,8 @@ import json
 import lzma
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -22,6 +24,10 @@ TALKS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst20
 real_text = pytest.mark.skipif(
     not (DATA / "iwslt14/train.de.xz").is_file(), reason="no iwslt14 folder in FAIRSEQ_DSP_DATA"
 )
+
+sys.path.insert(0, str(SCRIPT.parent))
+
+from reproduction.data import read_data  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("prepare_text", SCRIPT.with_name("prepare_text.py"))
 assert spec is not None
@@ -131,6 +137,48 @@ def test_a_damaged_or_foreign_archive_is_refused_and_nothing_is_left(archive: Pa
     refused(prepare("--archive", archive, "--output", out, "--sha256", "0" * 64), "sha256", "0" * 64, "remove the file")
 
 
+def test_what_was_fetched_and_is_no_archive_is_set_aside_and_fetched_again(archive: Path, tmp_path: Path):
+    page, out = tmp_path / "page.html", tmp_path / "out"
+    page.write_text("<html>sign in to the network</html>")  # as some networks answer any address
+    done = prepare("--url", f"file://{page}", "--output", out)
+    refused(done, "whole de-en.tgz", "de-en.tgz.set-aside", "fetches it again")
+    assert sum("error: " in line for line in done.stderr.splitlines()) == 1
+    assert (out / "de-en.tgz.set-aside").read_text() == page.read_text()
+    right = ["--url", f"file://{archive}", "--output", out, "--bpe-merges", 30]
+    assert prepare(*right).returncode == 0
+    assert (out / "de-en.tgz").read_bytes() == archive.read_bytes()
+
+
+def text_of(corpus: Path, folder: Path) -> list[object]:
+    """A copy of the corpus that a test may spoil, and the options that name it."""
+    folder.mkdir()
+    for file in corpus.glob("*.??"):
+        shutil.copy(file, folder)
+    return ["--text-dir", folder, "--source-lang", "aa", "--target-lang", "bb"]
+
+
+def test_text_that_is_not_utf_8_and_a_dictionary_that_is_none_are_named(corpus: Path, tmp_path: Path):
+    options = [*text_of(corpus, tmp_path / "text"), "--output", tmp_path / "out"]
+    (tmp_path / "dict").write_text("xx\n")
+    done = prepare(*options, "--bpe-merges", 5, "--srcdict", tmp_path / "dict")
+    refused(done, "fairseq-preprocess must succeed, but failed: ValueError: Incorrect dictionary format", "xx")
+    with open(tmp_path / "text/valid.bb", "ab") as file:
+        file.write(b"\xff b1\n")
+    refused(prepare(*options, "--sentencepiece", 18), "text must be UTF-8", "valid.bb")
+    assert not (tmp_path / "out/data-bin").exists()
+
+
+def test_a_disk_that_fills_is_one_sentence(archive: Path, tmp_path: Path):
+    full = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    options = ["--languages", "de", "en", "--workers", "1", "--report", tmp_path / "report"]
+    command = [sys.executable, "-c", full, SCRIPT.with_name("prepare_text.py"), "archive", archive, tmp_path / "text"]
+    done = subprocess.run([*map(str, [*command, *options])], text=True, capture_output=True, check=False)
+    refused(done, "cannot be read or written: File too large")
+
+
 def test_no_text_of_the_users_is_replaced(tmp_path: Path):
     out = tmp_path / "mine"
     for folder in (out / "text", tmp_path / "elsewhere"):
@@ -182,18 +230,20 @@ def test_text_without_a_file_of_the_pair_is_refused(corpus: Path, tmp_path: Path
             shutil.copy(corpus / f"{subset}.{language}", tmp_path)
     (tmp_path / "test.bb").write_text("b1 b2\n")
     done = prepare("--text-dir", tmp_path, "--source-lang", "aa", "--target-lang", "bb", "--output", tmp_path / "out")
-    assert done.returncode != 0
+    refused(done, "both sides of test must have as many lines")
     assert not (tmp_path / "out/data-bin").exists()
 
 
 def test_new_text_takes_sentencepiece(corpus: Path, tmp_path: Path):
     pair = ["--text-dir", corpus, "--source-lang", "aa", "--target-lang", "bb", "--output", tmp_path / "out"]
-    done = prepare(*pair, "--sentencepiece", 18)
+    done = prepare(*pair, "--sentencepiece", 18, "--label", "made up")
     assert done.returncode == 0, done.stdout + done.stderr
     text = [line.replace(" ", "").replace("▁", " ").strip() for line in lines(tmp_path / "out/text/test.aa")]
     assert text == lines(corpus / "test.aa")
     info = json.loads((tmp_path / "out/data-bin/data.json").read_text())
-    assert (info["tokenised"], info["segmentation"]) == ("no", "sentencepiece")
+    assert (info["tokenised"], info["segmentation"], info["label"]) == ("no", "sentencepiece", "made up")
+    found = read_data(tmp_path / "out/data-bin", None, None, None).info
+    assert (found["label"], found["segmentation"]) == ("made up", "sentencepiece")
     refused(prepare(*pair, "--sentencepiece", 100000, "--force"), "`--sentencepiece`", "100000")
     assert (tmp_path / "out/data-bin/data.json").is_file()
 

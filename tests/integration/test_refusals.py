@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,27 @@ from commands import OURS, QUIET, STOCK, Result, assert_refused, budget, train
 
 SHORT = [*QUIET, "--max-update", 2]
 FULL = "enc:11.11/dec:11.11/cross:11.11"
+
+
+def test_data_folders_without_the_languages_or_their_words_are_refused(data: Path, tmp_path: Path):
+    lacking = tmp_path / "lacking"
+    shutil.copytree(data, lacking)
+    (lacking / "dict.aa.txt").unlink()
+    (lacking / "dict.bb.txt").write_text("xx\n")
+    several = tmp_path / "several"
+    shutil.copytree(data, several)
+    (several / "train.aa-cc.aa.idx").touch()
+    for folder, extra, words, reasons in (
+        (tmp_path / "none", [], ["must be a folder of fairseq-preprocess", "none"], 1),
+        (tmp_path, [], ["holds no train.SRC-TGT.SRC.idx"], 1),
+        (lacking, [], ["dict.aa.txt", "dict.bb.txt must be a dictionary"], 2),
+        (data, ["--source-lang", "xx", "--target-lang", "yy"], ["no dict.xx.txt", "no dict.yy.txt"], 2),
+        (data, ["--target-lang", "aa"], ["must name one of the language pairs", "aa-bb", "?-aa"], 1),
+        (several, [], ["aa-bb, aa-cc", "?-?"], 1),
+    ):
+        done = train(folder, tmp_path / "save", *SHORT, *budget(4), *extra, ok=False)
+        assert_refused(done, *words, reasons=reasons)
+        assert not list((tmp_path / "save").glob("*"))
 
 
 @pytest.fixture

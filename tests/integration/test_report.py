@@ -21,6 +21,7 @@ from made_up import run, runs, training_log, write
 import fairseq_dsp.cli.report as report_module
 from fairseq_dsp.analysis.records import REFERENCES, read_records
 from fairseq_dsp.analysis.report import read_logs
+from fairseq_dsp.analysis.significance import paired_tests
 
 FIGURES = ["attention-types", "bleu-against-heads", "kept-heads-brand-new", "kept-heads-dsp", "training-1"]
 WORDS = "the a cat dog sits runs on mat very quickly today and then it sleeps".split()
@@ -48,6 +49,16 @@ def test_a_training_that_was_cut_to_several_budgets_is_shown_under_none_of_them(
     logs, problems = read_logs(records, str(tmp_path / "results.jsonl"))
     assert problems == []
     assert {"brand new", "dsp, K = 12"} <= logs.keys()
+
+
+def test_a_training_of_two_methods_is_shown_once(tmp_path: Path):
+    contents = [run("hard-concrete", 6), run("hard-concrete", 3), run("hard-concrete-auto", 7)]
+    for content in contents:
+        content["log"] = "train.log"
+    (tmp_path / "train.log").write_text(training_log("simple", updates=100, fixed_at=60))
+    records = read_records(str(write(tmp_path / "results.jsonl", contents)), pytest.fail)
+    logs, problems = read_logs(records, str(tmp_path / "results.jsonl"))
+    assert (list(logs), problems) == (["hard-concrete"], [])
 
 
 def test_missing_logs_are_one_sentence_and_others_take_their_place(tmp_path: Path):
@@ -173,6 +184,23 @@ class TestWhole:
         assert (seeds, len(differences.split("; "))) == ("1; 2", 2)
         assert all(abs(float(each.replace("−", "-"))) < 6 for each in differences.split("; "))
         assert max(float(p) for p in ps.split("; ") if not p.startswith("<")) > 0.001
+
+    def test_paired_test_is_against_dense_of_the_same_seed_or_the_lowest(self, tmp_path):
+        """Dense is good with seed 1, bad with seed 2."""
+        references = translations(0, 0)
+        (tmp_path / "references").write_text("\n".join(references) + "\n")
+        wrong = {("dense", 2): 0.6, ("dense", 1): 0.05, ("dsp", 1): 0.3, ("dsp", 2): 0.3, ("dsp", 3): 0.3}
+        contents = [run(method, 36 if method == "dense" else 6, seed) for method, seed in wrong]
+        for number, (content, share) in enumerate(zip(contents, wrong.values(), strict=True)):
+            content["hypotheses"] = f"{number}.txt"
+            (tmp_path / f"{number}.txt").write_text("\n".join(translations(number + 1, share)) + "\n")
+        path = write(tmp_path / "results.jsonl", contents)
+        found = paired_tests(read_records(str(path), pytest.fail), str(path), str(tmp_path / "references"))
+        pairs = {(each.record.seed, each.dense.seed): each.score - each.dense_score for each in found.comparisons}
+        assert set(pairs) == {(1, 1), (2, 2), (3, 1)}
+        assert pairs[1, 1] < -20
+        assert pairs[2, 2] > 20
+        assert pairs[3, 1] < -20
 
     def test_page_holds_all_and_needs_nothing_from_outside(self, whole):
         text = (whole[0] / "report.html").read_text()

@@ -66,6 +66,7 @@ def records(out: Path) -> list[dict]:
 def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(data: Path, tmp_path: Path, capsys: Any):
     out = tmp_path / "out"
     words = [*SMALL, "--data", data, "--output", out, "--methods", "dense", "dsp", "random", "--budgets", 4]
+    words += ["--label", "made up"]
     options = [*map(str, words), "--jobs", "2"]
     first = start(tmp_path, *options)
     dense = out / "runs/dense-s1"
@@ -96,10 +97,24 @@ def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(data: Pa
     }  # fmt: skip
     by_method = {record["method"]: record for record in found}
     assert by_method["dense"]["updates"] == by_method["dsp"]["updates"] == 2 * an_epoch
-    assert by_method["dsp"]["words_per_second"] > 0
+    assert (by_method["dsp"]["words_per_second"] is None) == (not by_method["dsp"]["seconds"])  # of less than a second
     assert by_method["random"]["updates"] is None
     assert by_method["dsp"]["parameters"] == by_method["random"]["parameters"] < by_method["dense"]["parameters"]
     for record in found:
+        recipe = [shlex.split(command)[0] for command in record["command"].split(" && ")]
+        assert (
+            recipe
+            == {
+                "dense": ["fairseq-train", "fairseq-generate"],
+                "dsp": ["fairseq-train", "fairseq-dsp-prune", "fairseq-generate"],
+                "random": ["fairseq-train", "fairseq-dsp-score", "fairseq-dsp-prune", "fairseq-generate"],
+            }[record["method"]]
+        )
+        assert record["data"]["label"] == "made up"
+        assert len(record["data"]["sha256"]) == 64
+        assert record["hardware"]["runs at once"] == 2
+        assert record["hardware"]["processor"]
+        assert {"torch", "sacrebleu", "fairseq_dsp"} <= record["versions"].keys()
         assert set(record["signatures"]) == {"bleu_tok", "sacrebleu", "chrf"}
         assert str(tmp_path) not in json.dumps(record)
         assert len((out / record["hypotheses"]).read_text().split("\n")) == 38
@@ -158,6 +173,7 @@ def test_bad_requests_are_refused_and_nothing_is_started(data: Path, tmp_path: P
         (["--preset", "paper", "--output", out], ["`--data` must be given"]),
         (["--data", data, "--output", out, "--jobs", "0"], ["`--jobs` must be at least 1"]),
         (["--data", data, "--output", out, "--seeds", "1", "-1"], ["`--seeds` must be at least 0, but is -1."]),
+        (["--data", data, "--output", out, "--seeds", 2**32], ["`--seeds` must be below 4294967296"]),
         (["--data", data, "--output", out, "--gpus", "97"], ["`--gpus`", "97"]),
     ):
         with pytest.raises(Refusal) as refusal:
@@ -243,7 +259,7 @@ def test_the_room_that_is_asked_for_is_about_what_a_run_writes(chosen_by_bleu: A
 def test_too_little_room_is_refused_before_anything_starts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     options = [str(word) for word in [*SMALL, "--data", data, "--output", tmp_path / "out"]]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
-    with pytest.raises(Refusal, match=r"`--output` must have about 0.\d\d GB free for these runs, but .* has 0.00 GB"):
+    with pytest.raises(Refusal, match=r"`--output` must have about \d+.\d MB free for these runs, but .* has 1.0 MB"):
         reproduce.main(options)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["reproduce.json"]
 
@@ -292,6 +308,21 @@ class TestCheckpoints:
         assert checkpoints.recover(tmp_path).startswith("starts again")  # the choice so far is lost
         assert {path.name for path in tmp_path.iterdir()} == {f"{best.name}.set-aside", f"{last.name}.set-aside"}
         assert checkpoints.recover(tmp_path) == "starts"
+
+
+@not_on_0_12_2
+def test_the_methods_that_the_killed_experiment_has_not(data: Path, tmp_path: Path):
+    """One epoch each; `--slow` has all of them, at the ends of the budgets too."""
+    methods = ["pipelined", "ste", "hard-concrete", "gradient-finetune", "fixed"]
+    options = ["--epochs", 1, "--methods", *methods, "--budgets", 3, "auto", "--jobs", 2]
+    code, printed = call(tmp_path, *SMALL, *options, "--data", data, "--output", tmp_path / "out")
+    assert code == 0, printed
+    found = {record["method"]: record for record in records(tmp_path / "out")}
+    assert set(found) == {"dense", *methods, "hard-concrete-auto"}
+    assert all(found[method]["kept"] == 3 for method in methods)
+    assert "--head-selection hard-concrete" in found["hard-concrete"]["command"]
+    assert "fairseq-dsp-score" in found["gradient-finetune"]["command"]
+    assert found["pipelined"]["command"].count("fairseq-train") == 2
 
 
 @pytest.mark.slow

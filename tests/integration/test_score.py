@@ -39,8 +39,8 @@ class TestScoring:
         assert found["scorer"] == scorer
         assert found["checkpoint"] == dense.name
         assert (found["order"], found["iterative"], found["seed"]) == (None, None, 1)
-        read = ("valid", 1, 37) if scorer == "gradient" else (None, None, None)
-        assert (found["subset"], found["batches"], found["sentences"]) == read
+        read = ("valid", 1, 4096, 37) if scorer == "gradient" else (None,) * 4
+        assert tuple(found[name] for name in ("subset", "batches", "max_tokens", "sentences")) == read
         best = sorted(range(HEADS), key=lambda head: -found["scores"][head])
         for k in (0, 5, HEADS):
             prune(dense, tmp_path / f"{k}.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", k)

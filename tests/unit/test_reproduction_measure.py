@@ -7,11 +7,14 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sacrebleu.metrics import BLEU, CHRF
 
 from fairseq_dsp.errors import Refusal
 
@@ -19,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
 
 from reproduction import data, measure, results
 from reproduction.data import Data
-from reproduction.plan import Run
+from reproduction.plan import Run, Step
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -66,10 +69,48 @@ def test_scores_are_against_the_references_as_they_were_written(tmp_path: Path):
     """fairseq prints <<unk>> where a reference has a character that its dictionary lacks."""
     run = finished_run(tmp_path, [("we met rei ki te yesterday", "we met rei <<unk>> te yesterday")])
     written = ["we met rei ki te yesterday"]
-    assert measure.measure(run, tmp_path, data_of(1, None), {})["bleu_tok"] < 60
-    record = measure.measure(run, tmp_path, data_of(1, written), {})
+    assert measure.measure(run, run.steps, tmp_path, data_of(1, None), {})["bleu_tok"] < 60
+    record = measure.measure(run, run.steps, tmp_path, data_of(1, written), {})
     assert [round(record[name], 6) for name in ("bleu_tok", "sacrebleu", "chrf")] == [100, 100, 100]
     assert (tmp_path / measure.REFERENCES).read_text().splitlines() == written
+
+
+def test_scores_of_detokenised_text_and_all_else_that_a_line_says(tmp_path: Path):
+    pairs = [("it &apos;s red , now .", "it &apos;s red , then ."), ("the houses are blue !", "the houses are blue !")]
+    plain = ["it's red, now.", "the houses are blue!"], ["it's red, then.", "the houses are blue!"]
+    run = finished_run(tmp_path, pairs)
+    made = replace(data_of(2, None), info={"label": "30 %", "pair": "de-en", "tokenised": "moses"})
+    recipe = [
+        Step("train", ("fairseq-train", "DATA-BIN", "--adam-betas", "(0.9, 0.98)")),
+        Step("prune", ("fairseq-dsp-prune",)),
+    ]
+    record = measure.measure(run, recipe, tmp_path, made, {"processor": "made up"})
+    assert record["sacrebleu"] == BLEU().corpus_score(plain[0], [plain[1]]).score
+    assert record["chrf"] == CHRF().corpus_score(plain[0], [plain[1]]).score
+    tokenised = [[line.replace("&apos;", "'") for line in lines] for lines in zip(*pairs, strict=True)]
+    assert record["sacrebleu"] != BLEU().corpus_score(tokenised[0], [tokenised[1]]).score
+    assert (tmp_path / record["hypotheses"]).read_text().splitlines() == plain[0]
+    assert (tmp_path / "hypotheses/dsp-k4-s1.tok.txt").read_text().splitlines() == [pair[0] for pair in pairs]
+    assert record["command"] == "fairseq-train DATA-BIN --adam-betas '(0.9, 0.98)' && fairseq-dsp-prune"
+    assert record["data"] == made.info
+    assert record["hardware"] == {"processor": "made up"}
+    assert record["versions"]["torch"] == version("torch")
+    assert record["versions"]["sacrebleu"] == version("sacrebleu")
+
+
+def test_a_training_log_that_a_full_disk_has_cut_within_a_letter_is_read(tmp_path: Path):
+    run = finished_run(tmp_path, [("a b c d", "a b c d")])
+    line = b"2026-01-31 12:00:00 | INFO | train | epoch 001 | wpb 900 | num_updates 50 | train_wall 30\n"
+    (tmp_path / "runs/dsp-k4-s1/train.log").write_bytes(line + b"gr\xc3")
+    assert measure.measure(run, (), tmp_path, data_of(1, None), {})["seconds"] == 30
+
+
+def test_a_speed_is_not_made_up_where_no_second_has_passed(tmp_path: Path):
+    run = finished_run(tmp_path, [("a b c d", "a b c d")])
+    line = "2026-01-31 12:00:00 | INFO | train | epoch 001 | wpb 900 | num_updates 50 | train_wall 0\n"
+    (tmp_path / "runs/dsp-k4-s1/train.log").write_text(line)
+    record = measure.measure(run, (), tmp_path, data_of(1, None), {})
+    assert (record["updates"], record["seconds"], record["words_per_second"]) == (50, 0, None)
 
 
 def test_references_that_are_not_the_test_set_s_are_refused(tmp_path: Path):
@@ -83,7 +124,7 @@ def test_references_that_are_not_the_test_set_s_are_refused(tmp_path: Path):
 
 def test_tokenised_bleu_is_lower_cased_and_says_so(tmp_path: Path):
     run = finished_run(tmp_path, [("The House Is Red .", "the house is red .")])
-    record = measure.measure(run, tmp_path, data_of(1, None), {})
+    record = measure.measure(run, run.steps, tmp_path, data_of(1, None), {})
     assert record["bleu_tok"] == pytest.approx(100)
     assert record["sacrebleu"] < 50
     assert "case:lc" in record["signatures"]["bleu_tok"]
@@ -93,7 +134,7 @@ def test_tokenised_bleu_is_lower_cased_and_says_so(tmp_path: Path):
 def test_text_that_was_never_tokenised_is_for_tokenised_bleu(tmp_path: Path):
     run = finished_run(tmp_path, [("The house is red, now.", "the house is red , now .")])
     for tokenised, tokeniser, least in (("no", "13a", 99), ("moses", "none", 0)):
-        record = measure.measure(run, tmp_path, data_of(1, None, tokenised), {})
+        record = measure.measure(run, run.steps, tmp_path, data_of(1, None, tokenised), {})
         assert f"tok:{tokeniser}" in record["signatures"]["bleu_tok"]
         assert record["bleu_tok"] > least
     assert record["bleu_tok"] < 50
@@ -106,7 +147,7 @@ def test_updates_come_from_the_log_which_outlives_the_checkpoints(tmp_path: Path
         for epoch, updates in ((1, 50), (2, 100))
     ]
     (tmp_path / "runs/dsp-k4-s1/train.log").write_text("\n".join(lines))
-    record = measure.measure(run, tmp_path, data_of(1, None), {})
+    record = measure.measure(run, run.steps, tmp_path, data_of(1, None), {})
     assert (record["updates"], record["seconds"], record["words_per_second"]) == (100, 60, 1500)
     assert json.loads(json.dumps(record)) == record
 
@@ -129,7 +170,7 @@ def test_an_epoch_that_a_kill_kept_out_of_the_log_is_counted_and_not_timed(logge
         (tmp_path / "runs/dsp-k4-s1/checkpoints").mkdir()
         state = {"model": {}, "optimizer_history": [{"num_updates": done}]}
         torch.save(state, tmp_path / "runs/dsp-k4-s1/checkpoints/checkpoint_last.pt")
-    record = measure.measure(run, tmp_path, data_of(1, None), {})
+    record = measure.measure(run, run.steps, tmp_path, data_of(1, None), {})
     assert (record["updates"], record["seconds"], record["words_per_second"]) == expected
 
 

@@ -25,7 +25,7 @@ class TestResults:
             results.append_result(path, record)
         assert results.read_results(path) == both
 
-    @pytest.mark.parametrize("broken", [b'{"method": "ds', b"\xc3", b"12"])
+    @pytest.mark.parametrize("broken", [b'{"method": "ds', b"\xc3", b"12", b"\0\0\0\n", b'{"method": "ds\n\n'])
     def test_lose_a_broken_last_line_only(self, broken: bytes, tmp_path: Path):
         path = tmp_path / "results.jsonl"
         results.append_result(path, self.record())
@@ -41,6 +41,13 @@ class TestResults:
         assert results.read_results(path) == [self.record()]
         results.append_result(path, self.record(seed=2))
         assert len(results.read_results(path)) == 2
+
+    def test_may_have_empty_lines(self, tmp_path: Path):
+        path = tmp_path / "results.jsonl"
+        results.append_result(path, self.record())
+        path.write_bytes(b"\n" + path.read_bytes() + b"\n\n")
+        results.append_result(path, self.record(seed=2))
+        assert results.read_results(path) == [self.record(), self.record(seed=2)]
 
     def test_with_a_broken_line_before_the_last_are_refused(self, tmp_path: Path):
         path = tmp_path / "results.jsonl"

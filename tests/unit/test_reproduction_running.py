@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -211,6 +212,44 @@ class TestAStep:
         assert job.failed.endswith("no such thing")
         assert not list(place.out.rglob("*.done"))
         assert not (place.out / "after").exists()
+
+    def test_that_fails_on_a_full_disk_says_so(self, place: Shell, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=300_000))
+        job = Job(run("a", step("exit 1")), place, None)  # its log has no room either
+        finish(job)
+        assert job.failed.endswith(f"it printed nothing; the disk of {place.out} has 0.3 MB left")
+
+
+class TestAFinishedRun:
+    """Whose scores another run reads."""
+
+    makes = run("a", step("echo 1 > runs/a/s.json; echo 1 >> count", "runs/a/s.json"))
+
+    @pytest.fixture
+    def finished(self, place: Shell) -> Shell:
+        """With `a` finished and `b` not begun; `b` reads what `a` made."""
+        assert an_experiment(self.makes).run(place) == 0
+        return place
+
+    def later(self, place: Shell) -> int:
+        reads = Step("score", ("fairseq-dsp-score", "true", "runs/a/s.json"))
+        return an_experiment(self.makes, run("b", reads, needs=("a",))).run(place)
+
+    @pytest.mark.parametrize("content", [None, b"", b'{"scores": [1'])
+    def test_is_done_again_where_what_others_need_of_it_is_lost(self, content, finished: Shell, capsys: Any):
+        scores = finished.out / "runs/a/s.json"
+        scores.unlink() if content is None else scores.write_bytes(content)
+        assert self.later(finished) == 0
+        assert "a is done again" in capsys.readouterr().out
+        assert scores.read_text() == "1\n"
+        assert (finished.out / "count").read_text() == "1\n1\n"
+
+    def test_is_not_where_it_is_there_or_nobody_needs_it_any_more(self, finished: Shell, capsys: Any):
+        assert self.later(finished) == 0
+        (finished.out / "runs/a/s.json").unlink()
+        assert self.later(finished) == 0
+        assert "again" not in capsys.readouterr().out
+        assert (finished.out / "count").read_text() == "1\n"
 
 
 def test_a_run_starts_once_those_that_it_needs_are_finished(monkeypatch: pytest.MonkeyPatch):

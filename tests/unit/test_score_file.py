@@ -26,6 +26,7 @@ ONE_SHOT = ScoreFile(
     iterative=None,
     subset="valid",
     batches=3,
+    max_tokens=4096,
     sentences=70,
     seed=1,
     checkpoint="dense.pt",
@@ -53,7 +54,7 @@ def reasons_of(path: str) -> tuple[str, ...]:
 
 
 class TestRoundTrip:
-    no_data = replace(ONE_SHOT, scorer="random", subset=None, batches=None, sentences=None)
+    no_data = replace(ONE_SHOT, scorer="random", subset=None, batches=None, max_tokens=None, sentences=None)
 
     @pytest.mark.parametrize("file", [ONE_SHOT, ITERATIVE, no_data], ids=["one shot", "iterative", "no data"])
     def test_keeps_everything(self, file, written):
@@ -146,6 +147,7 @@ class TestRefusals:
             ("batches", 0),
             ("batches", 2.5),
             ("batches", True),
+            ("max_tokens", 0),
             ("sentences", "70"),
             ("seed", None),
             ("seed", 1.5),

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from fairseq_dsp.errors import Refusal
 
+from .checkpoints import updates_of
 from .data import Data
 from .measure import measure
-from .plan import Run
+from .plan import Run, files_from, recipe_of
 from .results import append_result, read_results, write_marker
 from .running import Job, Place, tidy
 
@@ -94,10 +95,10 @@ class Experiment:
         run = job.run
         if job.failed is None and run.budget is not None:
             try:
-                record = measure(run, place.out, self.data, self.hardware)
+                record = measure(run, recipe_of(run, self.runs), place.out, self.data, self.hardware)
                 write_marker(job.folder / RESULT, record)
                 append_result(place.out / "results.jsonl", record)
-            except (Refusal, OSError) as error:
+            except (Refusal, OSError, UnicodeDecodeError) as error:
                 # translated from another file than meant: the next call does it again
                 (job.folder / "generate.done").unlink(missing_ok=True)
                 job.failed = f"{run.name}: {error}"
@@ -127,6 +128,19 @@ class Experiment:
             if record is not None and not self.keep:
                 tidy(run, out)
             self.finished.add(run.name)
+        self._take_back(out)
+
+    def _take_back(self, out: Path) -> None:
+        """Runs count as finished only while what others still read of them is there and whole."""
+        waiting = [run for run in self.runs if run.name not in self.finished]
+        read = {
+            (name, path) for run in waiting for name in self.finished & {*run.needs} for path in files_from(run, name)
+        }
+        for name in sorted({name for name, path in read if not _is_whole(out / path)}):
+            self.say(f"{name} is done again: what others need of it is gone or damaged")
+            for marker in (*(out / "runs" / name).glob("*.done"), out / "runs" / name / RESULT):
+                marker.unlink(missing_ok=True)
+            self.finished.remove(name)
 
     def _table(self, waiting: list[Run]) -> Table:
         table = Table(title=f"{len(self.finished)} of {len(self.runs)} runs finished, {len(waiting)} wait")
@@ -137,3 +151,14 @@ class Experiment:
             says = job.last_line().rpartition(" | ")[2][:120]
             table.add_row(job.run.name, step, f"{(time.monotonic() - job.begun) / 60:.1f}", Text(says))
         return table
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint, or a file of scores, is there and not damaged."""
+    if path.suffix == ".pt":
+        return updates_of(path) is not None
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True

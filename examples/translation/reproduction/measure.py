@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,16 +24,20 @@ from fairseq_dsp.output import write_atomically
 
 from .checkpoints import LAST, updates_of
 from .data import Data
-from .plan import Run
+from .plan import Run, Step
 
 FOLDER = "hypotheses"
 
 
-def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[str, Any]:
+def measure(run: Run, recipe: Sequence[Step], out: Path, data: Data, hardware: dict[str, Any]) -> dict[str, Any]:
     """The record of a run whose commands have all ended; writes its translations beside it.
+
+    Args:
+        recipe: all commands that its figures rest on.
 
     Raises:
         Refusal: a translation is missing, or the checkpoint is not fit.
+        UnicodeDecodeError: the translations are cut or damaged.
     """
     folder = out / "runs" / run.name
     printed = read_translations((folder / "generate.log").read_text(encoding="utf-8"), len(data.sizes["test"]))
@@ -54,7 +58,8 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
     log = training / "train.log"
     trained = {}
     if log.is_file():
-        trained = training_figures(log.read_text(encoding="utf-8"), updates_of(training / "checkpoints" / LAST))
+        text = log.read_text(encoding="utf-8", errors="replace")  # a full disk cuts lines anywhere
+        trained = training_figures(text, updates_of(training / "checkpoints" / LAST))
     return {
         "method": run.method,
         "kept": layout.count,
@@ -71,7 +76,7 @@ def measure(run: Run, out: Path, data: Data, hardware: dict[str, Any]) -> dict[s
         "hardware": hardware,
         "versions": versions(),
         "data": data.info,
-        "command": " && ".join(shlex.join(step.words) for step in run.steps),
+        "command": " && ".join(shlex.join(step.words) for step in recipe),
         "hypotheses": translations,
         "log": str(log.relative_to(out)) if trained else None,
     }
@@ -110,7 +115,8 @@ def training_figures(log: str, done: int | None) -> dict[str, float]:
         return {"updates": int(before) if done is None else done}
     if not epochs:
         return {}
-    return {"updates": int(before), "seconds": seconds, "words_per_second": round(words / max(seconds, 1.0), 1)}
+    rate = {"words_per_second": round(words / seconds, 1)} if seconds > 0 else {}  # fairseq rounds to seconds
+    return {"updates": int(before), "seconds": seconds, **rate}
 
 
 def hardware(gpus: list[str], jobs: int) -> dict[str, Any]:

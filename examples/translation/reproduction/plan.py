@@ -77,6 +77,26 @@ class Settings:
     precision: str
 
 
+def recipe_of(run: Run, runs: Sequence[Run]) -> list[Step]:
+    """All commands that a run's figures rest on, in order: its own, and before them what made the files that they read.
+
+    Args:
+        runs: the whole plan.
+    """
+    by_name = {each.name: each for each in runs}
+    steps: list[Step] = []
+    for name in run.needs:
+        # what a needed run translates is its own affair
+        steps += [step for step in recipe_of(by_name[name], runs) if step.name != "generate"]
+    return list(dict.fromkeys([*steps, *run.steps]))
+
+
+def files_from(run: Run, needed: str) -> list[str]:
+    """Paths of the files that a run's commands read of a needed run, as seen from the output folder."""
+    words = [word for step in run.steps for word in step.words]
+    return list(dict.fromkeys(word for word in words if word.startswith(f"runs/{needed}/")))
+
+
 def parse_budgets(words: Sequence[str], total: int) -> list[int | str]:
     """Budgets as counts: `18`, a share of the heads (`0.25`, `1/4`), or `auto` for hard-concrete alone.
 

@@ -27,7 +27,7 @@ def write_marker(path: Path, content: Any) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """All lines; a broken last one is cut from the file first, and one without its newline gets it.
+    """All lines but empty ones; a broken last one is cut from the file first, and one without its newline gets it.
 
     Raises:
         Refusal: a line before the last is broken: nothing of ours does that.
@@ -35,24 +35,24 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     content = path.read_bytes()
-    whole, _, rest = content.rpartition(b"\n")
-    if rest:
-        if _record(rest) is not None:
-            _append(path, b"\n")
-            whole = content
-        else:
-            print(
-                f"{path.name}: the last line is broken (a run was killed while writing it) and was cut: {rest[:60]!r}…"
-            )
-            with open(path, "r+b") as file:
-                file.truncate(len(content) - len(rest))
-                os.fsync(file.fileno())
-    lines = whole.split(b"\n") if whole else []
-    records = [_record(line) for line in lines]
-    broken = [str(number) for number, record in enumerate(records, 1) if record is None]
+    written = content.rstrip()
+    last = written[written.rfind(b"\n") + 1 :]
+    if last and _record(last) is None:
+        print(f"{path.name}: the last line is broken (a run was killed while writing it) and was cut: {last[:60]!r}…")
+        content = content[: len(written) - len(last)]
+        with open(path, "r+b") as file:
+            file.truncate(len(content))
+            os.fsync(file.fileno())
+    elif last and not content.endswith(b"\n"):
+        _append(path, b"\n")
+    numbered = [(number, _record(line)) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    broken = [str(number) for number, record in numbered if record is None]
     if broken:
-        raise Refusal(f"every line of {path} must be JSON with a run's result, but line {', '.join(broken)} is not.")
-    return [record for record in records if record is not None]
+        raise Refusal(
+            f"every line of {path} must be JSON with a run's result, but line {', '.join(broken)} is not: remove it, and "
+            "the same command writes it again."
+        )
+    return [record for _, record in numbered if record is not None]
 
 
 def append_result(path: Path, record: dict[str, Any]) -> None:

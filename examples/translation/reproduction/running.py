@@ -31,6 +31,7 @@ _MODULES = {
     "fairseq-dsp-score": "fairseq_dsp.cli.score",
 }
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_SCARCE = 50_000_000  # bytes of room on the disk that are worth a word where a command fails
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -129,8 +130,12 @@ class Job:
                 return False
             self._process, step = None, self._left[0]
             if code != 0:
-                tail = _tail(self.log(step))
-                self.failed = f"{step.words[0]} of {self.run.name} ended with code {code} ({self.log(step)}): {tail}"
+                tail = _tail(self.log(step)) or "it printed nothing"
+                free = shutil.disk_usage(self.place.out).free
+                room = f"; the disk of {self.place.out} has {_size(free)} left" if free < _SCARCE else ""
+                self.failed = (
+                    f"{step.words[0]} of {self.run.name} ended with code {code} ({self.log(step)}): {tail}{room}"
+                )
                 return True
             seconds = round(time.monotonic() - self._step_begun, 1)
             write_marker(self._marker(step), {"command": list(step.words), "seconds": seconds})
@@ -186,9 +191,11 @@ def refuse_full_disk(out: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(out).free
     if free < needed:
-        raise Refusal(
-            f"`--output` must have about {needed / 1e9:.2f} GB free for these runs, but {out} has {free / 1e9:.2f} GB."
-        )
+        raise Refusal(f"`--output` must have about {_size(needed)} free for these runs, but {out} has {_size(free)}.")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _tail(path: Path, lines: int = 3) -> str:

@@ -38,12 +38,13 @@ def kept_heads_grid(layouts: Mapping[str, HeadLayout], *paths: str) -> None:
         style.save(figure, paths)
 
 
-def kept_heads_by_budget(layouts: Mapping[str, HeadLayout], *paths: str) -> None:
+def kept_heads_by_budget(layouts: Mapping[str, HeadLayout], *paths: str, note: str = "") -> None:
     """The same, small, for many budgets side by side: a column a layout, a row an attention type.
 
     Args:
         layouts: title of each column -> layout.
         paths: where to write.
+        note: small print above the figure.
     """
     first = next(iter(layouts.values()))
     widest = max(_width(layout, stack) for layout in layouts.values() for stack in STACKS)
@@ -52,7 +53,7 @@ def kept_heads_by_budget(layouts: Mapping[str, HeadLayout], *paths: str) -> None
     cell = min(max((style.TEXT_WIDTH - 0.5) / len(layouts) / (widest + 1), 0.05), 0.13)
     with style.drawing():
         width = 0.75 + len(layouts) * max(cell * (widest + 1), 0.4)
-        figure = style.new_figure(width, 0.3 + sum(depths) * cell + 0.32 * len(STACKS))
+        figure = style.new_figure(width, 0.3 + sum(depths) * cell + 0.32 * len(STACKS), note)
         axes = figure.subplots(len(STACKS), len(layouts), squeeze=False, height_ratios=depths)
         for column, (title, layout) in enumerate(layouts.items()):
             for axis, stack in zip(axes[:, column], STACKS, strict=True):
@@ -69,11 +70,11 @@ def kept_heads_by_budget(layouts: Mapping[str, HeadLayout], *paths: str) -> None
         style.save(figure, paths)
 
 
-def attention_type_shares(records: Sequence[Record], *paths: str) -> None:
+def attention_type_shares(records: Sequence[Record], *paths: str, note: str = "") -> None:
     """The share of each attention type among the heads kept, against the budget: a panel a method.
 
     Lines go through the mean over seeds, bars from the lowest seed to the highest; dotted is the type's share among all heads.
-    Nothing is drawn at K = 0, where there is nothing to share, nor for dense.
+    Nothing is drawn at K = 0, where there is nothing to share, nor for dense. `note` is small print above the figure.
     """
     from matplotlib.lines import Line2D
 
@@ -83,7 +84,7 @@ def attention_type_shares(records: Sequence[Record], *paths: str) -> None:
     columns = min(max(len(methods), 1), 3)
     rows = max(-(-len(methods) // columns), 1)
     with style.drawing():
-        figure = style.new_figure(max(0.45 + 1.95 * columns, style.COLUMN), 0.6 + 1.4 * rows)
+        figure = style.new_figure(max(0.45 + 1.95 * columns, style.COLUMN), 0.6 + 1.4 * rows, note)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
         budgets = {group.kept for group in groups}
         panel = (max(0.45 + 1.95 * columns, style.COLUMN) - 0.5) / columns - 0.15

@@ -9,13 +9,14 @@ from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.records import SCORES, Group, Record, grouped
 
 
-def score_against_heads(records: Sequence[Record], *paths: str, score: str = "bleu_tok") -> None:
+def score_against_heads(records: Sequence[Record], *paths: str, score: str = "bleu_tok", note: str = "") -> None:
     """A line a method through the mean over seeds, bars from the lowest seed to the highest; dense is a level line.
 
     Args:
         records: runs of one model.
         paths: where to write.
         score: `bleu_tok`, `sacrebleu` or `chrf`.
+        note: small print above the figure.
     """
     groups = grouped(records)
     methods = list(dict.fromkeys(group.method for group in groups))
@@ -23,7 +24,7 @@ def score_against_heads(records: Sequence[Record], *paths: str, score: str = "bl
     columns = 3 if len(methods) > 4 else 2
     rows = -(-len(methods) // columns)
     with style.drawing():
-        figure = style.new_figure(style.COLUMN, 2.35 + 0.15 * rows)
+        figure = style.new_figure(style.COLUMN, 2.35 + 0.15 * rows, note)
         axis = figure.subplots()
         style.budget_axis(axis, {group.kept for group in groups}, total, width=2.8)
         looks = style.looks(methods)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ logging.getLogger("fontTools").setLevel(logging.WARNING)
 COLUMN = 3.35  # inches: the column of a two-column page
 TEXT_WIDTH = 6.3
 DOTS_PER_INCH = 300  # of PNG
+_NOTE_SIZE, _NOTE_LINE, _NOTE_LETTERS = 6, 0.12, 20  # points; inches a line; letters an inch
 INK, FAINT = "#222222", "#d9dcdf"
 KEPT, REMOVED = "#1b5e8c", "#e3e6e8"
 # colour, marker, dash of each attention type
@@ -98,13 +100,20 @@ def drawing() -> Any:
     return matplotlib.rc_context({**defaults, **_RC})
 
 
-def new_figure(width: float, height: float) -> Any:
-    """A figure of this size in inches, which no window and no global list knows."""
+def new_figure(width: float, height: float, note: str = "") -> Any:
+    """A figure of this size in inches, which no window and no global list knows.
+
+    Args:
+        note: small print above it, for which it grows: what must go wherever the figure goes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    lines = textwrap.wrap(note, max(int(width * _NOTE_LETTERS), 20))
+    figure = Figure(figsize=(width, height + _NOTE_LINE * len(lines)), layout="constrained")
     FigureCanvasAgg(figure)
+    if lines:
+        figure.suptitle("\n".join(lines), fontsize=_NOTE_SIZE, color="#666666", parse_math=False)
     return figure
 
 

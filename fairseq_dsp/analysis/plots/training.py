@@ -10,7 +10,7 @@ from fairseq_dsp.analysis.training_log import TrainingLog
 from fairseq_dsp.heads import STACK_NAMES, STACKS
 
 
-def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
+def training_courses(logs: Mapping[str, TrainingLog], *paths: str, note: str = "") -> None:
     """A column a run: temperature, mean importance by type, norm of its gradient, heads kept by type and heads changed.
 
     A vertical line marks the update at which the heads were fixed. At most four runs fit a page's width.
@@ -18,13 +18,14 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str) -> None:
     Args:
         logs: title of each column -> its log.
         paths: where to write.
+        note: small print above the figure.
     """
     from matplotlib.lines import Line2D
 
     with style.drawing():
         columns = len(logs)
         width = max(0.5 + 1.9 * columns, style.COLUMN)
-        figure = style.new_figure(width, 6.0)
+        figure = style.new_figure(width, 6.0, note)
         axes = figure.subplots(5, columns, sharex="col", squeeze=False)
         for row in (*axes[:1], *axes[2:]):  # but importance: each method has a scale of its own
             for axis in row[1:]:
