@@ -27,10 +27,11 @@ import torch
 from reproduction.data import INFO, Data, read_data
 from reproduction.experiment import RESULT, Experiment
 from reproduction.measure import hardware
-from reproduction.plan import Run, Settings, parse_budgets, plan
+from reproduction.plan import Settings, parse_budgets, plan
 from reproduction.presets import METHODS, PRESETS, Preset, scale_batch, schedule
 from reproduction.results import write_marker
 from reproduction.running import Place, refuse_full_disk
+from reproduction.steps import Run
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, exit_on_refusal

@@ -265,10 +265,12 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @real_text
 def test_detokenisation_gives_back_the_detokenised_text(official: Path):
-    for language, equal in (("de", 7278), ("en", 7283)):
-        ours = prepare_text.detokenise(lines(official / f"valid.{language}"), language)
-        theirs = lines(official / f"valid.detok.{language}")
-        assert len(ours) == len(theirs) == 7283
+    counts = {"valid.de": (7278, 7283), "valid.en": (7283, 7283), "test.de": (6749, 6750), "test.en": (6750, 6750)}
+    for name, (equal, total) in counts.items():
+        subset, language = name.split(".")
+        ours = prepare_text.detokenise(lines(official / name), language)
+        theirs = lines(official / f"{subset}.detok.{language}")
+        assert len(ours) == len(theirs) == total
         assert sum(a == b for a, b in zip(ours, theirs, strict=True)) == equal
 
 

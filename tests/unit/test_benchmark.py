@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 import torch
 from fairseq.modules import MultiheadAttention
 from fairseq.sequence_generator import SequenceGenerator
-from hypothesis import given
-from hypothesis import strategies as st
-from models import few_examples, grids
 
 from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.benchmark import pruning
-from fairseq_dsp.benchmark.flops import count
-from fairseq_dsp.benchmark.layouts import packed, spread
-from fairseq_dsp.benchmark.measuring import achieved_share, paired_ratio, take_turns
+from fairseq_dsp.benchmark.layouts import packed
+from fairseq_dsp.benchmark.measuring import paired_ratio
 from fairseq_dsp.benchmark.sentences import batch_of
 from fairseq_dsp.benchmark.serving import translate
 from fairseq_dsp.benchmark.settings import Case, Settings
@@ -29,7 +23,6 @@ from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.bench import cli_main, main
 from fairseq_dsp.compat import drop_fused_encoder_copies, settle_device_marks
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadGrid
 
 DENSE = "transformer_tiny:words=30/40"
 SMALL = "dsp_transformer_tiny:spread=6,words=30/40"
@@ -37,71 +30,6 @@ GATED = "dsp_transformer_tiny:packed=5,gated,words=30/40"
 PIPELINED = "dsp_transformer_tiny:packed=5,gated,pipelined,words=30/40"
 _SIZES = {"layers": 2, "attention_heads": 2, "embed_dim": 64, "ffn_embed_dim": 64}
 QUICK = "--batch-size 2 --beam 2 --length 4 --max-tokens 30 --pairs 2 --warmup 0 --cpu".split()
-
-
-def test_ratio_is_paired():
-    load = np.array([1.0, 5.0, 2.0, 9.0, 1.5, 3.0, 4.0])  # of the machine, the same for both of a turn
-    ratio = paired_ratio(2.0 * load, load)
-    assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
-
-
-def test_interval_holds_the_median_and_covers_the_truth():
-    generator = np.random.default_rng(0)
-    covered = 0
-    for seed in range(60):
-        noise = generator.lognormal(sigma=0.2, size=(2, 15))
-        ratio = paired_ratio(1.5 * noise[0], noise[1], seed=seed)
-        assert ratio.low <= ratio.median <= ratio.high
-        covered += ratio.low <= 1.5 <= ratio.high
-    assert covered >= 50
-
-
-def test_pairs_have_two_sides():
-    for sides in (([1.0], [1.0, 2.0]), ([], [])):
-        with pytest.raises(ValueError, match="two sides"):
-            paired_ratio(*sides)
-
-
-def test_turns_go_to_and_fro():
-    order = []
-
-    def measure(name):
-        order.append(name)
-        return float(len(order))
-
-    times = take_turns([lambda: measure("a"), lambda: measure("b")], pairs=2, warmup=1)
-    assert "".join(order) == "abbaab"
-    assert times == [[4.0, 5.0], [3.0, 6.0]]
-
-
-def test_share_of_a_promise():
-    assert achieved_share(1.5, 2.0) == pytest.approx(0.5)
-    assert achieved_share(1.5, 1.0) is None
-    assert achieved_share(1.5, math.inf) is None
-
-
-@few_examples
-@given(grids, st.data())
-def test_layouts_keep_k(grid, data):
-    k = data.draw(st.integers(0, grid.total))
-    for placement in (spread, packed):
-        assert placement(grid, k).count == k
-
-
-def test_spread_and_packed():
-    grid = HeadGrid((4,) * 6, (4,) * 6, (4,) * 6)
-    assert spread(grid, 18).surviving == HeadGrid((1,) * 6, (1,) * 6, (1,) * 6)
-    assert spread(grid, 6).by_type() == dict.fromkeys(("enc", "dec", "cross"), (2, 24))
-    assert packed(grid, 18).surviving == HeadGrid((0,) * 6, (0,) * 6, (4, 4, 4, 4, 2, 0))
-
-
-def test_counts_what_fused_attention_computes():
-    q, k, v = (torch.randn(2, 3, length, 4) for length in (5, 7, 7))
-    flops, kernel = count(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v))
-    assert flops == 2 * (2 * 3 * 5 * 7 * 4) * 2
-    assert "attention" in kernel
-    assert count(lambda: torch.softmax(q @ k.transpose(2, 3), -1) @ v) == (flops, "unfused")
-    assert count(lambda: torch.softmax(torch.ones(3), 0)) == (0, "")
 
 
 @pytest.mark.parametrize("as_file", [False, True])

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
 
 from reproduction import data, measure, results
 from reproduction.data import Data
-from reproduction.plan import Run, Step
+from reproduction.steps import Run, Step
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fairseq_dsp.errors import Refusal
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
 
 from reproduction import plan, presets
-from reproduction.plan import Run, Step
+from reproduction.steps import Run, Step
 
 SEEDS = pytest.mark.parametrize("seed", [1, 2])
 TEMPERATURES = ("--initial-temperature", "--final-temperature")
@@ -272,36 +271,3 @@ class TestThePlan:
         assert preset.learning_rate == pytest.approx(1e-3)
         found = presets.schedule(preset, 250)
         assert (found.warmup, found.cooldown, found.gentle) == (1000, 3750, True)
-
-
-@SEEDS
-def test_a_line_names_every_command_that_its_figures_rest_on(seed: int):
-    found = runs(*presets.METHODS, budgets=(4, "auto"))
-    dense, cut = "train dense", ["prune", "generate"]
-    wanted = {
-        "dense": [dense, "generate"],
-        "dsp-k4": ["train dsp", *cut],
-        "pipelined-k4": [dense, "train pipelined", *cut],
-        "hard-concrete-k4": ["train hard-concrete", *cut],
-        "hard-concrete-kauto": ["train hard-concrete", *cut],
-        "gradient-k4": [dense, "score", *cut],
-        "random-finetune-k4": [dense, "score", "prune", "train random-finetune", "generate"],
-        "fixed-k4": ["train fixed", "generate"],
-    }
-    for name, steps in wanted.items():
-        recipe = plan.recipe_of(found[f"{name}-s{seed}"], list(found.values()))
-        saved = [value(step, "--save-dir").split("/")[1] if step.trains else "" for step in recipe]
-        assert all(f"-s{seed}" in folder for folder in filter(None, saved))
-        names = [
-            re.sub(r"-(k|l|s)\d.*", "", f"{step.name} {folder}".strip())
-            for step, folder in zip(recipe, saved, strict=True)
-        ]
-        assert names == steps, name
-
-
-def test_files_that_a_run_reads_of_another_are_those_its_commands_name():
-    found = runs("gradient", "hard-concrete")
-    assert plan.files_from(found["gradient-k4-s1"], "dense-s1") == [checkpoint("dense-s1", BEST)]
-    assert plan.files_from(found["gradient-k4-s1"], "gradient-scores-s1") == ["runs/gradient-scores-s1/scores.json"]
-    cut = found["hard-concrete-k4-s2"]
-    assert plan.files_from(cut, cut.needs[0]) == [checkpoint(cut.needs[0], LAST)]

@@ -12,7 +12,6 @@ from models import assert_same, few_examples, many_examples
 from torch import Tensor
 
 from fairseq_dsp.subset import (
-    annealed_temperature,
     gumbel_noise,
     hard_top_k,
     projected_top_k,
@@ -252,51 +251,6 @@ class TestStraightThrough:
         gates.backward(upstream)
         assert torch.equal(gates.detach(), hard_top_k(scores, k))
         assert torch.equal(scores.grad, upstream)
-
-
-class TestAnnealing:
-    @many_examples
-    @given(st.floats(1e-3, 1e3), st.floats(1e-9, 1e-3), st.integers(1, 500))
-    def test_falls_geometrically_from_the_initial_to_the_final_temperature(self, initial, final, cooldown):
-        course = [annealed_temperature(update, initial, final, cooldown) for update in range(cooldown + 2)]
-        assert course[0] == pytest.approx(initial)
-        assert course[cooldown:] == [final, final]
-        assert all(after <= before for before, after in zip(course, course[1:], strict=False))
-        factor = (final / initial) ** (1 / cooldown)
-        assert course[1:-1] == pytest.approx([before * factor for before in course[:-2]])
-
-    def test_without_a_cooldown_is_final_at_once(self):
-        assert annealed_temperature(0, 0.1, 1e-8, 0) == 1e-8
-
-
-class TestGumbelNoise:
-    @many_examples
-    @given(st.integers(0, 2**31), st.integers(0, 10**7))
-    def test_depends_on_seed_and_update_alone(self, seed, update):
-        torch.manual_seed(1)
-        first = gumbel_noise(6, seed, update)
-        torch.manual_seed(2)
-        assert torch.equal(first, gumbel_noise(6, seed, update))
-
-    def test_leaves_torchs_global_generator_alone(self):
-        before = torch.get_rng_state()
-        gumbel_noise(6, seed=1, update=1)
-        assert torch.equal(torch.get_rng_state(), before)
-
-    def test_differs_between_all_seeds_and_updates(self):
-        draws = {tuple(gumbel_noise(3, seed, update).tolist()) for seed in range(20) for update in range(20)}
-        assert len(draws) == 400
-
-    def test_has_the_mean_and_the_variance_of_a_gumbel(self):
-        noise = torch.cat([gumbel_noise(50, seed=1, update=update) for update in range(1000)])
-        euler = 0.5772156649
-        assert noise.mean().item() == pytest.approx(euler, abs=0.03)
-        assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.06)
-
-    def test_of_successive_updates_is_uncorrelated(self):
-        noise = torch.stack([gumbel_noise(5, seed=1, update=update) for update in range(2000)])
-        successive = torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))
-        assert successive[0, 1].abs() < 0.04
 
 
 def test_relaxed_gates_are_zero_or_large_enough_for_products_that_are_no_denormal_numbers():

@@ -18,9 +18,9 @@ from fairseq_dsp.errors import Refusal
 from .checkpoints import updates_of
 from .data import Data
 from .measure import measure
-from .plan import Run, files_from, recipe_of
 from .results import append_result, read_results, write_marker
 from .running import Job, Place, tidy
+from .steps import Run, files_from, recipe_of
 
 RESULT = "result.json"
 

@@ -24,7 +24,7 @@ from fairseq_dsp.output import write_atomically
 
 from .checkpoints import LAST, updates_of
 from .data import Data
-from .plan import Run, Step
+from .steps import Run, Step
 
 FOLDER = "hypotheses"
 

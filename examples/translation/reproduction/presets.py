@@ -14,7 +14,7 @@ METHODS = (
     "random-finetune", "fixed",
 )  # fmt: skip
 LEARNED = ("dsp", "pipelined", "ste", "hard-concrete")
-# the paper's schedule of a joint training: a cooldown of 15,000 of about 60,000 updates, 4,000 of warm-up
+# the paper's joint training: 15,000 updates of cooldown and 4,000 of warm-up, of about 60,000 as we estimate its 60 epochs
 COOLDOWN_SHARE, WARMUP_SHARE = 15 / 60, 4 / 60
 PIPELINED_COOLDOWN = 250  # updates, the paper's; afterwards the heads are fixed, and a longer one validated no better
 PIPELINED_COOLDOWN_SHARE = 3 / 4  # of the training, at most: the heads must be fixed before its end

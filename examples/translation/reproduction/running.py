@@ -21,8 +21,8 @@ import fairseq_dsp
 from fairseq_dsp.errors import Refusal
 
 from .checkpoints import recover
-from .plan import DATA, PLUGIN, Run, Step
 from .results import write_marker
+from .steps import DATA, PLUGIN, Run, Step
 
 _MODULES = {
     "fairseq-train": "fairseq_cli.train",

@@ -1,0 +1,82 @@
+"""The figures of fairseq-dsp-bench: ratios and their intervals, turns, operations, placements of heads."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import few_examples, grids
+
+from fairseq_dsp.benchmark.flops import count
+from fairseq_dsp.benchmark.layouts import packed, spread
+from fairseq_dsp.benchmark.measuring import achieved_share, paired_ratio, take_turns
+from fairseq_dsp.heads import HeadGrid
+
+
+def test_ratio_is_paired():
+    load = np.array([1.0, 5.0, 2.0, 9.0, 1.5, 3.0, 4.0])  # of the machine, the same for both of a turn
+    ratio = paired_ratio(2.0 * load, load)
+    assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_interval_holds_the_median_and_covers_the_truth():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(60):
+        noise = generator.lognormal(sigma=0.2, size=(2, 15))
+        ratio = paired_ratio(1.5 * noise[0], noise[1], seed=seed)
+        assert ratio.low <= ratio.median <= ratio.high
+        covered += ratio.low <= 1.5 <= ratio.high
+    assert covered >= 50
+
+
+def test_pairs_have_two_sides():
+    for sides in (([1.0], [1.0, 2.0]), ([], [])):
+        with pytest.raises(ValueError, match="two sides"):
+            paired_ratio(*sides)
+
+
+def test_turns_go_to_and_fro():
+    order = []
+
+    def measure(name):
+        order.append(name)
+        return float(len(order))
+
+    times = take_turns([lambda: measure("a"), lambda: measure("b")], pairs=2, warmup=1)
+    assert "".join(order) == "abbaab"
+    assert times == [[4.0, 5.0], [3.0, 6.0]]
+
+
+def test_share_of_a_promise():
+    assert achieved_share(1.5, 2.0) == pytest.approx(0.5)
+    assert achieved_share(1.5, 1.0) is None
+    assert achieved_share(1.5, math.inf) is None
+
+
+@few_examples
+@given(grids, st.data())
+def test_layouts_keep_k(grid, data):
+    k = data.draw(st.integers(0, grid.total))
+    for placement in (spread, packed):
+        assert placement(grid, k).count == k
+
+
+def test_spread_and_packed():
+    grid = HeadGrid((4,) * 6, (4,) * 6, (4,) * 6)
+    assert spread(grid, 18).surviving == HeadGrid((1,) * 6, (1,) * 6, (1,) * 6)
+    assert spread(grid, 6).by_type() == dict.fromkeys(("enc", "dec", "cross"), (2, 24))
+    assert packed(grid, 18).surviving == HeadGrid((0,) * 6, (0,) * 6, (4, 4, 4, 4, 2, 0))
+
+
+def test_counts_what_fused_attention_computes():
+    q, k, v = (torch.randn(2, 3, length, 4) for length in (5, 7, 7))
+    flops, kernel = count(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v))
+    assert flops == 2 * (2 * 3 * 5 * 7 * 4) * 2
+    assert "attention" in kernel
+    assert count(lambda: torch.softmax(q @ k.transpose(2, 3), -1) @ v) == (flops, "unfused")
+    assert count(lambda: torch.softmax(torch.ones(3), 0)) == (0, "")
