@@ -40,15 +40,15 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
         cfg = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
         model = load_model(state)
         layouts[path], computed[path] = model.deployed_layout(), _computation(model)
-    if len(set(layouts.values())) > 1:
-        listed = "; ".join(f"{path} keeps {layout}" for path, layout in layouts.items())
-        raise Refusal(f"all checkpoints must keep the same heads, but {listed}.")
     reasons = [
         f"all checkpoints must be of one model, but {path} has {flag(name)} {found[name]}, and {paths[0]} {value}."
         for path, found in computed.items()
         for name, value in computed[paths[0]].items()
         if found[name] != value
     ]
+    if len(set(layouts.values())) > 1:
+        listed = "; ".join(f"{path} keeps {layout}" for path, layout in layouts.items())
+        reasons.append(f"all checkpoints must keep the same heads, but {listed}.")
     if reasons:
         raise Refusal(*reasons)
     mean = {name: (total / len(paths)).to(kinds[name]) for name, total in sums.items()}

@@ -1,8 +1,8 @@
 """`translation_dsp`: fairseq's translation task with a head budget, and with no sentence lost.
 
-It holds the budget, refuses data folders that fairseq stumbles over, sees that all parts of a learned method are there, tells the optimizer when heads are fixed, logs what
-becomes of them (`progress`), warns of a cooldown that the run cannot reach, and builds validation and test batches that keep
-the last one.
+It holds the budget, refuses data folders that fairseq stumbles over, sees that all parts of a learned method are there, tells
+the optimizer when heads are fixed, logs what becomes of them (`progress`), warns of a cooldown that the run cannot reach, and
+builds validation and test batches that keep the last one.
 """
 
 import logging

@@ -83,7 +83,9 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
     shown: set[str | None] = set()
     total = max(record.total for record in records)
     for method in dict.fromkeys(group.method for group in grouped(records)):
-        candidates = [each for each in records if each.method == method and each.log not in (None, *shown)]
+        candidates = [record for record in records if record.method == method and record.log is not None]
+        if shown & {record.log for record in candidates}:
+            continue  # hard-concrete's own number and its budgets may be of the same trainings
         shared = Counter(record.log for record in candidates)
         for record in sorted(candidates, key=lambda record: (abs(record.kept - total / 4), -record.kept, record.seed)):
             try:
@@ -91,7 +93,7 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
             except OSError as error:
                 unread = str(error.strerror)
                 continue
-            shown.add(record.log)  # hard-concrete's own number and its budgets may be of one training
+            shown.add(record.log)
             if log.figures:
                 # one training that was cut to several budgets had none of them itself
                 chosen[method if shared[record.log] > 1 else f"{method}, K = {record.kept}"] = log

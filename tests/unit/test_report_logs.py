@@ -24,10 +24,11 @@ def test_a_training_that_was_cut_to_several_budgets_is_shown_under_none_of_them(
 
 
 def test_a_training_of_two_methods_is_shown_once(tmp_path: Path):
-    contents = [run("hard-concrete", 6), run("hard-concrete", 3), run("hard-concrete-auto", 7)]
+    contents = [run("hard-concrete", k) for k in (6, 3)]
+    contents += [run("hard-concrete-auto", 7), run("hard-concrete-auto", 9, seed=2)]
     for content in contents:
-        content["log"] = "train.log"
-    (tmp_path / "train.log").write_text(training_log("simple", updates=100, fixed_at=60))
+        content["log"] = f"{content['seed']}.log"
+        (tmp_path / content["log"]).write_text(training_log("simple", updates=100, fixed_at=60))
     records = read_records(str(write(tmp_path / "results.jsonl", contents)), pytest.fail)
     logs, problems = read_logs(records, str(tmp_path / "results.jsonl"))
     assert (list(logs), problems) == (["hard-concrete"], [])
