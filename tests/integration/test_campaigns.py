@@ -107,7 +107,7 @@ def test_scores_of_other_heads_and_half_a_report_count_as_failures(made: Materia
     score = (str(made.data), "--path", str(made.trained), "--scorer", "magnitude", "--output", "OUT", "--cpu")
     assert judge.run(Case("", "score", score, reads=str(made.trained))) == []
     assert "of a model with" in judge.run(Case("", "score", score, reads=str(made.pruned)))[0]
-    monkeypatch.setattr(plots, "score_against_heads", lambda _, *paths: [Path(path).touch() for path in paths])
+    monkeypatch.setattr(plots, "score_against_heads", lambda _, *paths, note: [Path(path).touch() for path in paths])
     monkeypatch.setattr(report, "_figure", lambda *_: report.FigureFile("none", "", "", 1))
     failures = "".join(judge.run(Case("", "report", (str(made.results), "--output", "OUT"))))
     assert "bleu-against-heads.png, which is empty" in failures
