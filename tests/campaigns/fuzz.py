@@ -77,16 +77,16 @@ def run(made: Material, folder: Path, count: int, commands: int, seed: int, tall
             each()
 
     with limited_memory():
-        with _drawing_nothing():
+        with drawing_nothing():
             through(judge.run, "", count)
         through(judge.run_command, "commands: ", commands)
 
 
 @contextlib.contextmanager
-def _drawing_nothing() -> Iterator[None]:
+def drawing_nothing() -> Iterator[None]:
     """Figures take seconds; in this process they are single pixels."""
 
-    def draw(*given: Any) -> None:
+    def draw(*given: Any, **options: Any) -> None:
         for path in given[-2:]:
             Path(path).write_bytes(_PIXEL)
 

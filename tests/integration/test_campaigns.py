@@ -103,6 +103,12 @@ def test_an_output_is_compared_with_that_of_the_same_command_on_the_same_file(so
     assert "is refused when it is whole" in judge.run(pruned)[0]
 
 
+def test_a_report_with_single_pixels_for_figures_counts_as_whole(made: Material, judge: Judge):
+    case = Case("", "report", (str(made.results), "--output", "OUT"))
+    with fuzz.drawing_nothing():
+        assert judge.run(case) == []
+
+
 def test_scores_of_other_heads_and_half_a_report_count_as_failures(made: Material, judge: Judge, monkeypatch):
     score = (str(made.data), "--path", str(made.trained), "--scorer", "magnitude", "--output", "OUT", "--cpu")
     assert judge.run(Case("", "score", score, reads=str(made.trained))) == []
