@@ -123,12 +123,9 @@ class Demo:
         if self.text.resolve().is_relative_to(self.out.resolve()):
             return [f"`--text` must not lie in `--output`, which is cleared, but is {self.text}."]
         names = [self.text / f"{split}.{side}" for split in SPLITS for side in self.pair]
-        missing = ", ".join(str(name) for name in names if not name.is_file())
-        return (
-            [f"`--text` must hold train, valid and test in both languages, but {missing} is missing."]
-            if missing
-            else []
-        )
+        if missing := ", ".join(str(name) for name in names if not name.is_file()):
+            return [f"`--text` must hold train, valid and test in both languages, but {missing} is missing."]
+        return []
 
     def _clear_folder(self) -> None:
         if not self.options.resume:

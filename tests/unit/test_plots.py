@@ -12,6 +12,7 @@ from made_up import run, runs, training_log, write
 from fairseq_dsp.analysis import plots
 from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.records import Record, read_records
+from fairseq_dsp.analysis.report import write_report
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 
@@ -169,3 +170,44 @@ class TestTraining:
 
     def test_is_drawn_where_figures_are_missing(self, drawn):
         drawn(plots.training_courses, {"a": TrainingLog({"heads_enc": [(1, 2.0)]}), "b": TrainingLog()})
+
+
+class TestNote:
+    """Small print that goes wherever the figure goes."""
+
+    note = "30 % of the training set, official test set de-en"
+
+    @pytest.fixture
+    def figures(self, records, drawn) -> list[Any]:
+        found, log = records(runs()), read_log(training_log("simple"))
+        layouts = {"K = 6": found[0].layout}
+        return [
+            drawn(function, what, note=self.note, suffixes=("png", "pdf"))
+            for function, what in (
+                (plots.score_against_heads, found), (plots.attention_type_shares, found),
+                (plots.kept_heads_by_budget, layouts), (plots.training_courses, {"dsp": log}),
+            )
+        ]  # fmt: skip
+
+    def test_is_in_every_figure_and_in_no_other_s_place(self, figures):
+        for figure in figures:
+            assert " ".join(figure.get_suptitle().split()) == self.note
+            note = figure._suptitle.get_window_extent()
+            assert 0 <= note.x0 < note.x1 <= figure.bbox.width
+            assert not overlapping([note, *(axis.get_tightbbox() for axis in figure.axes if axis.get_visible())])
+
+    def test_is_not_there_where_none_is_given(self, records, drawn):
+        assert drawn(plots.score_against_heads, records(runs())).get_suptitle() == ""
+
+
+def test_every_figure_of_a_report_and_its_title_have_the_label_of_the_data(records, tmp_path: Path):
+    data = {"label": "30 % of the training set", "pair": "de-en"}
+    found = records([content | {"data": data} for content in runs()])
+    kept, whole = [], style.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "save", lambda figure, paths: kept.append(figure) or whole(figure, paths))
+        write_report(found, str(tmp_path / "out"), logs={"dsp": read_log(training_log("simple"))})
+    assert len(kept) == len(list((tmp_path / "out/figures").glob("*.png"))) > 5
+    assert {" ".join(figure.get_suptitle().split()) for figure in kept} == {"30 % of the training set de-en"}
+    for name in ("report.md", "report.html"):
+        assert "30 % of the training set de-en" in (tmp_path / "out" / name).read_text().replace("\n", " ")
