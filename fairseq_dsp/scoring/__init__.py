@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.heads import HeadGrid, Site
+from fairseq_dsp.scoring.fisher import FisherScorer
 from fairseq_dsp.scoring.gradient import GradientScorer
 from fairseq_dsp.scoring.magnitude import MagnitudeScorer
 from fairseq_dsp.scoring.random import RandomScorer
@@ -58,7 +59,7 @@ class Scorer(Protocol):
         """
 
 
-_CLASSES: tuple[type[Scorer], ...] = (GradientScorer, MagnitudeScorer, RandomScorer)
+_CLASSES: tuple[type[Scorer], ...] = (GradientScorer, FisherScorer, MagnitudeScorer, RandomScorer)
 SCORERS = {scorer.name: scorer for scorer in _CLASSES}
 
 

@@ -58,8 +58,8 @@ def sentence_of(batch: dict[str, Any], row: int) -> dict[str, Any]:
     return {"net_input": inputs, "target": batch["target"][row : row + 1, :words]}
 
 
-def slow_gradient_scores(model: Any, batches: list[dict[str, Any]], live: Tensor) -> list[float]:
-    """mean over sentences of |L(gate + e) - L(gate - e)| / 2e, then L2 by site, written from the paper's equation."""
+def slow_derivatives(model: Any, batches: list[dict[str, Any]], live: Tensor) -> Tensor:
+    """(L(gate + e) - L(gate - e)) / 2e of every head and sentence: [H, sentences]; 0 for a head that is not live."""
     grid, step = model.layout.surviving, 1e-5
     sites = [
         (attention, head)
@@ -80,20 +80,26 @@ def slow_gradient_scores(model: Any, batches: list[dict[str, Any]], live: Tensor
         return -sum(float(log_probs[0, position, word]) for position, word in enumerate(target.tolist()))
 
     pairs = [sentence_of(batch, row) for batch in batches for row in range(3)]
-    means = []
+    rows = []
     for head in range(grid.total):
-        sizes = []
+        derivatives = []
         for pair in pairs:
             up, down = live.tolist(), live.tolist()
             up[head] += step
             down[head] -= step
-            sizes.append(abs(loss_with(up, pair) - loss_with(down, pair)) / (2 * step))
-        means.append(sum(sizes) / len(sizes) if live[head] else 0.0)
+            derivatives.append((loss_with(up, pair) - loss_with(down, pair)) / (2 * step) if live[head] else 0.0)
+        rows.append(derivatives)
     with torch.no_grad():
         for (attention, _), weight in zip(sites, weights, strict=True):
             attention.out_proj.weight.copy_(weight)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def slow_gradient_scores(model: Any, batches: list[dict[str, Any]], live: Tensor) -> list[float]:
+    """The mean over sentences of the derivatives' sizes, then L2 by site, written from the paper's equation."""
+    means = slow_derivatives(model, batches, live).abs().mean(dim=1).tolist()
     scores = []
-    for _, span in grid.spans():
+    for _, span in model.layout.surviving.spans():
         norm = sum(value**2 for value in means[span]) ** 0.5
         scores += [value / norm if norm else 0.0 for value in means[span]]
     return scores
@@ -160,6 +166,41 @@ class TestGradient:
         scores = SCORERS["gradient"]().score(subject_of(dense()), live)
         norms = [scores[span].norm().item() for _, span in GRID.spans()]
         assert norms == pytest.approx([float(live[0])] * 6)
+
+
+class TestFisher:
+    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
+    def test_is_the_mean_square_of_the_derivative_by_the_gate(self, layout):
+        model = dense(layout)
+        subject = subject_of(model)
+        live = torch.ones(layout.count)
+        wanted = slow_derivatives(model, subject.batches, live).square().mean(dim=1)
+        torch.testing.assert_close(SCORERS["fisher"]().score(subject, live), wanted, rtol=1e-6, atol=1e-9)
+
+    def test_of_what_is_left_is_that_of_the_masked_model(self):
+        model = dense()
+        live = torch.tensor(SOME.kept).double()
+        found = SCORERS["fisher"]().score(subject_of(model), live)
+        wanted = slow_derivatives(model, [batch_of(0), batch_of(1)], live).square().mean(dim=1)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+
+    def test_does_not_depend_on_how_sentences_are_put_into_batches(self):
+        model = dense()
+        found = SCORERS["fisher"]().score(subject_of(model, (0,)), torch.ones(18))
+        one_by_one = Subject(
+            grid=GRID,
+            attentions=dict(attentions(model, GRID)),
+            batches=[sentence_of(batch_of(0), row) for row in range(3)],
+            loss=lambda batch: loss_of(model, batch),
+            seed=1,
+        )
+        torch.testing.assert_close(SCORERS["fisher"]().score(one_by_one, torch.ones(18)), found, rtol=1e-9, atol=1e-12)
+
+    def test_of_heads_that_cannot_matter_is_zero(self):
+        layout = HeadLayout.parse("enc:101.111/dec:000.011/cross:000.000")
+        found = SCORERS["fisher"]().score(subject_of(dense(layout)), torch.ones(layout.count))
+        assert found[:5].tolist() == [0.0] * 5
+        assert (found[5:] > 0).all()
 
 
 class TestMagnitude:

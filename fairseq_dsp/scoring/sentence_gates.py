@@ -1,0 +1,62 @@
+"""A gate a head and a sentence: what the scorers that read data differentiate the loss by."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fairseq_dsp.scoring import Subject
+
+
+def loss_derivatives(subject: Subject, live: Tensor) -> Iterator[Tensor]:
+    """dL(x) / d xi_h of every sentence x and head h, a tensor a batch: [B, H], of the loss's dtype, on its device.
+
+    xi_h multiplies the head's context and is 1, or 0 for a head removed so far. One backward pass serves a whole batch,
+    because every sentence has gates of its own.
+
+    Args:
+        live: [H], 1 for heads that are there, 0 for those removed so far.
+    """
+    with _sentence_gates(subject, live) as gates:
+        for batch in subject.batches:
+            loss = subject.loss(batch)
+            found: list[Tensor] = []
+            if gates:
+                # without cross-attention heads the encoder's have no say in the loss
+                found = list(
+                    torch.autograd.grad(loss.sum(), list(gates.values()), allow_unused=True, materialize_grads=True)
+                )
+            by_site = dict(zip(gates, found, strict=True))
+            empty = loss.new_zeros(len(loss), 0)
+            yield torch.cat([by_site.get(site, empty) for site, _ in subject.grid.spans()], dim=1)
+
+
+@contextlib.contextmanager
+def _sentence_gates(subject: Subject, live: Tensor) -> Iterator[dict[Any, Tensor]]:
+    """While open, every forward pass of the model leaves its gates here: site -> [B, h]."""
+    gates: dict[Any, Tensor] = {}
+    spans = dict(subject.grid.spans())
+    handles = []
+
+    def hook_of(site: Any, head_dim: int) -> Any:
+        def scale_context(projection: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            (context,) = inputs  # [T, B, h·d]
+            gates[site] = live[spans[site]].to(context).repeat(context.size(1), 1).requires_grad_()
+            return context * gates[site].repeat_interleave(head_dim, dim=1)
+
+        return scale_context
+
+    try:
+        for site, attention in subject.attentions.items():
+            if attention.num_heads:
+                hook = hook_of(site, attention.head_dim)
+                handles.append(attention.out_proj.register_forward_pre_hook(hook))
+        yield gates
+    finally:
+        for handle in handles:
+            handle.remove()
