@@ -41,6 +41,21 @@ class PruningConfig:
             "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…) or a checkpoint to take it from"
         },
     )
+    head_counts: str | None = field(
+        default=None,
+        metadata={
+            "help": "how many heads stratified keeps where: rule (the default: two thirds cross-attention, spread over the "
+            "layers), even (every sublayer as many), numbers by type (enc=0,dec=2,cross=4), or a layout or checkpoint whose "
+            "counts by sublayer are taken and whose heads are drawn anew"
+        },
+    )
+    cross_floor: str | None = field(
+        default=None,
+        metadata={
+            "help": "cross-attention heads that stay whatever chooses: a number (default: 1), or layer for one in every "
+            "decoder layer"
+        },
+    )
     pipelined: bool = field(
         default=False,
         metadata={"help": "train the importance variables alone, on top of a dense checkpoint (--finetune-from-model)"},

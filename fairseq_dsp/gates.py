@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.floors import Floors, fewest, top_k_above_floors
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.methods import Method
-from fairseq_dsp.subset import hard_top_k
 
 # fairseq copies this attribute of a parameter into its float32 copies, so the optimizer can tell by it.
 IMPORTANCE_GROUP = "head_importance"
@@ -35,6 +35,7 @@ class HeadGates(nn.Module):
         grid: the heads.
         kept: K, how many of them the deployed model keeps; None for the number that the method finds itself.
         method: how gates are made from importance while training.
+        floors: groups of heads of which some must stay, whatever their importance; see `floors`.
 
     Attributes:
         importance: [H] float32, whatever the model's precision.
@@ -42,11 +43,12 @@ class HeadGates(nn.Module):
             fairseq's moving average multiplies every entry of the state.
     """
 
-    def __init__(self, grid: HeadGrid, kept: int | None, method: Method) -> None:
+    def __init__(self, grid: HeadGrid, kept: int | None, method: Method, floors: Floors = ()) -> None:
         super().__init__()
         self.grid = grid
         self.kept = kept
         self.method = method
+        self.floors = floors
         self.update = 0
         self.importance = nn.Parameter(initial_importance(grid))
         self.importance.param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
@@ -72,8 +74,8 @@ class HeadGates(nn.Module):
 
     def _choose(self) -> Tensor:
         """The most important heads: K of them, or as many as the method finds right."""
-        kept = self.method.own_number(self.importance) if self.kept is None else self.kept
-        return hard_top_k(self.importance, kept)
+        kept = max(self.method.own_number(self.importance), fewest(self.floors)) if self.kept is None else self.kept
+        return top_k_above_floors(self.importance, kept, self.floors)
 
     def layout(self) -> HeadLayout:
         """`decided_mask` as a layout of the grid."""

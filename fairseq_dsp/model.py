@@ -25,11 +25,13 @@ from fairseq_dsp.compat import (
 )
 from fairseq_dsp.config import PruningConfig, add_arguments, flag, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.floors import floors_of, parse_floor
 from fairseq_dsp.gates import STATE_PREFIX, HeadGates
-from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.initial_layout import initial_layout, objections_to_floor
 from fairseq_dsp.loading import fit_state
 from fairseq_dsp.methods import method_class
-from fairseq_dsp.objections import budget_out_of_range, objections
+from fairseq_dsp.objections import objections
 from fairseq_dsp.surgery import (
     attentions,
     install_gates,
@@ -134,7 +136,8 @@ class DspTransformerModel(TransformerModel):
             model = super().build_model(args, task)
             model._take_heads(args, config)
             if method.learned:
-                gates = HeadGates(model.layout.surviving, config.budget, method.from_config(config))
+                floors = floors_of(model.layout.surviving, parse_floor(config.cross_floor))
+                gates = HeadGates(model.layout.surviving, config.budget, method.from_config(config), floors)
                 install_gates(model, model.layout.surviving, gates)
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
@@ -148,18 +151,9 @@ class DspTransformerModel(TransformerModel):
 
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
-        grid, budget = self.layout.grid, config.budget
-        layout = self.layout
-        if config.head_layout is not None:
-            from fairseq_dsp.checkpoint import resolve_layout
-
-            layout = resolve_layout(config.head_layout)
-            if layout.grid != grid:
-                raise Refusal(f"`--head-layout` must fit the model, whose heads are {_counts(grid)}, but is {layout}.")
-        if budget is not None and not 0 <= budget <= layout.count:
-            raise Refusal(budget_out_of_range(budget, layout.count))
-        if not method_class(config).learned and budget is not None:
-            layout = layout.random_subset(budget, config.seed)
+        layout = initial_layout(self.layout.grid, config)
+        if reasons := objections_to_floor(layout, config):
+            raise Refusal(*reasons)
         if config.head_layout is not None or not method_class(config).learned:
             shrink_model(self, layout)
             set_option(args, "head_layout", str(layout))
@@ -251,10 +245,6 @@ def unwrap(model: Any) -> Any:
     while not isinstance(model, DspTransformerModel) and hasattr(model, "module"):
         model = model.module
     return model
-
-
-def _counts(grid: HeadGrid) -> str:
-    return f"enc {grid.enc}, dec {grid.dec}, cross {grid.cross}"
 
 
 def _register(stock: str) -> None:

@@ -38,6 +38,8 @@ class TestReading:
             "head_selection": "ste",
             "unpruned_heads": 0,
             "head_layout": "enc:1/dec:/cross:",
+            "head_counts": "even",
+            "cross_floor": "layer",
             "pipelined": True,
             "initial_temperature": 2.0,
             "final_temperature": 1e-8,

@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "sharing": set(),
     "json_values": set(),
     "scoring": {"heads", "attention", "errors", "json_values", "scoring"},
+    "floors": {"errors", "heads", "subset"},
     "methods": {"heads", "subset", "config", "errors", "methods"},
 }
 

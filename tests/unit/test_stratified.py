@@ -1,0 +1,94 @@
+"""Heads drawn with given counts: the rule to beat, and the control that keeps a layout's counts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import build, few_examples
+
+from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.methods.stratified import EVEN, RULE, counts_of, counts_of_layout, draw_stratified
+
+counts = st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple)
+grids = st.builds(HeadGrid, counts, counts, counts)
+PAPER = HeadGrid((8,) * 3, (8,) * 3, (8,) * 3)
+
+
+@few_examples
+@given(grids, st.data(), st.sampled_from([RULE, EVEN, None]), st.integers(0, 9))
+def test_exactly_k_heads_are_kept_whatever_the_grid(grid, data, text, seed):
+    k = data.draw(st.integers(0, grid.total))
+    layout = draw_stratified(grid, counts_of(grid, k, text), seed)
+    assert layout.count == k
+    assert layout == draw_stratified(grid, counts_of(grid, k, text), seed)
+
+
+@few_examples
+@given(grids, st.data())
+def test_heads_drawn_by_the_counts_of_a_layout_have_its_counts(grid, data):
+    layout = HeadLayout.full(grid).random_subset(data.draw(st.integers(0, grid.total)), 3)
+    assert counts_of_layout(draw_stratified(grid, counts_of_layout(layout), 5)) == counts_of_layout(layout)
+
+
+@few_examples
+@given(grids, st.data())
+def test_even_means_that_no_sublayer_with_heads_to_give_has_two_fewer_than_another(grid, data):
+    found = counts_of(grid, data.draw(st.integers(0, grid.total)), EVEN)
+    for site, count in found.items():
+        assert count == grid.heads(site) or count + 1 >= max(found.values())
+
+
+def text_of(layout):
+    return [
+        "".join(str(len(layout.heads(site))) for site in layout.grid.sites if site.stack == s)
+        for s in ("enc", "dec", "cross")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("k", "wanted"),
+    [(4, ["000", "010", "111"]), (6, ["000", "010", "122"]), (12, ["010", "110", "333"]), (72, ["888", "888", "888"])],
+)
+def test_the_rule_is_mostly_cross_attention_in_every_layer(k, wanted):
+    assert text_of(draw_stratified(PAPER, counts_of(PAPER, k, RULE), 1)) == wanted
+
+
+def test_numbers_by_type_are_spread_over_the_layers():
+    assert text_of(draw_stratified(PAPER, counts_of(PAPER, 9, "enc=1,dec=4,cross=4"), 1)) == ["010", "121", "112"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("enc=1", "add up to the budget of 6"),
+        ("enc=30,dec=0", "add up"),
+        ("half", "must be rule, even"),
+        ("enc=-1", "must be rule"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        counts_of(PAPER, 6, text)
+    with pytest.raises(ValueError, match="at most 24 for enc"):
+        counts_of(PAPER, 30, "enc=30")
+
+
+class TestModel:
+    def test_is_built_with_the_drawn_heads_and_says_so_in_its_options(self):
+        model = build(head_selection="stratified", unpruned_heads=5, seed=2)
+        assert model.layout.count == 5
+        # as a checkpoint is built, with budget, method and layout in its options
+        again = build(head_selection="stratified", unpruned_heads=5, seed=2, head_layout=str(model.layout))
+        assert again.layout == model.layout
+
+    def test_shuffles_the_heads_of_a_layout(self):
+        given = "enc:110.000/dec:000.001/cross:000.011"
+        layout = build(head_selection="stratified", unpruned_heads=5, head_counts=given).layout
+        assert counts_of_layout(layout) == counts_of_layout(HeadLayout.parse(given))
+
+    def test_refuses_counts_that_do_not_add_up_to_the_budget(self, capsys):
+        given = "enc:110.000/dec:000.001/cross:000.011"
+        with pytest.raises(SystemExit):
+            build(head_selection="stratified", unpruned_heads=4, head_counts=given)
+        assert "must add up to the budget of 4, but the layout keeps 5" in capsys.readouterr().err
