@@ -32,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
         prog="fairseq-dsp-score",
         description="Scores the attention heads of a finished fairseq transformer, for fairseq-dsp-prune --scores.",
     )
-    parser.add_argument("data", metavar="DATA-BIN", help="the data folder; read by gradient and fisher alone")
+    parser.add_argument("data", metavar="DATA-BIN", help="the data folder; read by gradient, fisher and joint-fisher")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the model, dense or with gates")
     parser.add_argument("--scorer", required=True, metavar="NAME", help="one of " + ", ".join(SCORERS))
     parser.add_argument("--output", required=True, metavar="FILE", help="where to write the scores, JSON")

@@ -17,6 +17,7 @@ from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.heads import HeadGrid, Site
 from fairseq_dsp.scoring.fisher import FisherScorer
 from fairseq_dsp.scoring.gradient import GradientScorer
+from fairseq_dsp.scoring.joint_fisher import JointFisherScorer
 from fairseq_dsp.scoring.magnitude import MagnitudeScorer
 from fairseq_dsp.scoring.random import RandomScorer
 
@@ -59,7 +60,7 @@ class Scorer(Protocol):
         """
 
 
-_CLASSES: tuple[type[Scorer], ...] = (GradientScorer, FisherScorer, MagnitudeScorer, RandomScorer)
+_CLASSES: tuple[type[Scorer], ...] = (GradientScorer, FisherScorer, JointFisherScorer, MagnitudeScorer, RandomScorer)
 SCORERS = {scorer.name: scorer for scorer in _CLASSES}
 
 
