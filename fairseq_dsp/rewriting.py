@@ -97,7 +97,8 @@ def rewrite(
         raise Refusal(
             f"rewritten and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."
         )
-    extra = {name: value for name, value in state["extra_state"].items() if name not in ("best", "val_loss", "metrics")}
+    dropped = ("best", "val_loss", "metrics", "train_meters")
+    extra = {name: value for name, value in state["extra_state"].items() if name not in dropped}
     rewritten = {
         "args": None,
         "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
