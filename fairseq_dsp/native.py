@@ -76,7 +76,7 @@ def read_vocabularies(
 
     Args:
         cfg: a checkpoint's; asked for the languages that are not given.
-        data: folder of fairseq-preprocess, with dict.SRC.txt and dict.TGT.txt.
+        data: folder of fairseq-preprocess, with dict.SRC.txt and dict.TGT.txt; the first of several with colons between.
 
     Raises:
         Refusal: no such folder or file, or the languages cannot be told.
