@@ -182,8 +182,8 @@ def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:
     set_option(cfg, "arch", name)
 
 
-def resolve_layout(text: str) -> HeadLayout:
-    """The layout that `--head-layout` names: a text, or a checkpoint whose heads are meant.
+def resolve_layout(text: str, option: str = "--head-layout") -> HeadLayout:
+    """The layout that an option names: a text, or a checkpoint whose heads are meant.
 
     Raises:
         Refusal: neither.
@@ -192,8 +192,8 @@ def resolve_layout(text: str) -> HeadLayout:
         try:
             return load_model(read_checkpoint(text)).deployed_layout()
         except Refusal as refusal:
-            raise Refusal(*(f"`--head-layout`: {reason}" for reason in refusal.reasons)) from refusal
-    return parse_layout(text, "--head-layout")
+            raise Refusal(*(f"`{option}`: {reason}" for reason in refusal.reasons)) from refusal
+    return parse_layout(text, option)
 
 
 def parse_layout(text: str, option: str) -> HeadLayout:

@@ -22,6 +22,7 @@ from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.objections import objections_to_task
+from fairseq_dsp.scoring.fingerprint import fingerprint
 from fairseq_dsp.surgery import remove_gates
 
 _BATCH_OPTIONS = (
@@ -35,18 +36,19 @@ _BATCH_OPTIONS = (
 )
 
 
-def ungated(path: str) -> tuple[DspTransformerModel, Any]:
-    """The model of a checkpoint, in float32, and the options of its task; every head that it has is on.
+def ungated(path: str) -> tuple[DspTransformerModel, Any, dict[str, str]]:
+    """The model of a checkpoint, in float32, the options of its task, and the fingerprint of its weights; all its heads are on.
 
     What is scored is thus the function of the weights alone, whatever the importance variables of a gated checkpoint say.
     """
     state = read_checkpoint(path)
     for name in ("checkpoint_activations", "offload_activations"):
         set_option(state["cfg"].model, name, False)  # the pass must run once, with the scorer's gates in its graph
-    model = load_model(state).float()
+    model = load_model(state)
+    marks = fingerprint(model.weights())
     if model.head_gates is not None:
         remove_gates(model, model.layout.grid)
-    return model, state["cfg"].task
+    return model.float(), state["cfg"].task, marks
 
 
 def loss_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:

@@ -6,6 +6,7 @@ A stock checkpoint is loaded as stock: fairseq's own attention, not ours over th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from fairseq_dsp.checkpoint import (
     adopt_architecture,
     family_of,
     load_model,
-    parse_layout,
     read_checkpoint,
     resolve_layout,
 )
@@ -216,12 +216,13 @@ def _layout(text: str, settings: dict[str, str | None], grid: HeadGrid) -> HeadL
 
 def _given_layout(text: str) -> HeadLayout:
     """Of a text, of a text file, or of a checkpoint: the heads that it keeps."""
-    if text.endswith(".pt"):
-        return resolve_layout(text)
-    if os.path.isfile(text):
-        with open(text, encoding="utf-8") as file:
+    if os.path.isfile(text) and not text.endswith(".pt"):
+        with (
+            contextlib.suppress(UnicodeDecodeError),
+            open(text, encoding="utf-8") as file,
+        ):  # or a checkpoint of any name
             text = file.read().strip()
-    return parse_layout(text, "--random")
+    return resolve_layout(text, "--random")
 
 
 def _read_words(text: str, settings: dict[str, str | None]) -> tuple[int, int] | None:
