@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
-from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import DictConfig
@@ -25,8 +24,9 @@ from fairseq_dsp.config import architecture_of, get_option, grid_of_options, set
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.objections import objections_to_stored_options
+from fairseq_dsp.old_options import plain_options, upgraded
 from fairseq_dsp.output import write_atomically
-from fairseq_dsp.untrusted import strange_options
+from fairseq_dsp.untrusted import strange_options, why_unread
 
 if TYPE_CHECKING:
     from fairseq_dsp.model import DspTransformerModel
@@ -47,19 +47,20 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             family, of a later format, or with weights that are not finite.
     """
     if not os.path.isfile(path):
-        raise Refusal(f"the checkpoint must be a file, but {path} does not exist.")
+        what = "is a folder" if os.path.isdir(path) else "is none" if os.path.exists(path) else "does not exist"
+        raise Refusal(f"the checkpoint must be a file, but {path} {what}.")
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped:
             check_sums(path)
         # Lazily where the format allows it: the optimizer's state is twice the model and is not wanted here.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if isinstance(state, dict):
+            state["cfg"] = plain_options(state.get("cfg"))
     except Exception as error:  # torch raises a dozen kinds for a broken file
-        raise Refusal(
-            f"the checkpoint must be whole and hold no code, but {path} cannot be read: {_first_line(error)}"
-        ) from error
+        raise Refusal(f"the checkpoint must be whole and hold no code, but {path} {why_unread(error)}") from error
     given = (state.get("args"), state.get("cfg")) if isinstance(state, dict) else ()
-    options = next((each for each in given if isinstance(each, (argparse.Namespace, dict, DictConfig))), None)
+    options = next((each for each in given if isinstance(each, (argparse.Namespace, dict))), None)
     if not options or not isinstance(state.get("model"), dict):
         raise Refusal(f"the checkpoint must be one of fairseq, with `model` and `cfg` or `args`, but {path} is not.")
     if strange := strange_options(options, groups=1 if isinstance(options, argparse.Namespace) else 2):
@@ -84,7 +85,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         if state.get("args") is None:
             state["cfg"] = config_of_checkpoint(state["cfg"])
-        state = checkpoint_utils._upgrade_state_dict(state)
+        state = upgraded(state, path)
         state["extra_state"]["train_iterator"] = dict(state["extra_state"]["train_iterator"])
     except Exception as error:  # whatever meets what it did not expect
         raise Refusal(
@@ -181,8 +182,8 @@ def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:
     set_option(cfg, "arch", name)
 
 
-def resolve_layout(text: str) -> HeadLayout:
-    """The layout that `--head-layout` names: a text, or a checkpoint whose heads are meant.
+def resolve_layout(text: str, option: str = "--head-layout") -> HeadLayout:
+    """The layout that an option names: a text, or a checkpoint whose heads are meant.
 
     Raises:
         Refusal: neither.
@@ -191,8 +192,8 @@ def resolve_layout(text: str) -> HeadLayout:
         try:
             return load_model(read_checkpoint(text)).deployed_layout()
         except Refusal as refusal:
-            raise Refusal(*(f"`--head-layout`: {reason}" for reason in refusal.reasons)) from refusal
-    return parse_layout(text, "--head-layout")
+            raise Refusal(*(f"`{option}`: {reason}" for reason in refusal.reasons)) from refusal
+    return parse_layout(text, option)
 
 
 def parse_layout(text: str, option: str) -> HeadLayout:

@@ -7,6 +7,13 @@ from typing import Any
 
 import torch
 from fairseq import utils
+from fairseq.data import (
+    AppendTokenDataset,
+    FairseqDataset,
+    LanguagePairDataset,
+    StripTokenDataset,
+    TruncateDataset,
+)
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
@@ -14,6 +21,8 @@ from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.objections import objections_to_task
+from fairseq_dsp.scoring.fingerprint import fingerprint
 from fairseq_dsp.surgery import remove_gates
 
 _BATCH_OPTIONS = (
@@ -27,18 +36,19 @@ _BATCH_OPTIONS = (
 )
 
 
-def ungated(path: str) -> tuple[DspTransformerModel, Any]:
-    """The model of a checkpoint, in float32, and the options of its task; every head that it has is on.
+def ungated(path: str) -> tuple[DspTransformerModel, Any, dict[str, str]]:
+    """The model of a checkpoint, in float32, the options of its task, and the fingerprint of its weights; all its heads are on.
 
     What is scored is thus the function of the weights alone, whatever the importance variables of a gated checkpoint say.
     """
     state = read_checkpoint(path)
     for name in ("checkpoint_activations", "offload_activations"):
         set_option(state["cfg"].model, name, False)  # the pass must run once, with the scorer's gates in its graph
-    model = load_model(state).float()
+    model = load_model(state)
+    marks = fingerprint(model.weights())
     if model.head_gates is not None:
         remove_gates(model, model.layout.grid)
-    return model, state["cfg"].task
+    return model.float(), state["cfg"].task, marks
 
 
 def loss_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:
@@ -59,19 +69,19 @@ def draw_batches(
 
     Args:
         options: of the task that trained the model.
-        data: folder of fairseq-preprocess, or several shards of it.
+        data: folder of fairseq-preprocess, or several with colons between.
         subset: the data set's name.
         count: how many batches, drawn with the seed; None for all.
         max_tokens: most tokens of a batch on either side, padding included.
 
     Raises:
-        Refusal: the folder does not fit the model, is damaged, or has no sentence that is short enough.
+        Refusal: the model is no bilingual one, or the folder does not fit it, is damaged, or has no sentence that is short enough.
     """
-    task = _task(data, subset, model, options)
-    task.load_dataset(subset, combine=subset == "train")
+    task, folder = _task(data, model, options)
+    dataset = _dataset(task, folder.sides(subset, [len(task.src_dict), len(task.tgt_dict)]))
     longest = utils.resolve_max_positions(task.max_positions(), model.max_positions(), max_tokens)
     iterator = task.get_batch_iterator(
-        task.dataset(subset),
+        dataset,
         max_tokens=max_tokens,
         max_positions=longest,
         ignore_invalid_inputs=True,
@@ -84,16 +94,17 @@ def draw_batches(
     return batches
 
 
-def _task(data: str, subset: str, model: DspTransformerModel, options: Any) -> TranslationTask:
+def _task(data: str, model: DspTransformerModel, options: Any) -> tuple[TranslationTask, DataFolder]:
     """fairseq's translation task over the data folder, with the options that shaped the model's batches.
 
     Raises:
-        Refusal: the folder has no such language pair or subset, is damaged, or has other dictionaries than the model.
+        Refusal: the model is of another task, or the folder has no such language pair or other dictionaries than the model.
     """
+    if reasons := objections_to_task(options, "`--scorer`, where it reads data,"):
+        raise Refusal(*reasons)
     kept = {name: get_option(options, name) for name in _BATCH_OPTIONS}
     cfg = TranslationConfig(data=data, **{name: value for name, value in kept.items() if value is not None})
-    cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", None, 1
-    folder = DataFolder(utils.split_paths(data)[0], cfg.source_lang, cfg.target_lang, "DATA-BIN")
+    folder = DataFolder(data, cfg.source_lang, cfg.target_lang, "DATA-BIN")
     cfg.source_lang, cfg.target_lang = folder.source, folder.target
     dictionaries = folder.dictionaries()
     for side, lang, dictionary in zip(
@@ -104,5 +115,22 @@ def _task(data: str, subset: str, model: DspTransformerModel, options: Any) -> T
                 f"DATA-BIN must have the model's dictionaries, but dict.{lang}.txt has {len(dictionary)} entries for "
                 f"{len(side.embed_tokens.weight)} embeddings."
             )
-    folder.sizes(subset, list(map(len, dictionaries)))  # refuses a damaged one
-    return TranslationTask(cfg, *dictionaries)
+    return TranslationTask(cfg, *dictionaries), folder
+
+
+def _dataset(task: TranslationTask, sides: tuple[FairseqDataset, FairseqDataset]) -> LanguagePairDataset:
+    """The sentence pairs as the task makes batches of them; `task.load_dataset` would read one folder of a list alone."""
+    source, target = sides
+    if task.cfg.truncate_source:
+        words, end = StripTokenDataset(source, task.src_dict.eos()), task.src_dict.eos()
+        source = AppendTokenDataset(TruncateDataset(words, task.cfg.max_source_positions - 1), end)
+    return LanguagePairDataset(
+        source,
+        source.sizes,
+        task.src_dict,
+        target,
+        target.sizes,
+        task.tgt_dict,
+        left_pad_source=task.cfg.left_pad_source,
+        left_pad_target=task.cfg.left_pad_target,
+    )

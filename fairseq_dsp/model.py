@@ -165,9 +165,13 @@ class DspTransformerModel(TransformerModel):
         self.layout = layout
         self._find_alignment_layer()
 
+    def weights(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters by name, shared ones once, without importance variables."""
+        return [(name, weight) for name, weight in self.named_parameters() if not name.startswith(STATE_PREFIX)]
+
     def weight_count(self) -> int:
         """Number of parameters, importance variables not counted."""
-        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith(STATE_PREFIX))
+        return sum(weight.numel() for _, weight in self.weights())
 
     def deployed_layout(self) -> HeadLayout:
         """The heads that evaluation and rewriting keep, in original ids."""

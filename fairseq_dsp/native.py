@@ -38,7 +38,8 @@ def native_cfg(cfg: DictConfig) -> dict[str, Any]:
     Args:
         cfg: as `checkpoint.load_model` leaves it: the architecture is one of ours.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    groups = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    plain = {name: vars(group) if isinstance(group, argparse.Namespace) else group for name, group in groups.items()}
     architecture = get_option(cfg.model, "arch").removeprefix(_PREFIX)
     options = {name: get_option(cfg.model, name) for name in _transformer_options()}
     completed = argparse.Namespace(**{name: value for name, value in options.items() if value is not None})
@@ -75,7 +76,7 @@ def read_vocabularies(
 
     Args:
         cfg: a checkpoint's; asked for the languages that are not given.
-        data: folder of fairseq-preprocess, with dict.SRC.txt and dict.TGT.txt.
+        data: folder of fairseq-preprocess, with dict.SRC.txt and dict.TGT.txt; the first of several with colons between.
 
     Raises:
         Refusal: no such folder or file, or the languages cannot be told.

@@ -46,6 +46,21 @@ def objections_to_backend(name: str | None) -> list[str]:
     return [f"`--ddp-backend` must be {rule}, but is {name}."]
 
 
+def objections_to_task(cfg: argparse.Namespace | DictConfig | None, who: str) -> list[str]:
+    """Sentences on a checkpoint's task, where sentences of a data folder are to be read as it reads them.
+
+    Other tasks put a token of a language before or behind a sentence, join or change dictionaries, or have no target.
+
+    Args:
+        cfg: the task's options.
+        who: the option that reads data, for the sentence.
+    """
+    name = get_option(cfg, "_name") or get_option(cfg, "task")
+    if name in ("translation", "translation_dsp"):
+        return []
+    return [f"{who} needs a model of the task translation or translation_dsp, but it is {name}."]
+
+
 def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[str, Tensor]) -> list[str]:
     """Sentences on a checkpoint's options that its weights contradict, or that are no numbers where there must be some.
 

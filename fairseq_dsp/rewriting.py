@@ -15,12 +15,13 @@ import torch
 from omegaconf import OmegaConf
 
 import fairseq_dsp
-from fairseq_dsp.checkpoint import FORMAT, PROVENANCE, load_model, parse_layout, read_checkpoint
+from fairseq_dsp.checkpoint import FORMAT, PROVENANCE, load_model, read_checkpoint, resolve_layout
 from fairseq_dsp.config import PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout, HeadScores
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.objections import budget_out_of_range
+from fairseq_dsp.scoring.fingerprint import agree, fingerprint
 from fairseq_dsp.scoring.score_file import ScoreFile
 from fairseq_dsp.surgery import attentions, mask_heads, shrink_state
 
@@ -59,7 +60,7 @@ def rewrite(
 
     Args:
         path: a checkpoint of a transformer, of ours or of stock fairseq.
-        layout_text: heads to keep; None for the model's own choice.
+        layout_text: heads to keep, or a checkpoint to take them from; None for the model's own choice.
         budget: K, another number of heads than the trained one; None for the trained one.
         scores: choose the K heads by these instead of the model's importance variables.
 
@@ -97,7 +98,8 @@ def rewrite(
         raise Refusal(
             f"rewritten and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."
         )
-    extra = {name: value for name, value in state["extra_state"].items() if name not in ("best", "val_loss", "metrics")}
+    dropped = ("best", "val_loss", "metrics", "train_meters")
+    extra = {name: value for name, value in state["extra_state"].items() if name not in dropped}
     rewritten = {
         "args": None,
         "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
@@ -123,7 +125,7 @@ def choose_layout(
         Refusal: no choice can be made, or it does not fit the model.
     """
     if text is not None:
-        layout = parse_layout(text, "--layout")
+        layout = resolve_layout(text, "--layout")
         if not layout.within(model.layout):
             raise Refusal(f"`--layout` must name heads that the model has ({model.layout}), but is {layout}.")
         if budget is not None and budget != layout.count:
@@ -140,6 +142,7 @@ def choose_layout(
             )
         if not 0 <= budget <= model.layout.count:
             raise Refusal(budget_out_of_range(budget, model.layout.count))
+        _refuse_other_weights(scores, model)
         return scores.keep_top(budget)
     gates = model.head_gates
     if gates is None:
@@ -148,13 +151,27 @@ def choose_layout(
             return model.layout  # trained with these heads from the start: only the training state goes
         what = "was rewritten already" if rewritten else "has no importance variables"
         raise Refusal(
-            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which with `--layout`."
+            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which to keep with `--layout`, or how "
+            "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
         )
     if budget is None:
         return model.deployed_layout()
     if not 0 <= budget <= gates.grid.total:
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
     return model.layout.narrow(HeadScores(gates.grid, gates.importance.detach()).keep_top(budget).kept)
+
+
+def _refuse_other_weights(scores: ScoreFile, model: DspTransformerModel) -> None:
+    """Raises:
+    Refusal: the scores say of which weights they are, and the model has others.
+    """
+    if scores.weights is None or agree(scores.weights, found := fingerprint(model.weights())):
+        return
+    theirs, ours = (next(iter(marks.items())) for marks in (scores.weights, found))
+    raise Refusal(
+        f"`--scores` must be of the checkpoint's own weights, but are of those of {scores.checkpoint} ({theirs[0]} "
+        f"{theirs[1][:8]}), and the checkpoint has others ({ours[0]} {ours[1][:8]}): score it with fairseq-dsp-score."
+    )
 
 
 def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -> float:

@@ -17,7 +17,6 @@ from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from fairseq.utils import split_paths
 from omegaconf import II
 
 from fairseq_dsp.config import architecture_of, get_option, set_option
@@ -60,10 +59,9 @@ class TranslationDspTask(TranslationTask):
     @classmethod
     def setup_task(cls, cfg: TranslationDspConfig, **kwargs: Any) -> "TranslationDspTask":
         """fairseq's, which leaves a folder without the languages or with broken dictionaries to a traceback."""
-        folder = split_paths(cfg.data)[0]
-        if "://" not in folder:
+        if "://" not in cfg.data:
             with exit_on_refusal():
-                found = DataFolder(folder, cfg.source_lang, cfg.target_lang, "the data folder")
+                found = DataFolder(cfg.data, cfg.source_lang, cfg.target_lang, "the data folder")
                 found.dictionaries()
                 cfg.source_lang, cfg.target_lang = found.source, found.target
         return super().setup_task(cfg, **kwargs)

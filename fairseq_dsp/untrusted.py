@@ -10,16 +10,19 @@ import ast
 import collections
 import importlib
 import os
+import re
 import tarfile
 import types
 import typing
 
 import numpy as np
 import torch
+from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed.utils import _TensorPlaceholder
+from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.base import ContainerMetadata, Metadata
-from omegaconf.nodes import AnyNode
+from omegaconf.nodes import AnyNode, BooleanNode, FloatNode, IntegerNode, StringNode
 
 from fairseq_dsp.compat import TORCH_LOADS_CARELESSLY, multiarray
 
@@ -37,7 +40,8 @@ def allow_checkpoint_types() -> None:
 
     Safe loading refuses every type that is not on a list. fairseq saves a Namespace (options of a legacy architecture),
     numpy numbers (BLEU statistics) and, when several processes resume, sends a whole state with OmegaConf objects from
-    the first to the others. None of these types runs code when it is loaded.
+    the first to the others. Its first versions of 1.0 saved such objects too, whose nodes may name the dataclass that they
+    are typed by; 0.6 to 0.8 saved meters. None of these types runs code when it is loaded.
     """
     torch.serialization.add_safe_globals(
         [
@@ -49,17 +53,34 @@ def allow_checkpoint_types() -> None:
             *{type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")},
             DictConfig,
             ListConfig,
-            AnyNode,
+            *(AnyNode, BooleanNode, FloatNode, IntegerNode, StringNode),
+            *_dataclasses_below(FairseqDataclass),
             Metadata,
             ContainerMetadata,
             typing.Any,
+            typing.Dict,  # noqa: UP006 - what OmegaConf saves for a type of containers
+            typing.List,  # noqa: UP006
             collections.defaultdict,
-            int,
-            list,
-            dict,
+            *(bool, float, int, str, list, dict),
+            *_METERS,
+            *map(_by_its_old_name, _METERS),
             _TensorPlaceholder,  # where a tensor was, in what the first process sends to the others
         ]
     )
+
+
+_METERS = (AverageMeter, StopwatchMeter, TimeMeter)
+
+
+def _by_its_old_name(meter: type) -> type:
+    """What makes a meter where a file names it as fairseq did before 0.9: `fairseq.meters.AverageMeter`."""
+    return type(meter.__name__, (), {"__module__": "fairseq.meters", "__new__": lambda _: meter.__new__(meter)})
+
+
+def _dataclasses_below(parent: type) -> set[type]:
+    """fairseq's groups of options, at any depth; they hold values and do nothing."""
+    children = set(parent.__subclasses__())
+    return children.union(*map(_dataclasses_below, children))
 
 
 def load_as_later_torches_do() -> None:
@@ -78,8 +99,20 @@ def evaluate_literals_alone() -> None:
         vars(importlib.import_module(name))["eval"] = _literal
 
 
+def why_unread(error: Exception) -> str:
+    """The end of a sentence on a file that torch's safe loading has refused or failed on.
+
+    torch's own words begin with how to switch safe loading off, which nobody should do with a file from elsewhere.
+    """
+    text = str(error)
+    if (kind := re.search(r"GLOBAL (\S+) (?:was|whose)", text)) is not None:
+        return f"holds an object of the type {kind[1]}, which is not on the list of those that may be read."
+    inner = text.rpartition("WeightsUnpickler error:")[2].strip()
+    return f"cannot be read: {(inner.splitlines() or [type(error).__name__])[0][:400]}"
+
+
 def strange_options(value: typing.Any, groups: int, name: str = "") -> list[str]:
-    """Names of options that hold a tensor, a group of options in the place of a value, or text that OmegaConf would follow.
+    """Names of options that hold a tensor, an object, a group of options for a value, or text that OmegaConf would follow.
 
     `${oc.env:NAME}` would put a secret of whoever loads the file into what is written from it.
 
@@ -91,7 +124,7 @@ def strange_options(value: typing.Any, groups: int, name: str = "") -> list[str]
     if isinstance(value, argparse.Namespace) and groups:
         value = vars(value)
     refers = isinstance(value, str) and ("${" in value or value == "???")
-    if refers or isinstance(value, (argparse.Namespace, torch.Tensor, np.ndarray)):
+    if refers or isinstance(value, (argparse.Namespace, torch.Tensor, np.ndarray, FairseqDataclass, *_METERS)):
         return [name]
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     names = [(f"{name}.{key}" if name else str(key), item) for key, item in inside]

@@ -112,7 +112,7 @@ def reproduce(args: argparse.Namespace) -> int:
     settings = Settings(
         preset=preset, schedule=schedule(preset, data.updates_an_epoch(preset.max_tokens)), source=data.source,
         target=data.target, remove_bpe=data.remove_bpe, gpu=bool(gpus),
-        precision=args.precision or ("bf16" if gpus else "fp32"),
+        precision=args.precision or ("bf16" if gpus else "fp32"), raw=data.raw,
     )  # fmt: skip
     runs = plan(settings, args.methods or preset.methods, budgets, args.seeds or preset.seeds)
     if args.dry_run:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from fairseq.data.data_utils import load_indexed_dataset
 from fairseq.data.language_pair_dataset import collate
 from torch import Tensor
 
@@ -79,11 +78,7 @@ def _sorted_pairs(settings: Settings) -> list[Pair]:
     """All pairs of the subset, by length of the source, then of the target."""
     folder = _folder(settings)
     dictionaries = folder.dictionaries()
-    folder.sizes(settings.subset, list(map(len, dictionaries)))  # refuses a damaged one
-    sides = [
-        load_indexed_dataset(folder.prefix(settings.subset, language), words)
-        for language, words in zip((folder.source, folder.target), dictionaries, strict=True)
-    ]
+    sides = folder.sides(settings.subset, list(map(len, dictionaries)))
     pairs = [(sides[0][index].long(), sides[1][index].long()) for index in range(len(sides[0]))]
     if not pairs:
         raise Refusal(f"`--subset` must have sentences, but {settings.subset} of {settings.data} has none.")

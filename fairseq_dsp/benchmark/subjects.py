@@ -6,6 +6,7 @@ A stock checkpoint is loaded as stock: fairseq's own attention, not ours over th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from fairseq_dsp.checkpoint import (
     adopt_architecture,
     family_of,
     load_model,
-    parse_layout,
     read_checkpoint,
     resolve_layout,
 )
@@ -30,6 +30,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.native import build_native, native_cfg
+from fairseq_dsp.objections import objections_to_task
 from fairseq_dsp.surgery import grid_of
 
 RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
@@ -53,17 +54,21 @@ class Subject:
     random: bool = False
     ctranslate2: str = ""
 
-    def build(self, words: tuple[int, int] | None = None) -> nn.Module:
+    def build(self, words: tuple[int, int] | None = None, reads_data: bool = False) -> nn.Module:
         """The model, float32, on the CPU, in evaluation mode, gates in place; for CTranslate2, one of ours with the same heads.
 
         Args:
             words: sizes of the source and target dictionary, for a model with random weights that names none.
+            reads_data: the model will be given sentences of a data folder.
 
         Raises:
-            Refusal: no such checkpoint or architecture, or a layout that does not fit.
+            Refusal: no such checkpoint or architecture, a layout that does not fit, or a task that reads data otherwise.
         """
         if not self.random:
-            return (load_model(read_checkpoint(self.text)) if self.ctranslate2 else _load(self.text)).float().eval()
+            state = read_checkpoint(self.text)
+            if reads_data and (reasons := objections_to_task(state["cfg"].task, "`--data`")):
+                raise Refusal(*(f"{self.text}: {reason}" for reason in reasons))
+            return (load_model(state) if self.ctranslate2 else _load(state, self.text)).float().eval()
         ours = self.ctranslate2 and family_of(self.text.partition(":")[0]) == "transformer"
         return _build_random(f"dsp_{self.text}" if ours else self.text, words).eval()
 
@@ -135,8 +140,7 @@ def labels(subjects: list[Subject]) -> list[str]:
     ]
 
 
-def _load(path: str) -> nn.Module:
-    state = read_checkpoint(path)
+def _load(state: dict[str, Any], path: str) -> nn.Module:
     cfg = state["cfg"].model
     if family_of(architecture_of(cfg)) != "transformer":
         return load_model(state)
@@ -212,12 +216,13 @@ def _layout(text: str, settings: dict[str, str | None], grid: HeadGrid) -> HeadL
 
 def _given_layout(text: str) -> HeadLayout:
     """Of a text, of a text file, or of a checkpoint: the heads that it keeps."""
-    if text.endswith(".pt"):
-        return resolve_layout(text)
-    if os.path.isfile(text):
-        with open(text, encoding="utf-8") as file:
+    if os.path.isfile(text) and not text.endswith(".pt"):
+        with (
+            contextlib.suppress(UnicodeDecodeError),
+            open(text, encoding="utf-8") as file,
+        ):  # or a checkpoint of any name
             text = file.read().strip()
-    return parse_layout(text, "--random")
+    return resolve_layout(text, "--random")
 
 
 def _read_words(text: str, settings: dict[str, str | None]) -> tuple[int, int] | None:

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = args.subjects
     if args.ctranslate2:
         given = given + [replace(subject, ctranslate2=args.ctranslate2) for subject in given]
-    facts = [facts_of(subject.build(words)) for subject in given]
+    facts = [facts_of(subject.build(words, reads_data=words is not None)) for subject in given]
     settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
     subjects = list(zip(labels(given), given, facts, strict=True))
     sign = signature(settings, plan)

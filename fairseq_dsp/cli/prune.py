@@ -24,7 +24,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", metavar="IN", help="checkpoint trained with a head budget, or any dense transformer's")
     parser.add_argument("output", metavar="OUT", help="where to write the small checkpoint")
-    parser.add_argument("--layout", metavar="TEXT", help="keep these heads: enc:…/dec:…/cross:…, 1 or 0 for every head")
+    parser.add_argument(
+        "--layout",
+        metavar="TEXT|CHECKPOINT",
+        help="keep these heads: enc:…/dec:…/cross:…, 1 or 0 for every head; or those that another checkpoint keeps",
+    )
     parser.add_argument("--unpruned-heads", metavar="K", help="keep the K most important heads, not the trained budget")
     parser.add_argument("--scores", metavar="FILE", help="importance by fairseq-dsp-score, with --unpruned-heads")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
@@ -50,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = rewrite(args.input, args.layout, budget, scores)
     write_checkpoint(done.state, args.output)
     report(done, args.input, args.output)
+    if scores is not None and scores.weights is None:
+        print(
+            f"not checked: {args.scores} is of an earlier version, which does not say of which weights its scores are"
+        )
 
 
 def cli_main() -> None:

@@ -14,17 +14,19 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import fairseq_dsp
 from fairseq_dsp.cli.arguments import add_languages, whole_number
-from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.config import flag, get_option, set_option
 from fairseq_dsp.data_folder import refuse_no_folder
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.finished import draw_batches, loss_of, ungated
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.output import refuse_to_overwrite, write_atomically
-from fairseq_dsp.scoring import SCORERS, Subject, removal_order
+from fairseq_dsp.scoring import SCORERS, Subject, finite_scores, removal_order
 from fairseq_dsp.scoring.score_file import ScoreFile
 from fairseq_dsp.surgery import attentions
 
 SUBSETS = ("train", "valid")
+_DEFAULTS = {"subset": "train", "batches": "100", "max_tokens": "4096", "seed": "1"}
+_READERS = [name for name, scorer in SCORERS.items() if scorer.reads_data]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -32,18 +34,17 @@ def get_parser() -> argparse.ArgumentParser:
         prog="fairseq-dsp-score",
         description="Scores the attention heads of a finished fairseq transformer, for fairseq-dsp-prune --scores.",
     )
-    parser.add_argument("data", metavar="DATA-BIN", help="the data folder; read by gradient, fisher and joint-fisher")
+    readers = " and ".join(_READERS)
+    parser.add_argument("data", metavar="DATA-BIN", nargs="?", help=f"the data folder; read by {readers} alone")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the model, dense or with gates")
     parser.add_argument("--scorer", required=True, metavar="NAME", help="one of " + ", ".join(SCORERS))
     parser.add_argument("--output", required=True, metavar="FILE", help="where to write the scores, JSON")
-    parser.add_argument("--subset", default="train", help="train (the default) or valid; never test")
-    parser.add_argument(
-        "--batches", default="100", metavar="N", help="batches, drawn with --seed (default: 100), or all"
-    )
-    parser.add_argument("--max-tokens", default="4096", metavar="N", help="tokens in a batch (default: 4096)")
+    parser.add_argument("--subset", help="train (the default) or valid; never test")
+    parser.add_argument("--batches", metavar="N", help="batches, drawn with --seed (default: 100), or all")
+    parser.add_argument("--max-tokens", metavar="N", help="tokens in a batch (default: 4096)")
     add_languages(parser)
     parser.add_argument("--iterative", metavar="N", help="score again after every N heads removed")
-    parser.add_argument("--seed", default="1", help="of the choice of batches and of random scores (default: 1)")
+    parser.add_argument("--seed", help="of the choice of batches and of random scores (default: 1)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser
@@ -55,15 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         Refusal: the request cannot be honoured; nothing has been written.
     """
-    args = get_parser().parse_args(arguments)
+    args = get_parser().parse_intermixed_args(arguments)  # a folder that may be missing may stand anywhere
     _check(args)
-    model, options = ungated(args.path)
-    for side in ("source_lang", "target_lang"):
-        set_option(options, side, getattr(args, side) or get_option(options, side))
+    model, options, weights = ungated(args.path)
     batches = []
     if SCORERS[args.scorer].reads_data:
+        for side in ("source_lang", "target_lang"):
+            set_option(options, side, getattr(args, side) or get_option(options, side))
         batches = draw_batches(model, options, args.data, args.subset, args.batches, args.max_tokens, args.seed)
-    file = _score(args, model, batches)
+    file = _score(args, model, batches, weights)
     write_atomically(args.output, lambda handle: handle.write(file.text().encode()), "the score file")
     data = f" on {file.sentences:,} sentences of {file.subset}" if batches else ""
     print(f"scored {model.layout.count} heads of {args.path}{data} by {args.scorer}: {args.output}")
@@ -75,7 +76,9 @@ def cli_main() -> None:
         main()
 
 
-def _score(args: argparse.Namespace, model: DspTransformerModel, batches: list[dict[str, Any]]) -> ScoreFile:
+def _score(
+    args: argparse.Namespace, model: DspTransformerModel, batches: list[dict[str, Any]], weights: dict[str, str]
+) -> ScoreFile:
     """Scores the heads, under a progress bar."""
     model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     grid = model.layout.surviving
@@ -93,11 +96,9 @@ def _score(args: argparse.Namespace, model: DspTransformerModel, batches: list[d
             seed=args.seed,
         )
         if args.iterative is None:
-            scores = scorer.score(subject, torch.ones(grid.total))
+            scores = finite_scores(scorer, subject, torch.ones(grid.total))
         else:
             scores, order = removal_order(scorer, subject, args.iterative)
-    if not bool(torch.isfinite(scores).all()):
-        raise Refusal(f"the scores must be finite, but those of {args.path} are not.")
     return ScoreFile(
         version=fairseq_dsp.__version__,
         scorer=args.scorer,
@@ -111,6 +112,7 @@ def _score(args: argparse.Namespace, model: DspTransformerModel, batches: list[d
         sentences=sum(len(batch["target"]) for batch in batches) or None,
         seed=args.seed,
         checkpoint=os.path.basename(args.path),
+        weights=weights,
     )
 
 
@@ -135,11 +137,11 @@ def _check(args: argparse.Namespace) -> None:
     reasons: list[str] = []
     if args.scorer not in SCORERS:
         reasons.append(f"`--scorer` must be one of {', '.join(SCORERS)}, but is {args.scorer}.")
-    elif args.iterative is not None and not SCORERS[args.scorer].reads_data:
-        reasons.append(
-            f"`--iterative` belongs to gradient: scores of `--scorer {args.scorer}` do not change when heads go, but it is "
-            f"{args.iterative}."
-        )
+    else:
+        reasons += _ignored(args)
+    for option, default in _DEFAULTS.items():
+        if getattr(args, option) is None:
+            setattr(args, option, default)
     if args.subset not in SUBSETS:
         why = ": heads chosen on a test set make its scores worthless" if "test" in args.subset else ""
         reasons.append(f"`--subset` must be {' or '.join(SUBSETS)}, but is {args.subset}{why}.")
@@ -151,8 +153,27 @@ def _check(args: argparse.Namespace) -> None:
             setattr(args, option, whole_number(getattr(args, option), option, least))
     if args.scorer not in SCORERS or SCORERS[args.scorer].reads_data:
         with noted(reasons):
+            if args.data is None:
+                raise Refusal(f"DATA-BIN must be given for `--scorer {args.scorer}`: a folder of fairseq-preprocess.")
             refuse_no_folder(args.data, "DATA-BIN")
     with noted(reasons):
         refuse_to_overwrite(args.output, args.force)
     if reasons:
         raise Refusal(*reasons)
+
+
+def _ignored(args: argparse.Namespace) -> list[str]:
+    """Sentences on options that the scorer has no use for. A folder that it does not read does no harm."""
+    scorer = SCORERS[args.scorer]
+    aliens = [] if scorer.reads_data else ["iterative", "subset", "batches", "max_tokens", "source_lang", "target_lang"]
+    owners = " and ".join(_READERS)
+    found = [
+        f"{flag(name)} belongs to {owners}: `--scorer {args.scorer}` reads no sentences, but it is {getattr(args, name)}."
+        for name in aliens
+        if getattr(args, name) is not None
+    ]
+    if not scorer.takes_seed and args.seed is not None:
+        found.append(
+            f"`--seed` must not be given for `--scorer {args.scorer}`, which draws nothing, but is {args.seed}."
+        )
+    return found

@@ -21,6 +21,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.native import read_vocabularies
+from fairseq_dsp.objections import objections_to_task
 from fairseq_dsp.output import written_beside
 
 if TYPE_CHECKING:
@@ -125,12 +126,7 @@ def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> lis
         model: baked.
         cfg: the checkpoint's.
     """
-    found = []
-    task = get_option(cfg.task, "_name")
-    if task not in ("translation", "translation_dsp"):
-        found.append(
-            f"`--format ctranslate2` needs a model of the task translation or translation_dsp, but it is {task}."
-        )
+    found = objections_to_task(cfg.task, "`--format ctranslate2`")
     activation = get_option(cfg.model, "activation_fn", "relu")
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)

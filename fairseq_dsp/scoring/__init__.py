@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, Site
 from fairseq_dsp.scoring.fisher import FisherScorer
 from fairseq_dsp.scoring.gradient import GradientScorer
@@ -47,10 +48,12 @@ class Scorer(Protocol):
     Attributes:
         name: what `--scorer` takes.
         reads_data: whether the scores depend on sentences, and on which heads are left.
+        takes_seed: whether something is drawn, the sentences or the scores.
     """
 
     name: ClassVar[str]
     reads_data: ClassVar[bool]
+    takes_seed: ClassVar[bool]
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         """The heads' scores: [H] float64; larger matters more.
@@ -64,6 +67,22 @@ _CLASSES: tuple[type[Scorer], ...] = (GradientScorer, FisherScorer, JointFisherS
 SCORERS = {scorer.name: scorer for scorer in _CLASSES}
 
 
+def finite_scores(scorer: Scorer, subject: Subject, live: Tensor) -> Tensor:
+    """The heads' scores: [H] float64.
+
+    Args:
+        live: see `Scorer.score`.
+
+    Raises:
+        Refusal: some are NaN or infinite, which no order of heads can be made of.
+    """
+    scores = scorer.score(subject, live)
+    if not bool(torch.isfinite(scores).all()):
+        left = f"with {int(live.sum())} of {subject.grid.total} heads left"
+        raise Refusal(f"the scores of `--scorer {scorer.name}` must be finite, but are NaN or infinite {left}.")
+    return scores
+
+
 def removal_order(scorer: Scorer, subject: Subject, step: int) -> tuple[Tensor, list[int]]:
     """Removes heads one after the other, the least important first, scoring anew after every `step` of them.
 
@@ -74,10 +93,13 @@ def removal_order(scorer: Scorer, subject: Subject, step: int) -> tuple[Tensor, 
 
     Returns:
         the scores of the whole model, [H] float64, and all heads in the order of their removal.
+
+    Raises:
+        Refusal: scores that are not finite, in any round.
     """
     live = torch.ones(subject.grid.total)
     order: list[int] = []
-    first = scores = scorer.score(subject, live)
+    first = scores = finite_scores(scorer, subject, live)
     while True:
         left = [head for head in range(subject.grid.total) if live[head]]
         # ties: the lower index is kept
@@ -85,4 +107,4 @@ def removal_order(scorer: Scorer, subject: Subject, step: int) -> tuple[Tensor, 
         if len(left) <= step:
             return first, order
         live[order] = 0
-        scores = scorer.score(subject, live)
+        scores = finite_scores(scorer, subject, live)

@@ -27,6 +27,7 @@ class FisherScorer:
 
     name: ClassVar[str] = "fisher"
     reads_data: ClassVar[bool] = True
+    takes_seed: ClassVar[bool] = True
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         squares = torch.zeros(subject.grid.total, dtype=torch.float64)

@@ -25,6 +25,7 @@ class GradientScorer:
 
     name: ClassVar[str] = "gradient"
     reads_data: ClassVar[bool] = True
+    takes_seed: ClassVar[bool] = True
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         sizes = torch.zeros(subject.grid.total, dtype=torch.float64)

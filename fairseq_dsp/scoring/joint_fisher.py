@@ -23,11 +23,13 @@ class JointFisherScorer:
     (Kwon et al. 2022, section 3.2). Their rearrangement minimises it within a layer after the diagonal has decided how many
     heads a layer keeps; here it decides over the whole model at once. Heads that do the same have derivatives that go
     together, so the second of them is dear once the first has gone, where the diagonal (`fisher`) would remove both. x, L and
-    xi are those of `fisher`. Scores are ranks: they order heads and have no unit.
+    xi are those of `fisher`. Scores are ranks: they order heads and have no unit; all are NaN where a
+    derivative is not finite.
     """
 
     name: ClassVar[str] = "joint-fisher"
     reads_data: ClassVar[bool] = True
+    takes_seed: ClassVar[bool] = True
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         information = torch.zeros(subject.grid.total, subject.grid.total, dtype=torch.float64)
@@ -36,6 +38,8 @@ class JointFisherScorer:
             wide = derivatives.double()
             information += (wide.T @ wide).cpu()  # waits for the device once a batch
             sentences += len(derivatives)
+        if not bool(torch.isfinite(information).all()):
+            return torch.full((subject.grid.total,), torch.nan, dtype=torch.float64)  # ranks would hide it
         scores = torch.zeros(subject.grid.total, dtype=torch.float64)
         order = removal_by_joint_cost(information / max(sentences, 1), live)
         scores[order] = torch.arange(1, len(order) + 1, dtype=torch.float64)

@@ -2,14 +2,16 @@
 
     {"format": 1, "version": "0.1.0", "scorer": "gradient", "layout": "enc:11/dec:11/cross:11", "scores": [0.9, …],
      "order": null, "iterative": null, "subset": "train", "batches": 100, "max_tokens": 4096, "sentences": 3214,
-     "seed": 1, "checkpoint": "dense.pt"}
+     "seed": 1, "checkpoint": "dense.pt", "weights": {"float32": "9c…", "float16": "07…", "bfloat16": "e1…"}}
 
-`layout` gives the grid and which of its heads the model had; `scores` and `order` count those, in the grid's order.
+`layout` gives the grid and which of its heads the model had; `scores` and `order` count those, in the grid's order. `weights` is
+the model's `fingerprint`; earlier versions wrote none.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
@@ -18,6 +20,7 @@ import torch
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout, HeadScores
 from fairseq_dsp.json_values import excerpt, is_finite, is_whole
+from fairseq_dsp.scoring.fingerprint import PRECISIONS, SIZE
 
 FORMAT = 1
 _OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
@@ -40,6 +43,7 @@ class ScoreFile:
         sentences: number of sentence pairs in all batches.
         seed: of the choice of batches, and of random scores.
         checkpoint: file name of the checkpoint.
+        weights: the fingerprint of its weights; None where the file is of an earlier version.
     """
 
     version: str
@@ -54,6 +58,7 @@ class ScoreFile:
     sentences: int | None
     seed: int
     checkpoint: str
+    weights: dict[str, str] | None = None
 
     def keep_top(self, k: int) -> HeadLayout:
         """The layout of the k heads that matter most, or that are removed last.
@@ -72,7 +77,10 @@ class ScoreFile:
 
     def text(self) -> str:
         """The file's content."""
-        return json.dumps({"format": FORMAT, **asdict(self), "layout": str(self.layout)}, indent=1) + "\n"
+        content = {"format": FORMAT, **asdict(self), "layout": str(self.layout)}
+        if self.weights is None:
+            del content["weights"]
+        return json.dumps(content, indent=1) + "\n"
 
 
 def read_scores(path: str) -> ScoreFile:
@@ -92,7 +100,7 @@ def read_scores(path: str) -> ScoreFile:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise Refusal(f"`--scores` must be a score file of format {FORMAT}, but {path} is of {found!r}.")
     names = ScoreFile.__dataclass_fields__.keys()
-    wrong = [f"`{name}` is missing" for name in names if name not in content]
+    wrong = [f"`{name}` is missing" for name in names if name not in content and name != "weights"]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
     wrong += [problem for name in names if name in content for problem in _problem(name, content[name])]
     if not wrong:
@@ -101,7 +109,7 @@ def read_scores(path: str) -> ScoreFile:
     if wrong:
         raise Refusal(*(f"`--scores` must be as fairseq-dsp-score writes it, but in {path} {each}." for each in wrong))
     lists = {name: tuple(content[name]) for name in ("scores", "order") if content[name] is not None}
-    return ScoreFile(**{name: content[name] for name in names} | lists)
+    return ScoreFile(**{name: content[name] for name in names if name in content} | lists)
 
 
 def _problem(name: str, value: Any) -> list[str]:
@@ -118,6 +126,8 @@ def _problem(name: str, value: Any) -> list[str]:
         except (ValueError, AttributeError):
             return [f"`layout` is no layout but {excerpt(value)}"]
         return []
+    if name == "weights":
+        return [] if _is_fingerprint(value) else [f"`weights` is no fingerprint but {excerpt(value)}"]
     if name == "seed":
         return [] if is_whole(value) else [f"`seed` is no whole number but {excerpt(value)}"]
     if name in ("iterative", *_OF_DATA):
@@ -126,6 +136,12 @@ def _problem(name: str, value: Any) -> list[str]:
         return [f"`{name}` is no list but {excerpt(value)}"]
     fits, item = (is_whole, "head") if name == "order" else (is_finite, "number")
     return [f"`{name}` holds {excerpt(strange)}, which is no {item}" for strange in value if not fits(strange)][:1]
+
+
+def _is_fingerprint(value: Any) -> bool:
+    if not isinstance(value, dict) or not value or not value.keys() <= PRECISIONS.keys():
+        return False
+    return all(isinstance(each, str) and re.fullmatch(rf"[0-9a-f]{{{2 * SIZE}}}", each) for each in value.values())
 
 
 def _disagreements(content: dict[str, Any]) -> list[str]:

@@ -33,7 +33,8 @@ def content(path: Path) -> dict[str, Any]:
 class TestScoring:
     @pytest.mark.parametrize("scorer", SCORERS)
     def test_a_dense_checkpoint_of_stock_fairseq_and_pruning_by_it(self, scorer, data, dense, tmp_path):
-        score(data, dense, tmp_path / "scores.json", "--subset", "valid", scorer=scorer)
+        subset = ["--subset", "valid"] if SCORERS[scorer].reads_data else []
+        score(data, dense, tmp_path / "scores.json", *subset, scorer=scorer)
         found = content(tmp_path / "scores.json")
         assert found["layout"] == ALL
         assert found["scorer"] == scorer
@@ -120,6 +121,15 @@ class TestScoring:
     def test_needs_no_data_where_it_reads_none(self, scorer, dense, tmp_path):
         score(tmp_path / "nowhere", dense, tmp_path / "scores.json", scorer=scorer)
         assert content(tmp_path / "scores.json")["subset"] is None
+        arguments = ["--path", dense, "--scorer", scorer, "--output", tmp_path / "other.json", "--cpu"]
+        assert run(SCORE, *arguments, folder=tmp_path).code == 0  # no word of a folder
+        assert (tmp_path / "other.json").read_text() == (tmp_path / "scores.json").read_text()
+
+    def test_takes_the_folder_in_any_place(self, data, dense, tmp_path):
+        arguments = ["--path", dense, "--scorer", "gradient", "--cpu", "--subset", "valid", "--output"]
+        assert run(SCORE, *arguments, tmp_path / "last.json", data, folder=tmp_path).code == 0
+        assert run(SCORE, data, *arguments, tmp_path / "first.json", folder=tmp_path).code == 0
+        assert (tmp_path / "first.json").read_text() == (tmp_path / "last.json").read_text()
 
     def test_of_one_of_several_language_pairs(self, data, dense, tmp_path):
         """Where the checkpoint does not tell its languages."""
@@ -179,6 +189,23 @@ class TestRefusals:
         done = score(data, dense, tmp_path / "scores.json", "--iterative", 3, scorer=scorer, ok=False)
         assert_refused(done, "`--iterative`", scorer)
 
+    @pytest.mark.parametrize("scorer", ["magnitude", "random"])
+    def test_of_options_that_a_scorer_without_sentences_would_ignore(self, scorer, dense, tmp_path):
+        options = ["--subset", "valid", "--batches", 3, "--max-tokens", 9, "--source-lang", "aa", "--target-lang", "bb"]
+        done = score("nowhere", dense, tmp_path / "scores.json", *options, scorer=scorer, ok=False)
+        names = ["`--subset`", "`--batches`", "`--max-tokens`", "`--source-lang`", "`--target-lang`"]
+        assert_refused(done, *names, f"`--scorer {scorer}` reads no sentences", reasons=5)
+
+    def test_of_a_seed_where_nothing_is_drawn(self, dense, tmp_path):
+        arguments = ["--path", dense, "--output", tmp_path / "out", "--cpu", "--seed", 2, "--scorer"]
+        done = run(SCORE, *arguments, "magnitude", folder=tmp_path)
+        assert_refused(done, "`--seed` must not be given for `--scorer magnitude`, which draws nothing, but is 2.")
+        assert run(SCORE, *arguments, "random", folder=tmp_path).code == 0
+
+    def test_of_sentences_without_a_folder(self, dense, tmp_path):
+        arguments = ["--path", dense, "--scorer", "gradient", "--output", tmp_path / "out", "--cpu"]
+        assert_refused(run(SCORE, *arguments, folder=tmp_path), "DATA-BIN must be given for `--scorer gradient`")
+
     def test_of_overwriting_unless_forced(self, data, dense, tmp_path):
         (tmp_path / "scores.json").write_text("mine")
         assert_refused(score(data, dense, tmp_path / "scores.json", scorer="random", ok=False), "--force")
@@ -236,3 +263,46 @@ class TestPruning:
         scores.write_text(scores.read_text()[:-20])
         done = prune(dense, tmp_path / "small.pt", "--scores", scores, "--unpruned-heads", 2, ok=False)
         assert_refused(done, "must be whole JSON")
+
+    def test_by_scores_of_other_weights_is_refused(self, data, dense, trained, scores, tmp_path):
+        """The same heads, and other numbers: another training, and one number of this one."""
+        state = load(dense)
+        state["model"]["decoder.layers.1.fc2.bias"][3] += 0.001
+        torch.save(state, tmp_path / "other.pt")
+        for path in (trained, tmp_path / "other.pt"):
+            done = prune(path, tmp_path / "small.pt", "--scores", scores, "--unpruned-heads", 2, ok=False)
+            words = f"`--scores` must be of the checkpoint's own weights, but are of those of {dense.name} (float32 "
+            assert_refused(done, words, "score it with fairseq-dsp-score")
+        assert not (tmp_path / "small.pt").exists()
+
+    def test_by_scores_of_the_same_weights_is_done_whatever_else_the_file_holds(self, data, dense, trained, tmp_path):
+        """Importance, the optimizer's state, the precision, all heads' marks."""
+        score(data, trained, tmp_path / "scores.json", scorer="magnitude")
+        score(data, dense, tmp_path / "dense.json", scorer="magnitude")
+        changed = {name: load(trained) for name in ("importance", "half", "bare", "float again")}
+        changed["importance"]["model"]["head_gates.importance"].neg_()
+        del changed["bare"]["last_optimizer_state"]
+        for name, kinds in (("half", ["half"]), ("float again", ["half", "float"])):
+            for kind in kinds:
+                model = changed[name]["model"]
+                changed[name]["model"] = {key: getattr(value, kind)() for key, value in model.items()}
+        for name, state in changed.items():
+            torch.save(state, tmp_path / "in.pt")
+            done = prune(tmp_path / "in.pt", tmp_path / f"{name}.pt", "--scores", tmp_path / "scores.json",
+                         "--unpruned-heads", 2, ok=False)  # fmt: skip
+            assert (done.code == 0) == (name != "float again"), done.err  # weights that were rounded are others
+        prune(dense, tmp_path / "all.pt", "--layout", ALL)
+        prune(tmp_path / "all.pt", tmp_path / "2.pt", "--scores", tmp_path / "dense.json", "--unpruned-heads", 2)
+        score(data, tmp_path / "half.pt", tmp_path / "of-half.json", scorer="magnitude")
+        assert list(content(tmp_path / "of-half.json")["weights"]) == ["float16"]
+        assert len(content(tmp_path / "scores.json")["weights"]) == 3
+
+    def test_by_a_file_of_an_earlier_version_is_done_and_says_that_it_was_not_checked(self, dense, scores, tmp_path):
+        options = ["--scores", scores, "--unpruned-heads", 2]
+        assert "not checked" not in prune(dense, tmp_path / "new.pt", *options).out
+        old = content(scores)
+        del old["weights"]
+        scores.write_text(json.dumps(old))
+        done = prune(dense, tmp_path / "old.pt", *options)
+        assert f"not checked: {scores} is of an earlier version" in done.out
+        assert heads_in(tmp_path / "old.pt") == 2

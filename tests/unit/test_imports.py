@@ -26,6 +26,7 @@ MAY_TOUCH_FAIRSEQ = {
     "finished",
     "untrusted",
     "checkpoint",
+    "old_options",
     "native",
     "rewriting",
     "objections",

@@ -32,6 +32,7 @@ ONE_SHOT = ScoreFile(
     checkpoint="dense.pt",
 )
 ITERATIVE = replace(ONE_SHOT, order=(1, 3, 0, 2), iterative=2)
+MARKED = replace(ONE_SHOT, weights={"float32": "0123456789abcdef" * 2, "float16": "f" * 32})
 
 
 @pytest.fixture
@@ -56,9 +57,16 @@ def reasons_of(path: str) -> tuple[str, ...]:
 class TestRoundTrip:
     no_data = replace(ONE_SHOT, scorer="random", subset=None, batches=None, max_tokens=None, sentences=None)
 
-    @pytest.mark.parametrize("file", [ONE_SHOT, ITERATIVE, no_data], ids=["one shot", "iterative", "no data"])
+    @pytest.mark.parametrize(
+        "file", [ONE_SHOT, ITERATIVE, no_data, MARKED], ids=["one shot", "iterative", "no data", "marked"]
+    )
     def test_keeps_everything(self, file, written):
         assert read_scores(written(file.text())) == file
+        assert read_scores(written(file.text())).text() == file.text()
+
+    def test_takes_a_file_of_a_version_that_wrote_no_fingerprint(self, written):
+        assert "weights" not in json.loads(ONE_SHOT.text())
+        assert read_scores(written(ONE_SHOT.text())).weights is None
 
     def test_keeps_every_bit_of_a_score(self, written):
         file = replace(ONE_SHOT, scores=(0.1, 1 / 3, 1e-300, -1e300))
@@ -151,6 +159,13 @@ class TestRefusals:
             ("sentences", "70"),
             ("seed", None),
             ("seed", 1.5),
+            ("weights", None),
+            ("weights", {}),
+            ("weights", "f" * 32),
+            ("weights", {"float64": "f" * 32}),
+            ("weights", {"float32": "f" * 31}),
+            ("weights", {"float32": "F" * 32}),
+            ("weights", {"float32": "f" * 32, "float16": None}),
         ],
     )
     def test_of_a_wrong_value_name_it(self, name, value, written):

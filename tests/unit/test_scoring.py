@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models import PAD, build, build_with, few_examples, many_examples, sentences
 from torch import Tensor
 
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.finished import loss_of
 from fairseq_dsp.heads import HeadGrid, HeadLayout, HeadScores
 from fairseq_dsp.scoring import SCORERS, Subject, removal_order
@@ -216,7 +217,9 @@ class TestJointFisher:
         removed: list[int] = []
         for place in range(1, layout.count + 1):
             head = found.tolist().index(place)
-            costs = {each: joint_cost(information, [*removed, each]) for each in range(layout.count) if each not in removed}
+            costs = {
+                each: joint_cost(information, [*removed, each]) for each in range(layout.count) if each not in removed
+            }
             assert costs[head] <= min(costs.values()) * (1 + 1e-5) + 1e-12
             removed.append(head)
 
@@ -279,6 +282,8 @@ class Scripted:
 
     name, reads_data = "scripted", True
 
+    name = "scripted"
+
     def __init__(self, *answers: list[float]) -> None:
         self.answers, self.asked = list(answers), []
 
@@ -315,6 +320,15 @@ class TestRemovalOrder:
         scorer = Scripted([1, 2, 3, 4], [0, 9, 8, 7], [0, 5, 6, 0])
         _, order = removal_order(scorer, Subject(HeadGrid((4,), (), ()), {}, [], lambda batch: batch, 1), 1)
         assert order == [0, 3, 1, 2]
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+    @pytest.mark.parametrize("turn", [0, 1, 2])
+    def test_of_scores_that_are_no_numbers_is_refused_in_whatever_round(self, turn, value):
+        answers = [[0.1, 0.2, 0.3, 0.4] for _ in range(4)]
+        answers[turn][3] = float(value)
+        subject = Subject(HeadGrid((4,), (), ()), {}, [], lambda batch: batch, 1)
+        with pytest.raises(Refusal, match=f"of `--scorer scripted` must be finite, .* with {4 - turn} of 4 heads left"):
+            removal_order(Scripted(*answers), subject, 1)
 
     def test_of_a_model_without_heads_is_empty(self):
         assert removal_order(Scripted([]), Subject(HeadGrid((), (), ()), {}, [], lambda batch: batch, 1), 2)[1] == []

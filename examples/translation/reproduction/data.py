@@ -24,6 +24,7 @@ class Data:
     Attributes:
         sizes: subset -> tokens of each sentence pair, [sentences, 2].
         words: entries of the two dictionaries.
+        raw: the data sets are text, which fairseq's commands take with `--dataset-impl raw` alone.
         references: the test set's target side before it was segmented; None where only fairseq's data is there.
         info: what results say of it: languages, label, pairs, checksum, tokenised, segmentation.
     """
@@ -35,6 +36,7 @@ class Data:
     words: tuple[int, int]
     info: dict[str, Any]
     references: list[str] | None = None
+    raw: bool = False
 
     @property
     def moses(self) -> bool:
@@ -57,6 +59,8 @@ def read_data(folder: Path, source: str | None, target: str | None, label: str |
     """
     data = DataFolder(str(folder), source, target)
     pair = data.find_pair(source, target)
+    if len(data.folders) > 1:  # where an epoch of fairseq-train is one of them
+        raise Refusal(f"`--data` must be one folder, for the schedules count epochs of all of it, but is {folder}.")
     reasons: list[str] = []
     sizes: dict[str, np.ndarray] = {}
     words = known = references = None
@@ -72,8 +76,10 @@ def read_data(folder: Path, source: str | None, target: str | None, label: str |
             references = _references(folder / f"{REFERENCE}{pair[1]}", len(sizes["test"]))
     if reasons:
         raise Refusal(*reasons)
-    info = _info(folder, pair, sizes, known, label)
-    return Data(folder, *pair, sizes, (words[0], words[1]), info, references)
+    files = [file for subset in SUBSETS for file in data.files(subset)]
+    info = _info(data, files, sizes, known, label)
+    raw = not all(file.endswith(".bin") for file in files)
+    return Data(folder, *pair, sizes, (words[0], words[1]), info, references, raw)
 
 
 def _known(path: Path) -> dict[str, Any]:
@@ -99,15 +105,13 @@ def _references(path: Path, expected: int) -> list[str] | None:
 
 
 def _info(
-    folder: Path, pair: tuple[str, str], sizes: dict[str, np.ndarray], known: dict[str, Any], label: str | None
+    data: DataFolder, files: list[str], sizes: dict[str, np.ndarray], known: dict[str, Any], label: str | None
 ) -> dict[str, Any]:
-    name, checksum = "-".join(pair), hashlib.sha256()
-    for file in [f"dict.{side}.txt" for side in pair] + [
-        f"{subset}.{name}.{side}.bin" for subset in SUBSETS for side in pair
-    ]:
-        checksum.update((folder / file).read_bytes())
+    pair, checksum = (data.source, data.target), hashlib.sha256()
+    for file in [*(f"{data.path}/dict.{side}.txt" for side in pair), *files]:
+        checksum.update(Path(file).read_bytes())
     return {
-        "pair": name,
+        "pair": "-".join(pair),
         "label": label if label is not None else known.get("label", ""),
         **{f"{subset} pairs": len(size) for subset, size in sizes.items()},
         "tokenised": known.get("tokenised", "moses"),

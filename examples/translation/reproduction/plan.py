@@ -34,6 +34,13 @@ class Settings:
     remove_bpe: str
     gpu: bool
     precision: str
+    raw: bool = False
+
+    @property
+    def data(self) -> list[str]:
+        """The words that give fairseq's commands the data."""
+        languages = ["--source-lang", self.source, "--target-lang", self.target]
+        return [DATA, *languages, *(["--dataset-impl", "raw"] if self.raw else [])]
 
 
 def parse_budgets(words: Sequence[str], total: int) -> list[int | str]:
@@ -207,7 +214,7 @@ class _Maker:
 
     def _train(self, name: str, parts: Sequence[Any], seed: int, epochs: int, warmup: int, rate: float = 1.0) -> Step:
         preset, settings = self.preset, self.settings
-        words = ["fairseq-train", DATA, "--source-lang", settings.source, "--target-lang", settings.target]
+        words = ["fairseq-train", *settings.data]
         words += ["--user-dir", PLUGIN, *parts, "--share-decoder-input-output-embed", "--label-smoothing", "0.1"]
         words += [
             "--adam-betas",
@@ -234,7 +241,7 @@ class _Maker:
 
     def _generate(self, name: str, checkpoint: str) -> Step:
         settings = self.settings
-        words = ["fairseq-generate", DATA, "--source-lang", settings.source, "--target-lang", settings.target]
+        words = ["fairseq-generate", *settings.data]
         words += [
             "--user-dir",
             PLUGIN,
