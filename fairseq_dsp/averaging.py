@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_dsp.checkpoint import PROVENANCE, load_model, read_checkpoint
+from fairseq_dsp.computation import computation, differences
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.model import DspTransformerModel
 
 
 def average(paths: Sequence[str]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
     sums: dict[str, Tensor] = {}
     kinds: dict[str, torch.dtype] = {}
     layouts: dict[str, HeadLayout] = {}
-    computed: dict[str, dict[str, Any]] = {}
+    computed: dict[str, dict[str, str]] = {}
     for path in paths:
         state = read_checkpoint(path)
         shapes = {name: value.shape for name, value in state["model"].items()}
@@ -38,13 +38,11 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
             kinds.setdefault(name, value.dtype)
             sums[name] = sums[name] + value.double() if name in sums else value.double()
         cfg = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
-        model = load_model(state)
-        layouts[path], computed[path] = model.deployed_layout(), _computation(model)
+        layouts[path], computed[path] = load_model(state).deployed_layout(), computation(state["cfg"].model)
     reasons = [
-        f"all checkpoints must be of one model, but {path} has {flag(name)} {found[name]}, and {paths[0]} {value}."
+        f"all checkpoints must be of one model, but {path} has {flag(name)} {other}, and {paths[0]} {value}."
         for path, found in computed.items()
-        for name, value in computed[paths[0]].items()
-        if found[name] != value
+        for name, value, other in differences(computed[paths[0]], found)
     ]
     if len(set(layouts.values())) > 1:
         listed = "; ".join(f"{path} keeps {layout}" for path, layout in layouts.items())
@@ -55,15 +53,3 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
     kept = {name: state[name] for name in ("args", "task_state", "optimizer_history", PROVENANCE) if name in state}
     extra = {name: value for name, value in state.get("extra_state", {}).items() if name == "train_iterator"}
     return {**kept, "cfg": cfg, "model": mean, "criterion": None, "extra_state": extra}
-
-
-def _computation(model: DspTransformerModel) -> dict[str, Any]:
-    """The options that change what is computed, and neither the name nor the shape of any weight."""
-    cfg = model.cfg
-    return {
-        "activation_fn": cfg.activation_fn,
-        "encoder_normalize_before": cfg.encoder.normalize_before,
-        "decoder_normalize_before": cfg.decoder.normalize_before,
-        "no_scale_embedding": cfg.no_scale_embedding,
-        "no_token_positional_embeddings": cfg.no_token_positional_embeddings,
-    }

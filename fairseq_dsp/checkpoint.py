@@ -77,7 +77,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         )
     _refuse_later_format(state.get(PROVENANCE), path)
     settle_device_marks(state["model"])
-    _refuse_broken_weights(state["model"], path)
+    refuse_broken_weights(state["model"], path)
     if "optimizer_history" not in state and "best_loss" not in state:  # weights alone
         history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
         iterator = {"epoch": 1, "iterations_in_epoch": 0}
@@ -216,7 +216,12 @@ def _without_initialisation() -> Iterator[None]:
         yield
 
 
-def _refuse_broken_weights(weights: dict[str, Any], path: str) -> None:
+def refuse_broken_weights(weights: dict[str, Any], path: str) -> None:
+    """Looks at all weights of a checkpoint.
+
+    Raises:
+        Refusal: some are no plain tensors, or not finite; the sentence names them.
+    """
     strange = [
         name
         for name, value in weights.items()

@@ -8,7 +8,6 @@ from the command line and would lose anything that only the task knows. `cfg.mod
 from __future__ import annotations
 
 import argparse
-import difflib
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -100,11 +99,9 @@ class PruningConfig:
         """Reads the options from a model's cfg, filling in defaults.
 
         Raises:
-            Refusal: a value of the wrong type, or a key that looks like a misspelt option of ours.
+            Refusal: a value of the wrong type.
         """
-        reasons = [
-            f"`{key}` is not an option; did you mean `{match}`?" for key, match in _misspelt_options(cfg).items()
-        ]
+        reasons = []
         values: dict[str, Any] = {}
         for option in fields(cls):
             try:
@@ -190,16 +187,3 @@ def _convert(value: Any, type_name: str) -> Any:
     if isinstance(value, bool):
         raise ValueError
     return float(value)
-
-
-def _misspelt_options(cfg: argparse.Namespace | DictConfig) -> dict[str, str]:
-    """Keys that only a typo explains: hydra has no schema for `model` and would accept them in silence."""
-    if not isinstance(cfg, DictConfig):
-        return {}  # argparse has refused unknown options already
-    ours = [option.name for option in fields(PruningConfig)]
-    found = {}
-    for key in map(str, cfg):
-        match = difflib.get_close_matches(key, ours, n=1, cutoff=0.8)
-        if key not in ours and match:
-            found[key] = match[0]
-    return found

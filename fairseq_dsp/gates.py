@@ -9,6 +9,7 @@ and decoder and never the model.
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.floors import Floors, fewest, top_k_above_floors
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.methods import Method
+
+logger = logging.getLogger(__name__)
 
 # fairseq copies this attribute of a parameter into its float32 copies, so the optimizer can tell by it.
 IMPORTANCE_GROUP = "head_importance"
@@ -100,6 +103,10 @@ class HeadGates(nn.Module):
             if (
                 self._loaded
             ):  # heads that an earlier training had fixed are chosen anew by one whose cooldown is not over
+                if are_marks(self.fixed_mask):
+                    logger.warning(
+                        "the %d heads that the checkpoint has fixed are chosen anew.", int(self.fixed_mask.sum())
+                    )
                 self.fixed_mask.fill_(_UNDECIDED)
                 self._loaded = False
             return self.method.gates(self.importance, self.kept, self.update)

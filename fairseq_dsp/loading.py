@@ -6,10 +6,13 @@ where training starts on it. Anything else is refused with the option that would
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.gates import STATE_PREFIX
 from fairseq_dsp.surgery import KEPT_MASK, attentions, layout_of_state, shrink_state
@@ -25,9 +28,10 @@ def fit_state(model: DspTransformerModel, state: dict[str, Tensor]) -> dict[str,
         state: may be changed in place.
 
     Raises:
-        Refusal: it has other heads than the model, or lacks importance variables that it should bring.
+        Refusal: it is of another model, has other heads than the model, or lacks importance variables that it should bring.
     """
     model.upgrade_state_dict(state)
+    _refuse_other_sizes(model, state)
     state = _with_heads_of(model, state)
     return _with_gates_of(model, state)
 
@@ -55,3 +59,52 @@ def _with_gates_of(model: DspTransformerModel, state: dict[str, Tensor]) -> dict
             raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
         return {**state, **{STATE_PREFIX + name: value for name, value in gates.state_dict().items()}}
     return state
+
+
+def parameter_names(model: nn.Module) -> list[list[str]]:
+    """The names of every parameter in a state; those of shared embeddings have several."""
+    shared: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(parameter), []).append(name)
+    return list(shared.values())
+
+
+def _refuse_other_sizes(model: DspTransformerModel, state: dict[str, Tensor]) -> None:
+    """Compares what options and dictionaries decide, and weights that are one in the model and two in the state.
+
+    Raises:
+        Refusal: the state is of another model.
+    """
+    ours = _sizes(dict(model.named_parameters(remove_duplicate=False)))
+    reasons = [
+        f"{what} must be {size}, as the checkpoint's weights are, but is {ours[what]}."
+        for what, size in _sizes(state).items()
+        if ours.get(what, size) != size
+    ]
+    for first, *others in parameter_names(model):
+        for name in others:
+            one, other = state.get(first), state.get(name)
+            if one is not None and other is not None and one.shape == other.shape and not torch.equal(one, other):
+                reasons.append(
+                    f"{first} and {name} must be the same to be shared (`--share-decoder-input-output-embed`, "
+                    "`--share-all-embeddings`), but differ in the checkpoint."
+                )
+    if reasons:
+        raise Refusal(*reasons)
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes of a model by the option that gives them, or by the dictionary, as far as its weights tell."""
+    found = {}
+    for side, words in (("encoder", "source"), ("decoder", "target")):
+        layers = {name.split(".")[2] for name in weights if name.startswith(f"{side}.layers.")}
+        found[flag(f"{side}_layers")] = len(layers)
+        for name, what, axis in (
+            ("embed_tokens", flag(f"{side}_embed_dim"), 1),
+            ("embed_tokens", f"the number of words of the {words} dictionary", 0),
+            ("layers.0.fc1", flag(f"{side}_ffn_embed_dim"), 0),
+        ):
+            weight = weights.get(f"{side}.{name}.weight")
+            if weight is not None and weight.dim() == 2:
+                found[what] = weight.shape[axis]
+    return found

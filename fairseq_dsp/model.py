@@ -29,9 +29,10 @@ from fairseq_dsp.floors import floors_of, parse_floor
 from fairseq_dsp.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.initial_layout import initial_layout, objections_to_floor
-from fairseq_dsp.loading import fit_state
+from fairseq_dsp.loading import fit_state, parameter_names
 from fairseq_dsp.methods import method_class
-from fairseq_dsp.objections import objections
+from fairseq_dsp.objections import objections, objections_to_unknown_options
+from fairseq_dsp.starting import objections_to_start
 from fairseq_dsp.surgery import (
     attentions,
     install_gates,
@@ -95,6 +96,7 @@ class DspTransformerModel(TransformerModel):
         head_gates: importance variables and gates; None where no method is choosing.
         adopts_dense_state: whether loading a state without importance variables starts from fresh ones. Set by the task
             when it trains: a checkpoint that is merely loaded must bring its own.
+        unchecked: the options that it was built with, as long as nobody has looked whether they can train it.
     """
 
     def __init__(self, args: Any, encoder: Any, decoder: Any) -> None:
@@ -104,6 +106,7 @@ class DspTransformerModel(TransformerModel):
         self.layout = HeadLayout.full(make_prunable(self))
         self.head_gates: HeadGates | None = None
         self.adopts_dense_state = False
+        self.unchecked: argparse.Namespace | DictConfig | None = None
         layers = self.decoder.layers
         for layer in (layers[index] for index in range(len(layers))):
             layer.need_attn = False  # in validation too, where fairseq computes weights of all layers and uses one's
@@ -134,6 +137,7 @@ class DspTransformerModel(TransformerModel):
             config = PruningConfig.from_model_cfg(args)
             method = method_class(config)
             model = super().build_model(args, task)
+            model.unchecked = args
             model._take_heads(args, config)
             if method.learned:
                 floors = floors_of(model.layout.surviving, parse_floor(config.cross_floor))
@@ -173,6 +177,23 @@ class DspTransformerModel(TransformerModel):
         """Number of parameters, importance variables not counted."""
         return sum(weight.numel() for _, weight in self.weights())
 
+    def train(self, mode: bool = True) -> DspTransformerModel:
+        """As in torch; before a training that another task than ours has started, looks whether its options can be honoured.
+
+        Raises:
+            SystemExit: they cannot.
+        """
+        options = self.unchecked
+        if mode and options is not None:
+            self.unchecked = None
+            with exit_on_refusal():
+                reasons = objections_to_unknown_options(options)
+                if not isinstance(options, DictConfig):  # hydra's are the model's alone
+                    reasons += objections_to_start(options, options)
+                if reasons:
+                    raise Refusal(*reasons)
+        return super().train(mode)
+
     def deployed_layout(self) -> HeadLayout:
         """The heads that evaluation and rewriting keep, in original ids."""
         return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
@@ -189,6 +210,7 @@ class DspTransformerModel(TransformerModel):
 
     def prepare_for_inference_(self, cfg: DictConfig) -> None:
         """fairseq calls this in generate, interactive and hub: deploys exactly the chosen heads."""
+        self.unchecked = None
         with exit_on_refusal():
             self.bake()
             wanted = [name for name in ("print_alignment", "replace_unk") if getattr(cfg.generation, name, None)]
@@ -217,11 +239,14 @@ class DspTransformerModel(TransformerModel):
         """As in fairseq, for a state of the same heads, or a dense one that is to be gated or shrunk.
 
         Raises:
-            SystemExit: the state has other heads than the model; the sentence says which option to add.
+            SystemExit: the state is of another model, or has other heads; the sentence says which option to change.
         """
         with exit_on_refusal():
-            state_dict = fit_state(self, state_dict)
-        return super().load_state_dict(state_dict, strict, model_cfg, args)
+            try:
+                return super().load_state_dict(fit_state(self, state_dict), strict, model_cfg, args)
+            except (KeyError, RuntimeError) as error:  # names or shapes that no option of ours explains
+                reason = " ".join(str(error).split())[:400]
+                raise Refusal(f"the checkpoint's weights must fit the model's options, but do not: {reason}") from error
 
     def adopt_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Loads strictly by making the state's tensors the parameters, in their precision and without a copy.
@@ -230,11 +255,10 @@ class DspTransformerModel(TransformerModel):
             Refusal: the state has other heads than the model.
             RuntimeError: names or shapes differ.
         """
-        shared: dict[int, list[str]] = {}
-        for name, parameter in self.named_parameters(remove_duplicate=False):
-            shared.setdefault(id(parameter), []).append(name)
+        self.unchecked = None
+        shared = parameter_names(self)
         nn.Module.load_state_dict(self, fit_state(self, state_dict), strict=True, assign=True)
-        for first, *others in shared.values():
+        for first, *others in shared:
             for name in others:  # embeddings that are one parameter stay one
                 owner, _, attribute = name.rpartition(".")
                 setattr(self.get_submodule(owner), attribute, self.get_parameter(first))

@@ -6,10 +6,13 @@ Asked by `task` when training starts, by `model` whenever it is built, and by `c
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models.transformer import TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -59,6 +62,25 @@ def objections_to_task(cfg: argparse.Namespace | DictConfig | None, who: str) ->
     if name in ("translation", "translation_dsp"):
         return []
     return [f"{who} needs a model of the task translation or translation_dsp, but it is {name}."]
+
+
+def objections_to_unknown_options(cfg: argparse.Namespace | DictConfig) -> list[str]:
+    """Sentences on options of a model that nobody reads: hydra has no schema for it and lets any name pass.
+
+    Asked when training starts only: a checkpoint that was trained with such a name computes what it always did.
+    """
+    if not isinstance(cfg, DictConfig):
+        return []  # argparse has refused unknown options already
+    parser = argparse.ArgumentParser(add_help=False)
+    TransformerModel.add_args(parser)
+    ours = {"_name", "arch", BUDGET_TASK, *(option.name for option in fields(PruningConfig))}
+    known = ours.union((action.dest for action in parser._actions), _defaults(cfg), _UNSUPPORTED, _UNDECLARED)
+    found = []
+    for name in sorted(str(name) for name in cfg if name not in known):
+        close = difflib.get_close_matches(name, sorted(known), n=1)
+        meant = f"; did you mean `{close[0]}`?" if close else "."
+        found.append(f"`{name}` is not an option of {architecture_of(cfg)}{meant}")
+    return found
 
 
 def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[str, Tensor]) -> list[str]:
@@ -154,3 +176,6 @@ _UNSUPPORTED = {
     "no_cross_attention": "is not supported by dsp_transformer: there must be cross-attention to prune",
     "base_layers": "is not supported by dsp_transformer: it inserts layers of another kind",
 }
+
+# What fairseq's transformer reads without declaring it.
+_UNDECLARED = ("scale_attn", "scale_fc", "scale_resids")

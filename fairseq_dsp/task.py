@@ -6,12 +6,13 @@ builds validation and test batches that keep the last one.
 """
 
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq import checkpoint_utils
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -24,11 +25,19 @@ from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.model import DspTransformerModel, unwrap
-from fairseq_dsp.objections import BUDGET_TASK, objections, objections_to_backend
+from fairseq_dsp.objections import (
+    BUDGET_TASK,
+    objections,
+    objections_to_backend,
+    objections_to_unknown_options,
+)
 from fairseq_dsp.optim import DspAdam
 from fairseq_dsp.progress import HeadProgress
+from fairseq_dsp.starting import find_start, objections_to_start
 
 logger = logging.getLogger(__name__)
+
+_ACCURACY = ("accuracy", "n_correct", "total")
 
 
 # fairseq reads the types of these fields at run time: no postponed annotations here, and Optional for its parser.
@@ -47,6 +56,14 @@ class TranslationDspConfig(TranslationConfig):
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    if "continue_once" in CheckpointConfig.__dataclass_fields__:
+        continue_once: Optional[str] = II("checkpoint.continue_once")
+    checkpoint_suffix: str = II("checkpoint.checkpoint_suffix")
+    reset_optimizer: bool = II("checkpoint.reset_optimizer")
+    reset_dataloader: bool = II("checkpoint.reset_dataloader")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
+    disable_validation: bool = II("dataset.disable_validation")
     ddp_backend: Any = II("distributed_training.ddp_backend")
 
 
@@ -100,11 +117,13 @@ class TranslationDspTask(TranslationTask):
             set_option(cfg, BUDGET_TASK, "translation_dsp")
             with noted(reasons):
                 reasons += objections(cfg)
-            reasons += self._objections_to_start(cfg)
+            reasons += objections_to_unknown_options(cfg) + self._objections_to_lack_of_start(cfg)
+            # an option that cannot be read is among the reasons already
+            reasons += [reason for reason in objections_to_start(self.cfg, cfg) if reason not in reasons]
             if reasons:
                 raise Refusal(*reasons)
         model = super().build_model(cfg, from_checkpoint)
-        model.adopts_dense_state = True
+        model.adopts_dense_state, model.unchecked = True, None
         self.adopt(model)
         return model
 
@@ -113,36 +132,59 @@ class TranslationDspTask(TranslationTask):
         self._learns_heads = model.head_gates is not None
         self._adaptive_softmax = model.decoder.adaptive_softmax is not None
 
-    def _objections_to_start(self, cfg: Any) -> list[str]:
-        """Sentences on the checkpoint that training starts from: one to fine-tune from, or one to resume."""
+    def _objections_to_lack_of_start(self, cfg: Any) -> list[str]:
+        """Sentences on a checkpoint that training should start from, and that is not there."""
         start = self.cfg.finetune_from_model
         if start and not PathManager.exists(start):
             return [f"`--finetune-from-model` must be a checkpoint, but {start} does not exist."]
-        restore = self.cfg.restore_file or "checkpoint_last.pt"
-        if not os.path.dirname(restore):
-            restore = os.path.join(self.cfg.save_dir or "", restore)
-        if str(get_option(cfg, "pipelined", False)).lower() == "true" and not start and not os.path.exists(restore):
+        if str(get_option(cfg, "pipelined", False)).lower() == "true" and find_start(self.cfg) is None:
             return [
                 "`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."
             ]
         return []
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """Builds the criterion; refuses one that would lose the penalty, or that cannot train the model."""
+        """Builds the criterion; refuses one that would lose the penalty, or that cannot train the model or choose the best."""
         criterion = super().build_criterion(cfg, *args, **kwargs)  # fairseq 0.12.2 takes the cfg alone
+        reasons = self._objections_to_metric(criterion)
         if self._learns_heads and not isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
-            with exit_on_refusal():
-                raise Refusal(
-                    "`--criterion` must be label_smoothed_cross_entropy_dsp for `--task translation_dsp`, but is "
-                    f"{get_option(cfg, '_name')}."
-                )
+            reasons.append(
+                "`--criterion` must be label_smoothed_cross_entropy_dsp for `--task translation_dsp`, but is "
+                f"{get_option(cfg, '_name')}."
+            )
         if self._adaptive_softmax and isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
-            with exit_on_refusal():  # fairseq's criterion, from which ours comes, has no gradient there
-                raise Refusal(
-                    "`--adaptive-softmax-cutoff` must not be given with `--criterion label_smoothed_cross_entropy_dsp`: only "
-                    "`--criterion adaptive_loss` trains it, with given heads (`--head-layout`)."
-                )
+            # fairseq's criterion, from which ours comes, has no gradient there
+            reasons.append(
+                "`--adaptive-softmax-cutoff` must not be given with `--criterion label_smoothed_cross_entropy_dsp`: only "
+                "`--criterion adaptive_loss` trains it, with given heads (`--head-layout`)."
+            )
+        if reasons:
+            with exit_on_refusal():
+                raise Refusal(*reasons)
         return criterion
+
+    def _objections_to_metric(self, criterion: Any) -> list[str]:
+        """Sentences on a metric that no validation yields: fairseq looks for it when the first one is over."""
+        metric, largest = self.cfg.best_checkpoint_metric, self.cfg.maximize_best_checkpoint_metric
+        if not self._trains or self.cfg.disable_validation:
+            return []
+        if metric == "bleu" and not self.cfg.eval_bleu:
+            return ["`--best-checkpoint-metric bleu` needs `--eval-bleu`, but it is not given."]
+        errors, successes = ("loss", "nll_loss", "ppl"), ("bleu", "accuracy")
+        if metric in (successes if not largest else errors):
+            logger.warning(
+                "`--best-checkpoint-metric %s` %s `--maximize-best-checkpoint-metric` keeps the worst checkpoint.",
+                metric,
+                "with" if largest else "without",
+            )
+        if not isinstance(criterion, LabelSmoothedCrossEntropyCriterion):
+            return []  # what others log is theirs to know
+        if metric in _ACCURACY and not criterion.report_accuracy:
+            return [f"`--best-checkpoint-metric {metric}` needs `--report-accuracy`, but it is not given."]
+        known = (*errors, "bleu", *_ACCURACY)
+        if metric in (*known, "wps", "wpb", "bsz") or metric.startswith(("heads_", "importance_")):
+            return []
+        return [f"`--best-checkpoint-metric` must be one of {', '.join(known)}, but is {metric}."]
 
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import functools
 import importlib
 import os
 import re
+import sys
 import tarfile
 import types
 import typing
@@ -94,9 +96,13 @@ def load_as_later_torches_do() -> None:
 
 
 def evaluate_literals_alone() -> None:
-    """Makes fairseq take options that it evaluates as Python, such as `--adaptive-softmax-cutoff`, for literals."""
+    """Makes fairseq take options that it evaluates as Python, such as `--adaptive-softmax-cutoff`, for literals.
+
+    Expressions that stand on the command line are evaluated as ever: `--encoder-kernel-size-list '[3]*2'`.
+    """
     for name in _EVALUATING:
-        vars(importlib.import_module(name))["eval"] = _literal
+        names = vars(importlib.import_module(name))
+        names["eval"] = functools.partial(_evaluate, names)
 
 
 def why_unread(error: Exception) -> str:
@@ -131,10 +137,26 @@ def strange_options(value: typing.Any, groups: int, name: str = "") -> list[str]
     return [found for path, item in names for found in strange_options(item, max(groups - 1, 0), path)]
 
 
-def _literal(text: typing.Any) -> typing.Any:
+def _evaluate(names: dict[str, typing.Any], text: typing.Any) -> typing.Any:
     if not isinstance(text, str):
         raise TypeError(f"a literal must be text, but is {text!r}.")  # as `eval` does, on which fairseq relies
-    return ast.literal_eval(text)
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        if not _typed_by_the_user(text):
+            raise
+    return eval(text, names)
+
+
+def _typed_by_the_user(text: str) -> bool:
+    """Whether a text is an argument of this process, or of a parser at work: fairseq parses no text of a checkpoint."""
+    if any(text in (word, word.partition("=")[2]) for word in sys.argv[1:]):
+        return True
+    frame = sys._getframe()
+    parsing = argparse.ArgumentParser.parse_known_args.__code__
+    while frame is not None and frame.f_code is not parsing:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _refuse_tar(*_: typing.Any, **__: typing.Any) -> None:

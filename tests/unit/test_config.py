@@ -6,7 +6,6 @@ import argparse
 from dataclasses import fields
 
 import pytest
-from models import model_options
 from omegaconf import OmegaConf
 
 from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
@@ -106,32 +105,6 @@ class TestBudget:
     @pytest.mark.parametrize(("given", "budget"), [(None, None), ("auto", None), ("3", 3), (0, 0)])
     def test_is_the_number_where_one_is_given(self, given, budget):
         assert PruningConfig.from_model_cfg(argparse.Namespace(unpruned_heads=given)).budget == budget
-
-
-class TestMisspelling:
-    @pytest.mark.parametrize(
-        ("key", "meant"),
-        [
-            ("head_seletion", "head_selection"),
-            ("unpruned_head", "unpruned_heads"),
-            ("pruned_heads", "unpruned_heads"),
-            ("cooldown_steps", "cooldown_updates"),
-            ("initial_temprature", "initial_temperature"),
-            ("heads_layout", "head_layout"),
-        ],
-    )
-    def test_of_an_option_is_refused_and_the_option_named(self, key, meant):
-        with pytest.raises(Refusal, match=f"`{key}` is not an option; did you mean `{meant}`"):
-            PruningConfig.from_model_cfg(OmegaConf.create({key: 1}))
-
-    def test_and_a_wrong_value_are_told_together(self):
-        with pytest.raises(Refusal) as refused:
-            PruningConfig.from_model_cfg(OmegaConf.create({"head_seletion": "dsp", "unpruned_heads": "many"}))
-        assert len(refused.value.reasons) == 2
-
-    def test_is_not_suspected_of_fairseqs_own_options(self):
-        options = vars(model_options())
-        assert PruningConfig.from_model_cfg(OmegaConf.create(options)) == PruningConfig()
 
 
 class TestAccess:

@@ -30,6 +30,8 @@ MAY_TOUCH_FAIRSEQ = {
     "native",
     "rewriting",
     "objections",
+    "computation",
+    "starting",
 }
 MAY_TOUCH_FAIRSEQ |= {f"benchmark/{name}" for name in ("comparison", "sentences", "subjects", "training", "workloads")}
 
