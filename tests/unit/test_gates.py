@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import devices
 import pytest
 import torch
 from models import assert_same, build_gated, build_with, gradients, scores, scores_as_generated
@@ -27,10 +28,17 @@ def gates_of_a_pass(model: Any) -> Tensor:
     """The gates that the sites of the model saw in one forward pass: [H]."""
     seen: list[Tensor] = []
     owner = model.head_gates
-    yielded = owner.gates
-    owner.gates = lambda: seen.append(yielded()) or seen[-1]
+    yielded, constant = owner.gates, owner.constant_marks
+
+    def marks(anew: bool) -> tuple[bool, ...] | None:
+        found = constant(anew)
+        if found is not None:
+            seen.append(torch.tensor(found, dtype=torch.float32))
+        return found
+
+    owner.gates, owner.constant_marks = lambda: seen.append(yielded()) or seen[-1], marks
     scores(model)
-    del owner.gates
+    del owner.gates, owner.constant_marks
     assert all(torch.equal(gates, seen[0]) for gates in seen)
     return seen[0]
 
@@ -48,7 +56,13 @@ def test_the_mean_importance_is_by_type():
 class TestPrecision:
     @pytest.mark.parametrize(
         "convert",
-        [nn.Module.half, nn.Module.bfloat16, nn.Module.double, lambda m: m.to(torch.float16), lambda m: m.to("cpu")],
+        [
+            nn.Module.half,
+            nn.Module.bfloat16,
+            nn.Module.double,
+            lambda m: m.to(torch.float16),
+            lambda m: m.to(devices.device()),
+        ],
     )
     def test_of_importance_and_marks_stays_float32(self, convert):
         model = gated()

@@ -34,7 +34,7 @@ class WithoutLiveHeads:
 
     def __call__(self, model: Any, of: Any) -> Any:
         with self.monkeypatch.context() as patch:
-            patch.setattr(SiteGates, "live_heads", lambda site: None)
+            patch.setattr(SiteGates, "live_heads", lambda site, searching: None)
             return of(model)
 
 
