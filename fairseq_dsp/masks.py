@@ -21,6 +21,10 @@ def additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: 
             hidden = mask.to(torch.bool)
             mask = torch.zeros(mask.size(), dtype=q.dtype, device=q.device).masked_fill(hidden, float("-inf"))
         mask = mask.to(q.dtype)
+        if (
+            mask.is_inference()
+        ):  # fairseq keeps its causal mask, and a backward pass may not save one made in inference mode
+            mask = mask.clone()
     if key_padding_mask is not None:
         padding = key_padding_mask.to(torch.bool)[:, None, None, :]
         if mask is None:

@@ -11,6 +11,7 @@ import torch
 from models import assert_same, build_gated, build_with, gradients, scores, scores_as_generated
 from torch import Tensor, nn
 
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.gates import initial_importance
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.subset import hard_top_k
@@ -229,6 +230,20 @@ class TestAfterTheCooldown:
         model = gated(method)
         model.head_gates.fixed_mask.copy_(torch.linspace(0, 1, HEADS))
         assert torch.equal(model.head_gates.decided_mask(), hard_top_k(model.head_gates.importance, KEPT))
+
+
+@pytest.mark.parametrize("part", ["model", "decoder", "attention"])
+def test_torchscript_of_a_gated_model_is_refused_in_a_sentence_and_of_a_baked_one_is_not(part):
+    model = gated()
+    of = {"model": lambda: model, "decoder": lambda: model.decoder}
+    of["attention"] = lambda: model.decoder.layers[1].encoder_attn
+    with pytest.raises(Refusal, match=r"^`torch.jit.script` must .* `model.bake\(\)` first\.$"):
+        torch.jit.script(of[part]())
+    before = scores(model)
+    model.bake()
+    torch.jit.script(of[part]())
+    if part == "model":
+        assert_same(scores(torch.jit.script(model)), before)
 
 
 class TestInitialImportance:
