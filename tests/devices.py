@@ -26,6 +26,7 @@ TIERS = ("unit", "conformance")
 
 # Test files whose subject is on the CPU whatever the device, and why.
 ON_CPU = {
+    "test_benchmark.py": "a benchmark makes its models and sentences itself, on the device that its settings name",
     "test_export.py": "exports are made of checkpoints, which are read into CPU memory",
 }
 
