@@ -23,7 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    devices.choose(config.getoption("--device"))  # before test files are read, which make tensors
+    try:
+        devices.choose(config.getoption("--device"))  # before test files are read, which make tensors
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise pytest.UsageError(f"--device must be one that torch has here: {error}") from error
     # Commands run in forks, and a fork of a process whose threads have worked waits for them for ever.
     torch.set_num_threads(1)
 

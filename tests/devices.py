@@ -42,6 +42,7 @@ _chosen = torch.device("cpu")
 def choose(name: str) -> None:
     """The device of this session's tests."""
     if name != "cpu":
+        torch.empty(0, device="cpu" if name == PRETENDED else name)  # raises where there is none
         torch.use_deterministic_algorithms(True, warn_only=True)  # "the same" means bit for bit, as on a CPU
         on(name).__enter__()  # for good
 
