@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import head_rows
-from fairseq_dsp.live import LiveHeads, tie
+from fairseq_dsp.live import LiveHeads, live_part, tie
 from fairseq_dsp.masks import additive_mask, join_padding
-from fairseq_dsp.sharing import equal_neighbours, order_of_shared
+from fairseq_dsp.sharing import neighbours_of_search, number, order_of_search
 
 _instances = itertools.count()
 
@@ -36,8 +37,10 @@ class Gates(Protocol):
     def __call__(self) -> Tensor:
         """The gates of the site's heads: [h], float32."""
 
-    def live_heads(self) -> tuple[int, ...] | None:
-        """The heads whose gate is 1, where all gates are constant 0 or 1 and the others need not be computed; else None."""
+    def live_heads(self, searching: bool) -> tuple[int, ...] | None:
+        """The heads whose gate is 1, where all gates are constant 0 or 1 and the others need not be computed; else None.
+        `searching`: the first step of a search asks, whose source has been encoded with the same heads.
+        """
 
 
 class PrunableAttention(nn.Module):
@@ -114,9 +117,9 @@ class PrunableAttention(nn.Module):
             output [T, B, C] and the weights; None for weights where they are not asked for or no head is left.
         """
         if self.gates is not None:
-            heads = self.gates.live_heads()
-            if heads is not None:
-                return self._live_part(heads).attend(
+            part = live_part(self, incremental_state)
+            if part is not None:
+                return part.attend(
                     self, query, key, value, key_padding_mask, incremental_state, need_weights, static_kv, attn_mask,
                     need_head_weights,
                 )  # fmt: skip
@@ -155,17 +158,6 @@ class PrunableAttention(nn.Module):
         if weights.size(0) == 0:
             return output, None
         return output, weights if need_head_weights else weights.mean(dim=0)
-
-    def _live_part(self, heads: tuple[int, ...]) -> LiveHeads:
-        if self.live is None or self.live.heads != heads:
-            self.live = LiveHeads(self, heads)
-        return self.live
-
-    def train(self, mode: bool = True) -> PrunableAttention:
-        """As in torch; selections of live heads do not outlive evaluation."""
-        if self.live is not None:
-            self.live.forget()
-        return super().train(mode)
 
     def _project(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output projection [T, B, C] of the gated heads, and which heads are live if a mask has removed some: [h] bool."""
@@ -214,7 +206,7 @@ class PrunableAttention(nn.Module):
         assert value is not None
         if static_kv and incremental_state is not None and value is key and not torch.is_grad_enabled():
             # fairseq repeats the encoder's output for every beam: project it once a sentence
-            repeats = equal_neighbours(key, key_padding_mask)
+            repeats = neighbours_of_search(incremental_state, self.cache_key, key, key_padding_mask)
             if repeats > 1:
                 key = value = key[:, ::repeats]
                 if key_padding_mask is not None:
@@ -228,7 +220,7 @@ class PrunableAttention(nn.Module):
         if incremental_state is not None:
             cache = {"prev_key": k, "prev_value": v, "prev_key_padding_mask": key_padding_mask}
             if static_kv:
-                cache["shared_by"] = torch.tensor(query.size(1) // k.size(0))
+                cache["shared_by"] = number(query.size(1) // k.size(0))
             self._set_input_buffer(incremental_state, cache)
         return k, v, key_padding_mask
 
@@ -248,6 +240,12 @@ class PrunableAttention(nn.Module):
         x = x.view(x.size(0), self.num_heads, -1, length, x.size(3)).transpose(1, 2)
         return x.reshape(batch, self.num_heads, length, x.size(4))
 
+    def __prepare_scriptable__(self) -> PrunableAttention:
+        """What `torch.jit.script` asks first. Of gates it would say, on a page about types, no more than that it fails."""
+        if self.gates is not None:
+            raise Refusal("`torch.jit.script` must have a model without gates: call `model.bake()` first.")
+        return self
+
     # What fairseq's decoder layers, beam search and checkpoint loader ask of an attention.
 
     @torch.jit.export
@@ -259,10 +257,12 @@ class PrunableAttention(nn.Module):
         order = new_order
         shared, entries = cache.get("shared_by"), cache.get("prev_key")
         if shared is not None and entries is not None:
-            order, still_shared_by = order_of_shared(new_order, int(shared))
-            if still_shared_by > 1 and torch.equal(order, torch.arange(entries.size(0), device=order.device)):
+            order, still_shared_by, unmoved = order_of_search(
+                incremental_state, self.cache_key, new_order, int(shared), entries.size(0)
+            )
+            if unmoved:
                 return incremental_state
-            cache["shared_by"] = torch.tensor(still_shared_by)
+            cache["shared_by"] = number(still_shared_by)
         for name, cached in cache.items():
             if cached is not None and name != "shared_by":
                 cache[name] = cached.index_select(0, order)

@@ -57,7 +57,9 @@ class HeadGates(nn.Module):
         self.importance.param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
         self.register_buffer("fixed_mask", torch.full((grid.total,), _UNDECIDED))
         self._drawn: Tensor | None = None
-        self._marks: tuple[bool, ...] | None = None
+        # what was read from the device, with the state of the tensors that it was read from
+        self._fixed: tuple[Any, tuple[bool, ...]] | None = None
+        self._evaluated: tuple[Any, tuple[bool, ...]] | None = None
         self._loaded = False
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -72,8 +74,12 @@ class HeadGates(nn.Module):
     def decided_mask(self) -> Tensor:
         """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
         fixed = self.fixed_mask.detach()
-        # Anything but exact marks (an averaged state) falls back on the importance, which decided them.
-        return fixed if are_marks(fixed) and self.kept in (None, int(fixed.sum())) else self._choose()
+        # Anything but exact marks (an averaged state) falls back on the importance, which decided them. The device answers
+        # its own question: to read the answer would be to wait for it.
+        decided = ((fixed == 0) | (fixed == 1)).all()
+        if self.kept is not None:
+            decided = decided & (fixed.sum() == self.kept)
+        return torch.where(decided, fixed, self._choose())
 
     def _choose(self) -> Tensor:
         """The most important heads: K of them, or as many as the method finds right."""
@@ -110,48 +116,53 @@ class HeadGates(nn.Module):
                 self.fixed_mask.fill_(_UNDECIDED)
                 self._loaded = False
             return self.method.gates(self.importance, self.kept, self.update)
-        if self._marks is None:
-            self._refuse_other_number()
-            self.fixed_mask.copy_(self.decided_mask())
-            self._marks = self._read_marks()
+        if self._fixed is None or self._fixed[0] != _stamp(self.fixed_mask):
+            decided = self.decided_mask()
+            before, marks = torch.stack([self.fixed_mask, decided]).tolist()
+            self._refuse_other_number(before)
+            self.fixed_mask.copy_(decided)
+            self._fixed = _stamp(self.fixed_mask), tuple(map(bool, marks))
         # Zero times the importance keeps it in the graph: DistributedDataParallel waits for its gradient.
         return self.fixed_mask + 0.0 * self.importance
 
-    def _refuse_other_number(self) -> None:
+    def _refuse_other_number(self, fixed: list[float]) -> None:
         """Training goes on with the heads that a checkpoint had fixed: with as many as these."""
-        fixed = self.fixed_mask.detach()
-        if are_marks(fixed) and self.kept not in (None, int(fixed.sum())):
+        if fixed and set(fixed) <= {0.0, 1.0} and self.kept not in (None, sum(fixed)):
             with exit_on_refusal():
                 raise Refusal(
-                    f"`--unpruned-heads` must stay {int(fixed.sum())}, for the cooldown is over and the checkpoint's heads are "
+                    f"`--unpruned-heads` must stay {int(sum(fixed))}, for the cooldown is over and the checkpoint's heads are "
                     f"fixed, but is {self.kept}."
                 )
-
-    def _read_marks(self) -> tuple[bool, ...]:
-        return tuple(bool(mark) for mark in self.decided_mask().tolist())
 
     def constant_marks(self, anew: bool) -> tuple[bool, ...] | None:
         """Marks of all heads while gates are constants: in evaluation, and in training once heads are fixed. None before.
 
-        Reading them waits for the device, so they are kept: in training for good, in evaluation for one pass.
+        Reading them waits for the device, so they are kept: in training for good, in evaluation for one pass. A tensor's
+        version tells of changes in place, but not of those by `.data`, which only a new pass sees.
 
         Args:
             anew: a pass begins.
         """
         if self.training and not self.is_fixed:
             return None
-        if self._marks is None or anew and not self.training:
-            self._marks = self._read_marks()
-        return self._marks
+        tensors = (self.fixed_mask,) if self.training else (self.fixed_mask, self.importance)
+        known = self._fixed if self.training else self._evaluated
+        stamp = _stamp(*tensors)
+        if known is None or known[0] != stamp or anew and not self.training:
+            known = stamp, tuple(bool(mark) for mark in self.decided_mask().tolist())
+            if self.training:
+                self._fixed = known
+            else:
+                self._evaluated = known
+        return known[1]
 
     def train(self, mode: bool = True) -> HeadGates:
-        """As in torch; what evaluation read is not what training uses."""
-        if mode != self.training:
-            self._marks = None
+        """As in torch; an optimizer changes through `.data` what evaluation has read."""
+        self._evaluated = None
         return super().train(mode)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._marks = None
+        self._fixed = self._evaluated = None
         self._loaded = True
         super()._load_from_state_dict(*args, **kwargs)
 
@@ -165,11 +176,7 @@ class HeadGates(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Moves between devices with the model, but stays in float32 where it is halved."""
-        probe = fn(torch.empty(0, device=self.importance.device))
-        with torch.no_grad():
-            self.importance.data = self.importance.data.to(probe.device)
-            self.fixed_mask.data = self.fixed_mask.data.to(probe.device)
-        return self
+        return super()._apply(lambda own: own.to(fn(torch.empty(0, device=own.device)).device), recurse)
 
 
 class SiteGates:
@@ -178,7 +185,7 @@ class SiteGates:
     Args:
         owner: the model's gates.
         span: the site's slice of the flat order.
-        leads: the site is the first that a pass comes to.
+        leads: the site is the first that a pass comes to, in the encoder or in the decoder, which may be called alone.
     """
 
     def __init__(self, owner: HeadGates, span: slice, leads: bool) -> None:
@@ -190,9 +197,9 @@ class SiteGates:
     def __call__(self) -> Tensor:
         return self.handed if self.handed is not None else self.owner.gates()[self.span]
 
-    def live_heads(self) -> tuple[int, ...] | None:
+    def live_heads(self, searching: bool) -> tuple[int, ...] | None:
         """The site's heads that are decided to be kept, once that is decided; see `attention.Gates`."""
-        marks = self.owner.constant_marks(anew=self.leads)
+        marks = self.owner.constant_marks(anew=self.leads and not searching)
         return None if marks is None else tuple(head for head, mark in enumerate(marks[self.span]) if mark)
 
 
@@ -214,6 +221,8 @@ class GatedCheckpoint:
         self.inner, *self.rest = forward.args
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.sites[0].owner.training:  # constants, which every run reads alike and nothing differentiates
+            return self.ungated()(*args, **kwargs)
         return self.wrapper(self._forward_with, *self.rest, *(site() for site in self.sites), *args, **kwargs)
 
     def ungated(self) -> functools.partial:
@@ -240,13 +249,13 @@ class ConstantGates:
     def __call__(self) -> Tensor:
         return self.mask
 
-    def live_heads(self) -> None:
+    def live_heads(self, searching: bool) -> None:
         """None: all heads are computed and multiplied, so that a comparison compares two computations."""
 
 
-def are_marks(mask: Tensor) -> bool:
-    """Whether a `fixed_mask` tells which heads are kept: exactly 0 or 1, of any heads at all."""
-    return mask.numel() > 0 and bool(((mask == 0) | (mask == 1)).all())
+def _stamp(*tensors: Tensor) -> tuple[Any, ...]:
+    """What changes with every change in place that torch counts; it counts none of inference tensors."""
+    return tuple((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
 def initial_importance(grid: HeadGrid) -> Tensor:

@@ -7,10 +7,24 @@ from torch import Tensor
 
 
 def additive_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Both masks as one that is added to the scores: [T, S] or [B, 1, T or 1, S]; None without masks."""
+    """Both masks as one that is added to the scores: [T, S] or [B, 1, T or 1, S]; None without masks.
+
+    Args:
+        attn_mask: [T, S], added; where it is boolean (or uint8, as of old) true hides a position, as in torch's and fairseq's
+            own attention.
+        key_padding_mask: [B, S], true at padding.
+        q: queries, whose precision and device the mask has.
+    """
     mask = attn_mask
     if mask is not None:
+        if mask.dtype == torch.bool or mask.dtype == torch.uint8:
+            hidden = mask.to(torch.bool)
+            mask = torch.zeros(mask.size(), dtype=q.dtype, device=q.device).masked_fill(hidden, float("-inf"))
         mask = mask.to(q.dtype)
+        if (
+            mask.is_inference()
+        ):  # fairseq keeps its causal mask, and a backward pass may not save one made in inference mode
+            mask = mask.clone()
     if key_padding_mask is not None:
         padding = key_padding_mask.to(torch.bool)[:, None, None, :]
         if mask is None:

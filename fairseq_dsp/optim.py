@@ -41,7 +41,13 @@ class DspAdam(FairseqAdam):
     Attributes:
         importance_is_fixed: set by the task; while true the importance variables do not move, momentum included.
         wrapper: fairseq's half-precision optimizer around this one, if any; set by the task.
+        found_inf: set by torch's gradient scaler (`--amp`) while it steps: 1 where a gradient is not finite.
     """
+
+    # fairseq unscales the gradients of the torch optimizer within, and then steps this one, of which torch's scaler does not
+    # know that: it would divide them by the scale again. With this mark it leaves them as they are.
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
 
     def __init__(self, cfg: DspAdamConfig, params: Iterable[torch.nn.Parameter]) -> None:
         params = list(params)
@@ -102,7 +108,12 @@ class DspAdam(FairseqAdam):
         return torch.where(torch.isfinite(raw).to(norm.device), norm, raw.to(norm))
 
     def step(self, closure: Any = None, scale: float = 1.0, groups: Any = None) -> None:
-        """One update; fixed importance variables are left out of it, so not even their momentum moves them."""
+        """One update; fixed importance variables are left out of it, so not even their momentum moves them.
+
+        There is none where torch's gradient scaler has found gradients that are not finite.
+        """
+        if self.found_inf is not None and bool(self.found_inf):
+            return
         self._restore_importance_options()
         for parameter in self.importance:
             if self.importance_is_fixed:

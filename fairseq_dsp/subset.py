@@ -214,7 +214,8 @@ class _Projection(torch.autograd.Function):
             thresholds = low + (high - low) * steps
             sums = torch.sigmoid((scores - thresholds.unsqueeze(1)) / temperature).sum(dim=1)
             above = (sums >= k).sum().clamp(1, _SECTIONS) - 1
-            low, high = thresholds[above], thresholds[above + 1]
+            # selected, for the host would have to know a plain index
+            low, high = thresholds.index_select(0, torch.stack([above, above + 1])).unbind()
         mask = torch.sigmoid((scores - 0.5 * (low + high)) / temperature)
         ctx.save_for_backward(mask)
         ctx.temperature = temperature

@@ -98,13 +98,14 @@ def shrink_state(
         existing = (current or HeadLayout.full(layout.grid)).heads(site)
         keep = set(layout.heads(site))
         rows = head_rows([i for i, head in enumerate(existing) if head in keep], head_dims[site])
+        output = shrunk[f"{name}.out_proj.weight"]
+        rows = rows.to(output.device)
         for projection in ("q_proj", "k_proj", "v_proj"):
             for kind in ("weight", "bias"):
                 if (key := f"{name}.{projection}.{kind}") in shrunk:
                     shrunk[key] = shrunk[key].index_select(0, rows)
-        key = f"{name}.out_proj.weight"
-        shrunk[key] = shrunk[key].index_select(1, rows)
-        shrunk[f"{name}.{KEPT_MASK}"] = torch.tensor(layout.marks(site), dtype=torch.float32)
+        shrunk[f"{name}.out_proj.weight"] = output.index_select(1, rows)
+        shrunk[f"{name}.{KEPT_MASK}"] = torch.tensor(layout.marks(site), dtype=torch.float32, device=output.device)
     return shrunk
 
 
@@ -121,7 +122,7 @@ def layout_of_state(state: dict[str, Any], grid: HeadGrid) -> HeadLayout | None:
         name in state and state[name].numel() == grid.heads(site) for name, site in zip(names, grid.sites, strict=True)
     ):
         raise Refusal("the checkpoint's kept heads do not fit this model: another number of layers or heads.")
-    marks = torch.cat([state[name].float() for name in names]) if names else torch.zeros(0)
+    marks = torch.cat([state[name].float().cpu() for name in names]) if names else torch.zeros(0)
     if ((marks - marks.round()).abs() > 0.02).any():  # bfloat16 is within; one stranger among 49 checkpoints is not
         raise Refusal("the checkpoint mixes models that keep different heads: average checkpoints of one layout only.")
     return HeadLayout.of_mask(grid, marks.round())
@@ -134,11 +135,17 @@ def install_gates(model: nn.Module, grid: HeadGrid, gates: HeadGates) -> None:
     model.register_forward_hook(gates.after_forward)
     by_layer: dict[nn.Module, list[SiteGates]] = {}
     sites = dict(attentions(model, grid))
+    begun: set[str] = set()
+    for attention in sites.values():
+        gates.to(attention.out_proj.weight.device)
+        break
     for site, span in grid.spans():
         if span.stop == span.start:
             continue
-        sites[site].gates = SiteGates(gates, span, leads=not by_layer)
-        layer = getattr(model, _ATTENTION[site.stack][0]).layers[site.layer]
+        side = _ATTENTION[site.stack][0]
+        sites[site].gates = SiteGates(gates, span, leads=side not in begun)
+        begun.add(side)
+        layer = getattr(model, side).layers[site.layer]
         by_layer.setdefault(layer, []).append(sites[site].gates)
     for layer, site_gates in by_layer.items():
         if hasattr(layer, "precheckpoint_forward"):

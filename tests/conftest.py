@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import devices
 import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
@@ -14,9 +15,18 @@ from fairseq_dsp.model import DspTransformerModel
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="run unit and conformance tests on this device: cpu, cuda, or pretended, which needs no accelerator",
+    )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        devices.choose(config.getoption("--device"))  # before test files are read, which make tensors
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise pytest.UsageError(f"--device must be one that torch has here: {error}") from error
     # Commands run in forks, and a fork of a process whose threads have worked waits for them for ever.
     torch.set_num_threads(1)
 
@@ -26,6 +36,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skip = pytest.mark.skip(reason="slow: run with --slow")
         for item in items:
             if "slow" in item.keywords:
+                item.add_marker(skip)
+    if config.getoption("--device") != "cpu":
+        skip = pytest.mark.skip(reason="runs commands, which are given --cpu")
+        for item in items:
+            if item.path.parent.name not in devices.TIERS:
                 item.add_marker(skip)
 
 

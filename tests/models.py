@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import devices
 import fairseq
 import pytest
 import torch
@@ -49,7 +50,7 @@ def build(**options: Any) -> Any:
     args = model_options(**options)
     words = dict.fromkeys(WORDS, 13) if args.share_all_embeddings else WORDS
     task = VocabularyTask({f"{side}.embed_tokens.weight": torch.empty(n, 0) for side, n in words.items()}, args)
-    model = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task).double().eval()
+    model = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task).double().eval().to(devices.device())
     randomise(model)
     return model
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
-from fairseq_dsp.methods.method import Method
+from fairseq_dsp.methods.method import Method, noise_for
 from fairseq_dsp.subset import (
     annealed_temperature,
     gumbel_noise,
@@ -75,7 +75,7 @@ class DifferentiableSubset(Method):
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         assert kept is not None
-        noise = gumbel_noise(importance.numel(), self.seed, update).to(importance)
+        noise = noise_for(importance, gumbel_noise, self.seed, update)
         return RELAXATIONS[self.relaxation](importance + noise, kept, self.temperature(update))
 
     def temperature(self, update: int) -> float:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
-from fairseq_dsp.methods.method import Method
+from fairseq_dsp.methods.method import Method, noise_for
 from fairseq_dsp.subset import hard_concrete, hard_concrete_without_noise, logistic_noise, probability_open
 
 # Li et al. (2021) train this baseline with 200 a batch of at most 4096 tokens.
@@ -48,7 +48,7 @@ class HardConcrete(Method):
         return cls(config.seed, penalty, config.cooldown_updates)
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        return hard_concrete(importance, logistic_noise(importance.numel(), self.seed, update).to(importance))
+        return hard_concrete(importance, noise_for(importance, logistic_noise, self.seed, update))
 
     def own_number(self, importance: Tensor) -> int:
         return int((hard_concrete_without_noise(importance.detach()) > 0).sum())

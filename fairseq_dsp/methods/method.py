@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
@@ -58,3 +61,33 @@ class Method(ABC):
     def penalty(self, importance: Tensor, update: int) -> Tensor | None:
         """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none."""
         return None
+
+
+def noise_for(importance: Tensor, noise: Callable[[int, int, int], Tensor], seed: int, update: int) -> Tensor:
+    """Noise in the importance's precision and on its device; the micro-batches of an update share one tensor.
+
+    Args:
+        importance: [n].
+        noise: a function of count, seed and update, such as `subset.gumbel_noise`.
+        seed: of the draw.
+        update: of the draw.
+
+    Returns:
+        tensor [n], which nobody may change.
+    """
+    return _noise_there(noise, importance.numel(), seed, update, importance.dtype, importance.device)
+
+
+@functools.lru_cache(maxsize=2)
+def _noise_there(
+    noise: Callable[[int, int, int], Tensor],
+    count: int,
+    seed: int,
+    update: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    with torch.inference_mode(False):
+        drawn = noise(count, seed, update).to(dtype)
+        # pinned, or the host would wait until the device has come to the copy
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)

@@ -11,6 +11,7 @@ from commands import budget, training
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim import build_optimizer
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 from omegaconf import OmegaConf
@@ -177,3 +178,42 @@ def test_under_hydra_fp16_without_unflattened_gradients_is_one_sentence(capsys: 
         build_optimizer(cfg.optimizer, list(parameters(torch.float16)))
     assert stop.value.code == 2
     assert "`--fp16-no-flatten-grads`" in capsys.readouterr().err
+
+
+def stepped(scale: float, gradients: tuple[torch.Tensor, torch.Tensor], clip: float, fixed: bool = False):
+    """Weight and importance after a step of fairseq's --amp with a gradient scaler that scales, on a CPU; and the scaler."""
+    cfg = OmegaConf.merge(config(False, False, clip), {"common": {"fp16_init_scale": scale, "amp": True}})
+    weight, importance = parameters(torch.float32)
+    optimizer = AMPOptimizer.build_optimizer(cfg, [weight, importance])
+    optimizer._grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    optimizer.fp32_optimizer.importance_is_fixed = fixed
+    optimizer.backward((weight * gradients[0]).sum() + (importance * gradients[1]).sum())
+    assert torch.equal(weight.grad, gradients[0] * scale)
+    optimizer.multiply_grads(0.5)  # as the trainer divides by the sample size
+    optimizer.clip_grad_norm(clip)
+    optimizer.step()
+    return weight.detach(), importance.detach(), optimizer.scaler
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-7])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_amp_steps_as_without_a_scale(clip: float, fixed: bool):
+    """The kind: gradients divided by a scale that they no longer have. Small ones, or Adam's division would hide it."""
+    small = WEIGHT_GRADIENT * 1e-6, SMALL * 1e-6
+    plain, scaled = (stepped(scale, small, clip, fixed) for scale in (1.0, 2.0**16))
+    assert plain[0].any()
+    assert plain[1].any() == (not fixed)
+    for ours, theirs in zip(scaled[:2], plain[:2], strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+@pytest.mark.parametrize("where", [0, 1], ids=["weight", "importance"])
+def test_amp_leaves_out_an_update_that_is_not_finite_and_lowers_its_scale(where: int, broken: float):
+    gradients = [WEIGHT_GRADIENT.clone(), SMALL.clone()]
+    gradients[where].view(-1)[0] = broken
+    with mock.patch.object(torch, "equal", return_value=True):  # NaN is no NaN
+        weight, importance, scaler = stepped(2.0**16, tuple(gradients), CLIP)
+    assert not weight.any()
+    assert not importance.any()
+    assert scaler.get_scale() == 2.0**15

@@ -158,3 +158,20 @@ def test_fp16_trains_on_a_cpu_too(data: Path, tmp_path: Path):
     assert done.logged("loss")[-1] < done.logged("loss")[0]
     prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "pruned.pt")
     assert heads_in(tmp_path / "pruned.pt") == 5
+
+
+@pytest.mark.parametrize(
+    ("cooldown", "extra"), [(0, []), (0, ["--ema-fp32"]), (3, ["--checkpoint-activations"])], ids=str
+)
+def test_an_average_of_the_weights_is_kept_while_heads_are_fixed(
+    cooldown: int, extra: list, data: Path, tmp_path: Path
+):
+    """fairseq copies the model for it after the first pass: with heads fixed from the start, or later, it has exactly K."""
+    options = [*QUIET, *budget(5, cooldown), "--store-ema", "--ema-decay", 0.5, "--max-update", 6, *extra]
+    train(data, tmp_path / "save", *options)
+    state = load(tmp_path / "save/checkpoint_last.pt")
+    average = state["extra_state"]["ema"]
+    assert average["head_gates.fixed_mask"].sum() == 5 or cooldown
+    assert different(average, state["model"])  # it lags behind
+    prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "pruned.pt")
+    assert heads_in(tmp_path / "pruned.pt") == 5

@@ -126,6 +126,22 @@ class TestEqualsFairseqs:
                 each.reorder_incremental_state(cache, order)
 
 
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_a_mask_of_truth_hides_what_an_infinite_one_hides(dtype, weights):
+    """The kind: a mask of another kind of number, added to the scores as it is. With padding and beams that share a source."""
+    _, ours = pair(encoder_decoder_attention=True)
+    query, source, pad = states(batch=2 * BATCH), states(KEYS, seed=2), padding([6, 4, 2, 5], KEYS)
+    hidden = torch.arange(KEYS) > torch.arange(QUERIES)[:, None]
+    added = torch.zeros(QUERIES, KEYS, dtype=torch.float64).masked_fill(hidden, float("-inf"))
+    for key_padding_mask in (None, pad):
+        found, expected = (
+            ours(query, source, source, key_padding_mask, need_weights=weights, static_kv=True, attn_mask=mask)
+            for mask in (hidden.to(dtype), added)
+        )
+        assert_same(found[0], expected[0])
+
+
 class TestCache:
     def test_makes_decoding_step_by_step_equal_to_the_full_sequence(self):
         _, ours = pair(self_attention=True)
@@ -164,7 +180,7 @@ class TestCache:
 def test_in_half_precision_stays_there_and_near_the_float64_answer(dtype, weights):
     _, ours = pair(encoder_decoder_attention=True)
     x, source, pad = states(), states(KEYS, seed=2), padding([6, 4, 2, 5], KEYS)
-    exact = ours(x, source, source, key_padding_mask=pad, need_weights=weights)[0]
+    exact = ours(x, source, source, key_padding_mask=pad, need_weights=weights)[0].detach()
     ours, x, source = ours.to(dtype), x.to(dtype), source.to(dtype)
     answer = ours(x, source, source, key_padding_mask=pad, need_weights=weights)[0]
     assert answer.dtype == dtype

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import devices
 import pytest
 import torch
 from models import assert_same, build_gated, build_with, gradients, scores, scores_as_generated
 from torch import Tensor, nn
 
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.gates import initial_importance
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.subset import hard_top_k
@@ -27,10 +29,17 @@ def gates_of_a_pass(model: Any) -> Tensor:
     """The gates that the sites of the model saw in one forward pass: [H]."""
     seen: list[Tensor] = []
     owner = model.head_gates
-    yielded = owner.gates
-    owner.gates = lambda: seen.append(yielded()) or seen[-1]
+    yielded, constant = owner.gates, owner.constant_marks
+
+    def marks(anew: bool) -> tuple[bool, ...] | None:
+        found = constant(anew)
+        if found is not None:
+            seen.append(torch.tensor(found, dtype=torch.float32))
+        return found
+
+    owner.gates, owner.constant_marks = lambda: seen.append(yielded()) or seen[-1], marks
     scores(model)
-    del owner.gates
+    del owner.gates, owner.constant_marks
     assert all(torch.equal(gates, seen[0]) for gates in seen)
     return seen[0]
 
@@ -48,7 +57,13 @@ def test_the_mean_importance_is_by_type():
 class TestPrecision:
     @pytest.mark.parametrize(
         "convert",
-        [nn.Module.half, nn.Module.bfloat16, nn.Module.double, lambda m: m.to(torch.float16), lambda m: m.to("cpu")],
+        [
+            nn.Module.half,
+            nn.Module.bfloat16,
+            nn.Module.double,
+            lambda m: m.to(torch.float16),
+            lambda m: m.to(devices.device()),
+        ],
     )
     def test_of_importance_and_marks_stays_float32(self, convert):
         model = gated()
@@ -215,6 +230,20 @@ class TestAfterTheCooldown:
         model = gated(method)
         model.head_gates.fixed_mask.copy_(torch.linspace(0, 1, HEADS))
         assert torch.equal(model.head_gates.decided_mask(), hard_top_k(model.head_gates.importance, KEPT))
+
+
+@pytest.mark.parametrize("part", ["model", "decoder", "attention"])
+def test_torchscript_of_a_gated_model_is_refused_in_a_sentence_and_of_a_baked_one_is_not(part):
+    model = gated()
+    of = {"model": lambda: model, "decoder": lambda: model.decoder}
+    of["attention"] = lambda: model.decoder.layers[1].encoder_attn
+    with pytest.raises(Refusal, match=r"^`torch.jit.script` must .* `model.bake\(\)` first\.$"):
+        torch.jit.script(of[part]())
+    before = scores(model)
+    model.bake()
+    torch.jit.script(of[part]())
+    if part == "model":
+        assert_same(scores(torch.jit.script(model)), before)
 
 
 class TestInitialImportance:

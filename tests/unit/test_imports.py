@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "masks": set(),
     "loss": set(),
     "live": {"heads", "attention"},  # of the latter its types alone
-    "attention": {"heads", "live", "masks", "sharing"},
+    "attention": {"errors", "heads", "live", "masks", "sharing"},
     "sharing": set(),
     "json_values": set(),
     "scoring": {"heads", "attention", "errors", "json_values", "scoring"},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import assert_same, build_gated, few_examples, gradients, scores, scores_as_generated
+from models import assert_same, build_gated, few_examples, gradients, scores, scores_as_generated, sentences
 from torch import Tensor
 
 from fairseq_dsp.gates import SiteGates
@@ -34,7 +36,7 @@ class WithoutLiveHeads:
 
     def __call__(self, model: Any, of: Any) -> Any:
         with self.monkeypatch.context() as patch:
-            patch.setattr(SiteGates, "live_heads", lambda site: None)
+            patch.setattr(SiteGates, "live_heads", lambda site, searching: None)
             return of(model)
 
 
@@ -112,6 +114,78 @@ def test_evaluation_sees_importance_that_has_changed_since():
     expected = build_gated("dsp", 5)
     expected.head_gates.importance.data.neg_()
     assert_same(scores(model), scores(expected.eval()))
+
+
+def changed(model: Any, what: str) -> None:
+    """Changes a model in place, past every version counter."""
+    if what == "weights":
+        for _, attention in attentions(model, model.layout.grid):
+            for parameter in attention.parameters():
+                parameter.data.mul_(1.5)
+    elif what == "importance":
+        model.head_gates.importance.data.neg_()
+    else:
+        model.head_gates.fixed_mask.data.copy_(model.head_gates.fixed_mask.flip(0))
+
+
+def whole(model: Any) -> Tensor:
+    """The decoder's part of a pass, over a source that no head has seen."""
+    generator = torch.Generator().manual_seed(1)
+    source = torch.randn(5, 3, 12, generator=generator, dtype=torch.float64)
+    return model.decoder(sentences()[2], encoder_out={"encoder_out": [source], "encoder_padding_mask": []})[0]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("what", ["weights", "importance", "marks"])
+@pytest.mark.parametrize("way", [scores, scores_as_generated, whole])
+def test_no_change_in_place_goes_unseen_in_evaluation(way, what, grad, slowly):
+    """The kind: what evaluation has selected or read outlives the tensors that it came from."""
+    model = fixed()
+    if what == "marks":
+        scores(model.train())
+    model.eval()
+    with torch.set_grad_enabled(grad):
+        before = way(model)
+        changed(model, what)
+        after = way(model)
+        assert not torch.equal(after, before)
+        assert_same(after, slowly(model, way))
+
+
+@pytest.mark.parametrize("kept", [0, 7, HEADS])
+def test_nothing_selected_outlives_a_pass(kept):
+    """The kind: a tensor in the middle of a graph, left where a copy of the model (an average's, a twin's) finds it."""
+    for training in (True, False):
+        model = fixed(kept=kept).train(training)
+        scores(model)
+        twin = copy.deepcopy(model)
+        assert_same(scores(twin), scores(model))
+        pickle.dumps([attention.live for _, attention in attentions(model, model.layout.grid)])
+
+
+@pytest.mark.parametrize("kept", [0, 7])
+@pytest.mark.parametrize("made", ["outside", "inside"])
+def test_inference_mode_evaluates_and_training_goes_on_after_it(made, kept):
+    expected = gradients(fixed(kept=kept))
+    with torch.inference_mode(made == "inside"):
+        model = fixed(kept=kept).eval()
+    with torch.inference_mode():
+        for way in (scores, scores_as_generated):
+            assert_same(way(model), way(fixed(kept=kept).eval()))
+    if made == "outside":
+        found = gradients(model)
+        for name in expected:
+            assert_same(found[name], expected[name])
+
+
+def test_a_masked_model_is_evaluated_in_inference_mode_as_outside():
+    model = build_gated("dsp", 7)
+    gates = [attention.gates for _, attention in attentions(model, model.layout.grid)]
+    for gates_ in gates:
+        gates_.live_heads = lambda searching: None  # computes and multiplies all heads
+    expected = scores(model)
+    with torch.inference_mode():
+        assert_same(scores(model), expected)
 
 
 def test_beams_reorder_the_one_cache():

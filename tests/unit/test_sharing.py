@@ -18,7 +18,7 @@ from fairseq_dsp.benchmark.subjects import dictionaries_of
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 
 FULL = HeadLayout.full(HeadGrid((3, 3), (3, 3), (3, 3)))
-ALONE = "fairseq_dsp.attention.equal_neighbours", lambda key, mask: 1
+ALONE = "fairseq_dsp.sharing.equal_neighbours", lambda key, mask: 1
 
 
 def sources(data: st.DataObject) -> dict[str, Any]:

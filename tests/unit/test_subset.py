@@ -81,7 +81,7 @@ class TestRelaxedTopK:
     @given(scores_and_k())
     def test_tends_to_the_hard_choice_of_scores_plus_noise(self, case):
         scores, k = case
-        noisy = scores + gumbel_noise(len(scores), seed=3, update=5)
+        noisy = scores + gumbel_noise(len(scores), seed=3, update=5).to(scores)
         assume(noisy.sort().values.diff().abs().gt(1e-3).all())
         assert_same(relaxed_top_k(noisy, k, 1e-8), hard_top_k(noisy, k), 1e-6)
 
