@@ -5,7 +5,9 @@ Imported first by the package, so that an unsupported version is refused before 
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import re
 import types
 import typing
@@ -136,3 +138,7 @@ def disable_fused_encoder(encoder: nn.Module) -> None:
 
 
 quieten_warnings()
+
+# Where batches are loaded by worker processes, a worker inherits the iterator of an earlier epoch. When its garbage collector
+# comes upon that, torch complains that it "can only test a child process". What is inherited is the parent's to clean up.
+os.register_at_fork(after_in_child=gc.freeze)

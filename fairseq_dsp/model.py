@@ -257,7 +257,10 @@ class DspTransformerModel(TransformerModel):
         """
         self.unchecked = None
         shared = parameter_names(self)
+        attached = {name: vars(parameter) for name, parameter in self.named_parameters(remove_duplicate=False)}
         nn.Module.load_state_dict(self, fit_state(self, state_dict), strict=True, assign=True)
+        for name, attributes in attached.items():  # by which the optimizer tells importance
+            vars(self.get_parameter(name)).update(attributes)
         for first, *others in shared:
             for name in others:  # embeddings that are one parameter stay one
                 owner, _, attribute = name.rpartition(".")

@@ -125,6 +125,7 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     records: dict[tuple[Any, ...], Record] = {}
     reasons: list[str] = []
+    twice: list[str] = []
     for number, line in numbered:
         try:
             content = json.loads(line.decode("utf-8"))
@@ -141,8 +142,12 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
         record = _record(content, number)
         key = (record.method, record.kept, record.seed, record.layout.grid, describe(record.data))
         if key in records:
-            warn(f"{path}: lines {records[key].line} and {number} are both {record.name}; line {number} counts.")
+            twice.append(
+                f"{path}: lines {records[key].line} and {number} are both {record.name}; line {number} counts."
+            )
         records[key] = record
+    for sentence in summed_up("runs", twice):
+        warn(sentence)
     if len(reasons) > _MOST_REASONS:
         reasons[_MOST_REASONS:] = [f"{path}: there are {len(reasons) - _MOST_REASONS} more of these."]
     if not reasons and not records:
@@ -166,6 +171,12 @@ def grouped(records: Sequence[Record]) -> list[Group]:
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean, and the sample standard deviation, which a single value has none of."""
     return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def summed_up(what: str, sentences: Sequence[str]) -> list[str]:
+    """One sentence for many that say the same of other lines or runs: the first, and how many more there are."""
+    more = len(sentences) - 1
+    return [f"{sentences[0].removesuffix('.')}; likewise of {more} more {what}."] if more > 0 else list(sentences)
 
 
 def resolve(path: str, results: str) -> str:

@@ -6,8 +6,8 @@ import contextlib
 import datetime
 import os
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,22 @@ import torch
 
 import fairseq_dsp
 from fairseq_dsp.benchmark.flops import count
-from fairseq_dsp.benchmark.measuring import Estimate, achieved_share, median, paired_ratio, take_turns, timed
+from fairseq_dsp.benchmark.measuring import (
+    Estimate,
+    Watch,
+    achieved_share,
+    median,
+    paired_ratio,
+    take_turns,
+    timed,
+    unwatched,
+)
 from fairseq_dsp.benchmark.memory import peak
 from fairseq_dsp.benchmark.profiling import seconds_by_operator
 from fairseq_dsp.benchmark.serving import translate
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.subjects import Facts, Subject
-from fairseq_dsp.benchmark.workloads import WORKLOADS
+from fairseq_dsp.benchmark.workloads import WORKLOADS, Run
 
 
 @dataclass(frozen=True)
@@ -90,88 +99,94 @@ class Row:
         return {**asdict(case), **asdict(self), "signature": signature}
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A model in one phase."""
+
+    label: str
+    subject: Subject
+    facts: Facts
+    phase: str
+
+    @property
+    def engine(self) -> str:
+        return f"CTranslate2 {self.subject.ctranslate2}" if self.subject.ctranslate2 else "fairseq"
+
+
 def compare(
-    subjects: list[tuple[str, Subject, Facts]],
-    settings: Settings,
-    plan: Plan,
-    case: Case,
-    done: Callable[[], Any] = lambda: None,
+    subjects: list[tuple[str, Subject, Facts]], settings: Settings, plan: Plan, case: Case, watch: Watch = unwatched
 ) -> list[Row]:
     """Measures all models in turn; the first is the baseline.
 
     Args:
         subjects: label, model, and what is known of it.
-        done: called after every turn.
+        watch: is told how far each part of the work is.
 
     Returns:
         a row for every model and phase that the workload applies to.
     """
-    workload = WORKLOADS[case.workload]
     entries = [
-        (entry, phase)
-        for entry in subjects
-        if case.workload == "generate" or not entry[1].ctranslate2
-        for phase in workload.phases(entry[2])
+        _Entry(*each, phase)
+        for each in subjects
+        if case.workload == "generate" or not each[1].ctranslate2
+        for phase in WORKLOADS[case.workload].phases(each[2])
     ]
     with _quiet_randomness():
-        runs = [
-            translate(subject.build(settings.words), settings, case, subject.ctranslate2)
-            if subject.ctranslate2
-            else workload.prepare(subject.build(settings.words), settings, case, phase)
-            for (_, subject, _), phase in entries
-        ]
-        counts = [count(run.call) for run in runs]
+        runs, counts = [], []
+        for entry in watch("getting ready", entries):
+            runs.append(_prepare(entry, settings, case))
+            counts.append(count(runs[-1].call))
         measures = [lambda run=run: timed(run.call, plan.clock, settings.device) / run.times for run in runs]
-        seconds = take_turns(measures, plan.pairs, plan.warmup, done)
+        seconds = take_turns(measures, plan.pairs, plan.warmup, watch)
         profiles = [
-            seconds_by_operator(run.call, settings.device) if plan.profile and not subject.ctranslate2 else None
-            for run, ((_, subject, _), _) in zip(runs, entries, strict=True)
+            None if entry.subject.ctranslate2 or not plan.profile else seconds_by_operator(run.call, settings.device)
+            for entry, run in watch("profiles", list(zip(entries, runs, strict=True)))
         ]
-    rows = []
-    for ((label, subject, facts), phase), run, (flops, attention), times, profile in zip(
-        entries, runs, counts, seconds, profiles, strict=True
-    ):
-        typical = median(times)
-        rows.append(
-            Row(
-                model=label,
-                phase=phase,
-                parameters=facts.parameters,
-                heads=facts.heads,
-                total=facts.total,
-                layout=facts.layout,
-                engine=f"CTranslate2 {subject.ctranslate2}" if subject.ctranslate2 else "fairseq",
-                seconds=times,
-                median=typical,
-                ratio=None,
-                engine_ratio=None,
-                tokens_per_second=None if run.tokens is None else run.tokens / (typical * run.times),
-                flops=flops / run.times,
-                attention=attention,
-                promised=None,
-                share=None,
-                peak_bytes=None,
-                profile=profile,
-            )
-        )
-    del runs, measures
+    sizes = [(run.times, run.tokens) for run in runs]
+    del runs, measures  # peak memory on a GPU is that of one model alone
     if settings.device == "cuda":
         torch.cuda.empty_cache()
-    if plan.memory:
-        peaks = [
-            None if subject.ctranslate2 else peak(subject, settings, case, phase) for (_, subject, _), phase in entries
-        ]
-        rows = [replace(row, peak_bytes=size) for row, size in zip(rows, peaks, strict=True)]
-    first_of_engine: dict[str, Row] = {}
-    for row in rows:
-        first_of_engine.setdefault(row.engine, row)
-    return [
-        replace(
-            row if row is rows[0] else _beside(rows[0], row),
-            engine_ratio=None if row is first else paired_ratio(first.seconds, row.seconds),
-        )
-        for row, first in ((row, first_of_engine[row.engine]) for row in rows)
+    peaks = [
+        None if entry.subject.ctranslate2 or not plan.memory else peak(entry.subject, settings, case, entry.phase)
+        for entry in watch("peak memory", entries)
     ]
+    flops = [total / times for (total, _), (times, _) in zip(counts, sizes, strict=True)]
+    engines = [entry.engine for entry in entries]
+    rows = []
+    for number, (entry, own, (times, tokens)) in enumerate(zip(entries, seconds, sizes, strict=True)):
+        first = engines.index(entry.engine)
+        ratio = paired_ratio(seconds[0], own) if number else None
+        promised = flops[0] / flops[number] if ratio and flops[number] else None
+        rows.append(
+            Row(
+                model=entry.label,
+                phase=entry.phase,
+                parameters=entry.facts.parameters,
+                heads=entry.facts.heads,
+                total=entry.facts.total,
+                layout=entry.facts.layout,
+                engine=entry.engine,
+                seconds=own,
+                median=median(own),
+                ratio=ratio,
+                engine_ratio=None if number == first else paired_ratio(seconds[first], own),
+                tokens_per_second=None if tokens is None else tokens / (median(own) * times),
+                flops=flops[number],
+                attention=counts[number][1],
+                promised=promised,
+                share=achieved_share(ratio.median, promised) if ratio and promised else None,
+                peak_bytes=peaks[number],
+                profile=profiles[number],
+            )
+        )
+    return rows
+
+
+def _prepare(entry: _Entry, settings: Settings, case: Case) -> Run:
+    model = entry.subject.build(settings.words)
+    if entry.subject.ctranslate2:
+        return translate(model, settings, case, entry.subject.ctranslate2)
+    return WORKLOADS[case.workload].prepare(model, settings, case, entry.phase)
 
 
 def signature(settings: Settings, plan: Plan) -> dict[str, Any]:
@@ -189,13 +204,6 @@ def signature(settings: Settings, plan: Plan) -> dict[str, Any]:
         "sentences": f"{settings.length} words" if settings.data is None else settings.subset,
         "date": datetime.date.today().isoformat(),
     }
-
-
-def _beside(baseline: Row, row: Row) -> Row:
-    ratio = paired_ratio(baseline.seconds, row.seconds)
-    promised = baseline.flops / row.flops if row.flops else None
-    share = None if promised is None else achieved_share(ratio.median, promised)
-    return replace(row, ratio=ratio, promised=promised, share=share)
 
 
 @contextlib.contextmanager

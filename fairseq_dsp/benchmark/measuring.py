@@ -7,9 +7,10 @@ comparison take turns, and what is compared is the ratio within a turn.
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,36 @@ import torch
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
-_RESAMPLES = 10_000
+# Gives the things of a part of the work, one after the other, and shows how many of them are done: (what they are, things).
+Watch = Callable[[str, Sequence[Any]], Iterable[Any]]
+
+_CONFIDENCE = 0.95
+_WIDEST = 1.5
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median and its 95 % interval."""
+    """A median, and an interval that holds the true one with 95 % certainty or more; see `estimate`.
+
+    Args:
+        median: of the values.
+        low: the interval's lower end; None where there are fewer than 6 values, which allow no such interval. Likewise:
+        high: its upper end.
+    """
 
     median: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def too_wide(self) -> bool:
+        """Whether the interval's ends are more than a factor of 1.5 apart, so that the median says next to nothing."""
+        return self.low is not None and self.high is not None and self.high > _WIDEST * self.low
+
+
+def unwatched(what: str, things: Sequence[Any]) -> Iterable[Any]:
+    """A `Watch` that shows nothing."""
+    return things
 
 
 def timed(run: Callable[[], Any], clock: str, device: str) -> float:
@@ -42,7 +63,7 @@ def timed(run: Callable[[], Any], clock: str, device: str) -> float:
 
 
 def take_turns(
-    measures: Sequence[Callable[[], float]], pairs: int, warmup: int, done: Callable[[], Any] = lambda: None
+    measures: Sequence[Callable[[], float]], pairs: int, warmup: int, watch: Watch = unwatched
 ) -> list[list[float]]:
     """Calls every measure once a turn; every other turn backwards, so that nobody always comes first.
 
@@ -50,7 +71,7 @@ def take_turns(
         measures: each returns what it measured, in seconds.
         pairs: turns that count.
         warmup: turns before them that do not.
-        done: called after every turn.
+        watch: is told how far the turns are.
 
     Returns:
         a list of `pairs` values for every measure.
@@ -58,7 +79,7 @@ def take_turns(
     values: list[list[float]] = [[] for _ in measures]
     collecting = gc.isenabled()
     try:
-        for turn in range(warmup + pairs):
+        for turn in watch("turns", range(warmup + pairs)):
             order = list(range(len(measures)))
             gc.collect()
             gc.disable()
@@ -68,7 +89,6 @@ def take_turns(
                     values[index].append(seconds)
             if collecting:
                 gc.enable()
-            done()
     finally:
         if collecting:
             gc.enable()
@@ -79,8 +99,21 @@ def median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
-def paired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int = 0) -> Estimate:
-    """Median of baseline_i / other_i: above 1 where `other` is faster; the interval by percentile bootstrap over the pairs.
+def estimate(values: Sequence[float]) -> Estimate:
+    """Median, and the interval from the k-th smallest to the k-th largest value.
+
+    Of n independent values these two have the true median between them with a probability of 1 - 2 P(B < k), B binomial with
+    n and 1/2, whatever the distribution (the inverted sign test). k is the largest that leaves 95 %: 1 for n = 6 to 8, 2 for
+    9 to 11. Resampling promises less than it says of so few: percentiles of resampled medians covered 87.5 % for n = 7.
+    """
+    tails = itertools.accumulate(math.comb(len(values), below) for below in range(len(values) // 2))
+    k = sum(2 * tail <= (1 - _CONFIDENCE) * 2 ** len(values) for tail in tails)
+    ordered = sorted(map(float, values))
+    return Estimate(median(values), *((ordered[k - 1], ordered[-k]) if k else (None, None)))
+
+
+def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Estimate:
+    """Estimate of baseline_i / other_i: above 1 where `other` is faster.
 
     Args:
         baseline: seconds of every turn.
@@ -91,10 +124,7 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float], seed: int = 
     """
     if len(baseline) != len(other) or not len(other):
         raise ValueError(f"pairs must have two sides, but there are {len(baseline)} and {len(other)} values.")
-    ratios = np.asarray(baseline) / np.asarray(other)
-    drawn = np.random.default_rng(seed).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
-    low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
-    return Estimate(float(np.median(ratios)), float(low), float(high))
+    return estimate([one / another for one, another in zip(baseline, other, strict=True)])
 
 
 def achieved_share(ratio: float, promised: float) -> float | None:

@@ -8,28 +8,27 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
 
-from fairseq_dsp.benchmark.comparison import Plan, Row, compare, signature
-from fairseq_dsp.benchmark.measuring import CLOCKS, Estimate
+from fairseq_dsp.benchmark.comparison import Plan, compare, signature
+from fairseq_dsp.benchmark.measuring import CLOCKS
 from fairseq_dsp.benchmark.sentences import dictionary_sizes
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.subjects import RANDOM_SYNTAX, Facts, Subject, facts_of, labels
+from fairseq_dsp.benchmark.tables import show, show_profile, title_of
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.arguments import add_languages, whole_number, whole_numbers
+from fairseq_dsp.cli.waiting import watch_within, watched
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
 from fairseq_dsp.output import refuse_to_overwrite, write_atomically
 
 _NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
 
-_OPERATORS = 10  # of each model in the table of a profile
+_UNFOLDED = 100_000  # columns of a file, which need not fold its tables
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -68,7 +67,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--max-tokens", default="4096", metavar="N", help="tokens of an update or a validation (default: 4096)"
     )
     how = parser.add_argument_group("measuring")
-    how.add_argument("--pairs", default="7", metavar="N", help="times that every model is measured (default: 7)")
+    how.add_argument(
+        "--pairs",
+        default="7",
+        metavar="N",
+        help="times that every model is measured, of which an interval needs 6 (default: 7)",
+    )
     how.add_argument("--warmup", default="2", metavar="N", help="and before that, unmeasured (default: 2)")
     how.add_argument("--threads", default="1", metavar="N", help="of torch (default: 1)")
     how.add_argument(
@@ -81,7 +85,7 @@ def get_parser() -> argparse.ArgumentParser:
     how.add_argument("--fp16", dest="dtype", action="store_const", const="float16", help="--dtype float16")
     how.add_argument("--no-memory", action="store_true", help="spare the processes that measure peak memory")
     how.add_argument("--profile", action="store_true", help="also show where the time of a call goes, by operator")
-    parser.add_argument("--json", metavar="FILE", help="write a line for every row, with all times")
+    parser.add_argument("--json", metavar="FILE", help="write a line for every row, with all times, after every case")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser
 
@@ -90,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Raises:
-        Refusal: the request cannot be honoured; nothing has been measured.
+        Refusal: the request cannot be honoured. FILE holds what was measured before.
     """
     args = get_parser().parse_args(arguments)
     settings, plan, cases = _read(args)
@@ -99,28 +103,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = args.subjects
     if args.ctranslate2:
         given = given + [replace(subject, ctranslate2=args.ctranslate2) for subject in given]
-    facts = [facts_of(subject.build(words, reads_data=words is not None)) for subject in given]
+    facts = [
+        facts_of(subject.build(words, reads_data=words is not None))
+        for subject in watched("reading the models", given, len(given))
+    ]
     settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
     subjects = list(zip(labels(given), given, facts, strict=True))
     sign = signature(settings, plan)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file need not fold its tables
-    records = []
-    for case in cases:
-        columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
-            bar = progress.add_task(_title(case), total=plan.pairs + plan.warmup)
-            rows = compare(subjects, settings, plan, case, partial(progress.update, bar, advance=1, refresh=True))
+    plain = {"markup": False, "emoji": False}  # a path may hold what looks like either
+    console = Console(**plain) if Console().is_terminal else Console(width=_UNFOLDED, **plain)
+    records: list[dict[str, Any]] = []
+    for number, case in enumerate(cases, 1):
+        watch = watch_within(f"{title_of(case)} (case {number} of {len(cases)})")
+        rows = compare(subjects, settings, plan, case, watch)
+        records += [row.record(case, sign) for row in rows]
         if rows:
             show(console, case, rows)
             if plan.profile:
                 show_profile(console, rows)
-        records += [row.record(case, sign) for row in rows]
+        if args.json:  # after every case: whatever ends the measuring, what was measured is kept
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            write_atomically(args.json, lambda file, lines=lines: file.write(lines.encode()), "the measurements")
     print(" | ".join(f"{name} {value}" for name, value in sign.items()))
-    if args.json:
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        write_atomically(args.json, lambda file: file.write(lines.encode()), "the measurements")
 
 
 def cli_main() -> None:
@@ -128,67 +132,6 @@ def cli_main() -> None:
         logging.getLogger(talker).setLevel(logging.WARNING)
     with exit_on_refusal():
         main()
-
-
-def show(console: Console, case: Case, rows: list[Row]) -> None:
-    """Prints the table of a case."""
-    table = Table(title=_title(case), title_justify="left")
-    table.add_column("model", overflow="fold")
-    engines = len({row.engine for row in rows}) > 1
-    for column in (
-        "heads", "parameters", f"ms {WORKLOADS[case.workload].what}", "ratio", "95 %",
-        *(["within engine", "95 %"] if engines else []), "tokens/s", "GFLOP", "promised", "share", "peak MB",
-    ):  # fmt: skip
-        table.add_column(column, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(
-            _name(row),
-            f"{row.heads}/{row.total}",
-            f"{row.parameters:,}",
-            f"{row.median * 1e3:.3g}" if row.median < 1 else f"{row.median * 1e3:.0f}",
-            *_ratio(row.ratio),
-            *(_ratio(row.engine_ratio) if engines else ()),
-            "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-            f"{row.flops / 1e9:.3g}" if row.flops else "",
-            "" if row.promised is None else f"{row.promised:.2f}",
-            "" if row.share is None else f"{row.share:.0%}",
-            "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f}",
-        )
-    console.print(table)
-    for kernels in dict.fromkeys(row.attention for row in rows if row.attention):
-        names = [_name(row) for row in rows if row.attention == kernels]
-        console.print(f"attention by {kernels}: {'; '.join(names)}", highlight=False, markup=False)
-
-
-def show_profile(console: Console, rows: list[Row]) -> None:
-    """Prints what each model spends its time on: the operators that are among the first of any model."""
-    profiles = {_name(row): row.profile for row in rows if row.profile is not None}
-    if not profiles:
-        return
-    table = Table(title="ms a call under the profiler, and share", title_justify="left")
-    table.add_column("operator", overflow="fold")
-    for name in profiles:
-        table.add_column(name, justify="right", overflow="fold")
-    for operator in dict.fromkeys(name for profile in profiles.values() for name in list(profile)[:_OPERATORS]):
-        cells = [
-            f"{profile.get(operator, 0.0) * 1e3:.3g} ({profile.get(operator, 0.0) / sum(profile.values()):.0%})"
-            for profile in profiles.values()
-        ]
-        table.add_row(operator.removeprefix("aten::"), *cells)
-    console.print(table)
-
-
-def _ratio(ratio: Estimate | None) -> tuple[str, str]:
-    return ("1", "") if ratio is None else (f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}")
-
-
-def _name(row: Row) -> str:
-    return row.model + (f" ({row.phase})" if row.phase else "")
-
-
-def _title(case: Case) -> str:
-    sizes = [f"{name} {size}" for name, size in (("batch", case.batch), ("beam", case.beam)) if size is not None]
-    return ", ".join([case.workload, *sizes])
 
 
 def _common_words(measured: list[tuple[Subject, Facts]], words: tuple[int, int] | None) -> tuple[int, int]:

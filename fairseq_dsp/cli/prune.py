@@ -69,7 +69,8 @@ def report(done: Rewrite, source: str, target: str) -> None:
     """Prints the before/after table, the grid of kept heads and the layout."""
     full = HeadLayout.full(done.layout.grid).by_type()
     kept = done.layout.by_type()
-    table = Table(title=f"{source} -> {target}", title_justify="left")
+    print(f"{source} -> {target}")  # not the table's title, which would be folded within a path
+    table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for stack, name in STACK_NAMES.items():

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from fairseq_dsp.analysis.records import REFERENCES, read_records, resolve
 from fairseq_dsp.analysis.report import (
@@ -18,6 +19,7 @@ from fairseq_dsp.analysis.report import (
     write_report,
 )
 from fairseq_dsp.analysis.significance import disagreements, paired_tests
+from fairseq_dsp.cli.waiting import watched
 from fairseq_dsp.errors import exit_on_refusal
 from fairseq_dsp.output import refuse_to_overwrite_folder
 
@@ -61,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     references = args.references or (beside if os.path.isfile(beside) else None)
     if references is not None:
         count = sum(record.hypotheses is not None and not record.is_dense for record in records)
-        print(f"testing {count} runs against dense, each a few seconds", flush=True)
-        tests = paired_tests(records, args.results, references)
+        print(f"testing {count} runs against dense", flush=True)
+        tests = paired_tests(records, args.results, references, partial(watched, "testing against dense"))
         problems += disagreements(tests)
     for problem in problems:
         warn(problem)

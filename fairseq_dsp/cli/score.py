@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import fairseq_dsp
 from fairseq_dsp.cli.arguments import add_languages, whole_number
+from fairseq_dsp.cli.waiting import steps
 from fairseq_dsp.config import flag, get_option, set_option
 from fairseq_dsp.data_folder import refuse_no_folder
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
@@ -79,19 +78,17 @@ def cli_main() -> None:
 def _score(
     args: argparse.Namespace, model: DspTransformerModel, batches: list[dict[str, Any]], weights: dict[str, str]
 ) -> ScoreFile:
-    """Scores the heads, under a progress bar."""
+    """Scores the heads, and shows how far it is."""
     model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     grid = model.layout.surviving
     scorer = SCORERS[args.scorer]()
     rounds = 1 if args.iterative is None else max(-(-grid.total // args.iterative), 1)
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     order = None
-    with Progress(*columns, console=Console(stderr=True), disable=not batches) as progress:
-        bar = progress.add_task(f"{args.scorer}, batches", total=rounds * len(batches))
+    with steps(f"{args.scorer}, batches", rounds * len(batches)) as step:
         subject = Subject(
             grid=grid,
             attentions=dict(attentions(model, model.layout.grid)),
-            batches=_Watched(batches, lambda: progress.advance(bar)),
+            batches=_Watched(batches, step),
             loss=lambda batch: loss_of(model, batch),
             seed=args.seed,
         )

@@ -221,7 +221,7 @@ class TestRecovery:
         done = report(write(tmp_path / "r.jsonl", contents), tmp_path / "out", "--references", tmp_path / "h.txt")
         assert done.code == 0, done.err
         assert "no log of dsp can be read: No such file or directory." in done.err
-        assert done.err.count("with these references") == 2
+        assert done.err.count("with these references; likewise of 1 more runs.") == 1
         assert not list((tmp_path / "out/figures").glob("training*"))
 
     def test_shows_names_as_they_are(self, tmp_path):

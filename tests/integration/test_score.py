@@ -54,7 +54,7 @@ class TestScoring:
         options = ["--batches", 2, "--max-tokens", 200]
         for name, seed in (("one", 3), ("two", 3), ("three", 4)):
             done = score(data, dense, tmp_path / name, *options, "--seed", seed)
-            assert "100%" in done.err
+            assert done.err == ""  # short work does not say how far it is
         one, two, three = (content(tmp_path / name) for name in ("one", "two", "three"))
         assert one == two
         assert one["subset"] == "train"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -23,15 +24,41 @@ def test_ratio_is_paired():
     assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
 
 
-def test_interval_holds_the_median_and_covers_the_truth():
+@pytest.mark.parametrize("count", range(1, 14))
+def test_an_interval_of_95_percent_covers_the_truth_in_95_of_100_cases(count):
+    """Whatever the distribution: half of the ratios lie above the true median, so all patterns of above and below count."""
+    covered = 0
+    for above in itertools.product((False, True), repeat=count):
+        ratios = [1.5 + (1 if one else -1) * (number + 1) / 20 for number, one in enumerate(above)]
+        found = paired_ratio(ratios, [1.0] * count)
+        if found.low is not None:
+            assert found.low <= found.median <= found.high
+            covered += found.low <= 1.5 <= found.high
+    assert covered == 0 if count < 6 else covered >= 0.95 * 2**count
+
+
+def test_an_interval_is_no_wider_than_its_promise():
+    """The default's 7 pairs need the smallest and the largest; of 9, one on either side may be an outlier."""
+    for pairs, outliers in ((6, 0), (7, 0), (8, 0), (9, 1), (12, 2), (25, 7)):
+        found = paired_ratio([float(number) for number in range(1, pairs + 1)], [1.0] * pairs)
+        assert (found.low, found.high) == (1 + outliers, pairs - outliers)
+
+
+@pytest.mark.parametrize("noise", ["normal", "exponential"])
+def test_an_interval_covers_the_truth_of_noisy_times(noise):
     generator = np.random.default_rng(0)
     covered = 0
-    for seed in range(60):
-        noise = generator.lognormal(sigma=0.2, size=(2, 15))
-        ratio = paired_ratio(1.5 * noise[0], noise[1], seed=seed)
-        assert ratio.low <= ratio.median <= ratio.high
+    for _ in range(400):
+        one, other = np.exp(0.2 * getattr(generator, f"standard_{noise}")((2, 7)))
+        ratio = paired_ratio(1.5 * one, other)
         covered += ratio.low <= 1.5 <= ratio.high
-    assert covered >= 50
+    assert covered >= 380
+
+
+def test_an_interval_whose_ends_are_far_apart_is_too_wide():
+    for widest, wide in ((1.2, False), (1.5, False), (1.6, True)):
+        assert paired_ratio([1.0, 1.1, 1.1, 1.1, 1.1, 1.1, widest], [1.0] * 7).too_wide == wide
+    assert not paired_ratio([1.0, 9.0], [1.0] * 2).too_wide  # there is none
 
 
 def test_pairs_have_two_sides():

@@ -187,3 +187,43 @@ def test_an_older_torch_is_told_to_load_safely(version: str, forced: bool):
     program = f"{before}torch.__version__ = '{version}'\nimport fairseq_dsp\n{after}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-1000:]
+
+
+_LEFTOVER = """
+import gc, multiprocessing, os, sys
+from torch.utils.data import DataLoader
+{plug_in}
+gc.disable()  # what is left over stays until somebody collects it
+used = iter(DataLoader([1, 2], num_workers=1))
+next(used)
+cycle = [used]
+cycle.append(cycle)
+del used, cycle
+
+def work():
+    gc.enable()
+    gc.collect()
+    sys.stderr.write("the child has worked")
+
+if {forks}:
+    child = os.fork()
+    if not child:
+        work()
+        os._exit(0)
+    os.waitpid(child, 0)
+else:
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+gc.collect()
+"""
+
+
+@pytest.mark.parametrize("forks", [True, False])
+@pytest.mark.parametrize("plug_in", ["", "import fairseq_dsp"])
+def test_a_worker_does_not_clean_up_what_its_parent_left_over(plug_in, forks):
+    """The iterator of an earlier epoch; torch's complaint stands in every training with workers, unless there is the plug-in."""
+    program = _LEFTOVER.format(plug_in=plug_in, forks=forks)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert "the child has worked" in done.stderr
+    assert ("can only test a child process" in done.stderr) == (not plug_in)

@@ -168,6 +168,16 @@ class TestTraining:
         # a temperature of 0 has no place on its scale
         assert max(figure.axes[0].lines[0].get_xdata()) < self.log.fixed_at
 
+    def test_shows_a_figure_that_was_logged_once_or_a_few_times(self, drawn):
+        """A line through one point is nothing; a point among others that are not there, as with a line an epoch, is little."""
+        for updates, visible in ((1, True), (3, True), (400, False)):
+            log = read_log(training_log(updates=updates * 10, fixed_at=10**6))
+            figure = drawn(plots.training_courses, {"dsp": log, "many": self.log})
+            for axis in figure.axes[::2]:
+                for line in axis.lines:
+                    assert len(line.get_xdata()) == updates
+                    assert (line.get_marker() not in ("None", "", None)) == visible
+
     def test_is_drawn_where_figures_are_missing(self, drawn):
         drawn(plots.training_courses, {"a": TrainingLog({"heads_enc": [(1, 2.0)]}), "b": TrainingLog()})
 

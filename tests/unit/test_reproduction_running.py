@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
 import reproduce
 from reproduction import experiment
 from reproduction.presets import PRESETS
+from reproduction.results import KEYS
 from reproduction.running import Job, Place
 from reproduction.steps import Run, Step
 
@@ -152,6 +154,23 @@ class TestTheUser:
         again = an_experiment(*made.runs)
         assert again.run(place) == 0
         assert "finished before: 3 of 3" in capsys.readouterr().out
+
+    def test_is_told_how_many_lines_a_report_will_find(
+        self, place: Shell, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A scoring, or a training, that several runs need is a run too, and has no line; a failed run has none either."""
+        monkeypatch.setattr(experiment, "measure", lambda run, *_: dict.fromkeys(KEYS, run.name) | {"bleu_tok": 1.0})
+        made = an_experiment(run("scores"), *(replace(run(name, needs=("scores",)), budget=4) for name in "abc"))
+        made.runs = [*made.runs, replace(run("d", step("exit 1")), budget=4)]
+        assert made.run(place) == 1
+        lines = (place.out / "results.jsonl").read_text().splitlines()
+        assert len(lines) == 3
+        printed = capsys.readouterr().out
+        assert f"4 of 5 runs are finished, 3 of them with a line in {place.out / 'results.jsonl'}" in printed
+        assert "scorings and trainings that others need" in printed
+        only = an_experiment(*(each for each in made.runs if each.name in "ab"))
+        assert only.run(place) == 0
+        assert f"2 of 2 runs are finished: {place.out / 'results.jsonl'}" in capsys.readouterr().out
 
     def test_is_told_what_failed_and_what_could_not_start_therefore(self, place: Shell, capsys: Any):
         made = an_experiment(run("a", step("exit 1")), run("b", needs=("a",)), run("c"))

@@ -75,8 +75,18 @@ class Experiment:
             self.say(f"failed: {reason}")
         if self.failed:
             self.say("The same command tries again what failed, and nothing that is finished.")
-        self.say(f"{len(self.finished)} of {len(self.runs)} runs are finished: {place.out / 'results.jsonl'}")
+        self.say(self._summary(place.out / "results.jsonl"))
         return 1 if self.failed else 0
+
+    def _summary(self, results: Path) -> str:
+        """How many runs are finished, and how many of them a report will find."""
+        summary = f"{len(self.finished)} of {len(self.runs)} runs are finished"
+        if all(run.budget is not None for run in self.runs):
+            return f"{summary}: {results}"
+        lines = sum(run.budget is not None for run in self.runs if run.name in self.finished)
+        return (
+            f"{summary}, {lines} of them with a line in {results}; the rest are scorings and trainings that others need"
+        )
 
     def _start(self, waiting: list[Run], place: Place) -> None:
         for run in list(waiting):

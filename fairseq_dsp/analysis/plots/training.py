@@ -9,6 +9,8 @@ from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.training_log import TrainingLog
 from fairseq_dsp.heads import STACK_NAMES, STACKS
 
+_FEW = 20  # points that are marked
+
 
 def training_courses(logs: Mapping[str, TrainingLog], *paths: str, note: str = "") -> None:
     """A column a run: temperature, mean importance by type, norm of its gradient, heads kept by type and heads changed.
@@ -79,4 +81,6 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str, note: str = "
 def _course(axis: Any, log: TrainingLog, name: str, positive: bool = False, **look: Any) -> None:
     points = [(update, value) for update, value in log.figures.get(name, []) if value > 0 or not positive]
     if points:
-        axis.plot(*zip(*points, strict=True), **{"color": style.INK, "linewidth": 1.0} | look)
+        # a line through one point is nothing to see
+        marks = {"marker": "o", "markersize": 2.5} if len(points) <= _FEW else {}
+        axis.plot(*zip(*points, strict=True), **{"color": style.INK, "linewidth": 1.0} | marks | look)
