@@ -138,11 +138,30 @@ def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> lis
     for name in _UNSUPPORTED:
         if value := get_option(cfg.model, name):
             found.append(f"`--format ctranslate2` cannot represent {flag(name)}, but the model has it ({value}).")
-    for side, symbols in (("encoder", words.source), ("decoder", words.target)):
+    for side, symbols in zip(("encoder", "decoder"), words.tokens(), strict=True):
         rows = len(getattr(model, side).embed_tokens.weight)
         if rows != len(symbols):
             found.append(f"`--data` must have the {side}'s {rows} words, but its dictionary has {len(symbols)}.")
+        if repeated := _repeated(symbols):
+            found.append(
+                "`--data` must have a name of its own for every word, for CTranslate2 knows words by nothing else, but the "
+                f"{side}'s dictionary has {repeated}."
+            )
     return found
+
+
+def _repeated(symbols: list[str]) -> str:
+    """Names that several words have, with the words' numbers; empty if there are none."""
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(symbols):
+        numbers.setdefault(name, []).append(number)
+    said = [
+        f"{name} as words {', '.join(map(str, places[:-1]))} and {places[-1]}"
+        for name, places in numbers.items()
+        if len(places) > 1
+    ]
+    more = [f"and {len(said) - 3} more"] if len(said) > 3 else []
+    return ", ".join(said[:3] + more)
 
 
 def largest_difference(
