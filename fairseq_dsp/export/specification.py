@@ -130,6 +130,9 @@ def build_spec(model: DspTransformerModel, options: Any, words: Vocabularies) ->
     # fairseq's sources end, and its targets begin, with the end of a sentence
     spec.config.add_source_eos = True
     spec.config.decoder_start_token = spec.config.eos_token
+    # CTranslate2 does not ask for these; whoever serves the model has to know them, the end of a sentence counts
+    limits = dict(zip(("max_source_positions", "max_target_positions"), model.max_positions(), strict=True))
+    spec.config.add_attribute("fairseq_dsp", {**limits, "padding": words.padding})
     return spec
 
 
