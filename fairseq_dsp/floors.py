@@ -79,9 +79,8 @@ def top_k_above_floors(scores: Tensor, k: int, floors: Floors) -> Tensor:
     Raises:
         ValueError: k is outside.
     """
-    plain = hard_top_k(scores, k)
-    if all(int(plain[list(heads)].sum()) >= count for heads, count in floors):
-        return plain
+    if not floors:
+        return hard_top_k(scores, k)
     if k < fewest(floors):
         raise ValueError(f"k must be at least {fewest(floors)} for these floors, but is {k}.")
     forced = torch.zeros_like(scores, requires_grad=False)

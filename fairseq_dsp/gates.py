@@ -106,9 +106,7 @@ class HeadGates(nn.Module):
 
     def _draw(self) -> Tensor:
         if not self.is_fixed:
-            if (
-                self._loaded
-            ):  # heads that an earlier training had fixed are chosen anew by one whose cooldown is not over
+            if self._loaded:  # heads that an earlier training had fixed are chosen anew: the cooldown is not over
                 if are_marks(self.fixed_mask):
                     logger.warning(
                         "the %d heads that the checkpoint has fixed are chosen anew.", int(self.fixed_mask.sum())
@@ -256,6 +254,11 @@ class ConstantGates:
 def _stamp(*tensors: Tensor) -> tuple[Any, ...]:
     """What changes with every change in place that torch counts; it counts none of inference tensors."""
     return tuple((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def are_marks(mask: Tensor) -> bool:
+    """Whether a `fixed_mask` tells which heads are kept: exactly 0 or 1, of any heads at all."""
+    return mask.numel() > 0 and bool(((mask == 0) | (mask == 1)).all())
 
 
 def initial_importance(grid: HeadGrid) -> Tensor:

@@ -10,6 +10,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
+from fairseq.data.data_utils import load_indexed_dataset
 from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
 from fairseq.models.transformer import TransformerModel
 from fairseq.registry import REGISTRIES
@@ -81,13 +82,35 @@ def read_vocabularies(
     Raises:
         Refusal: no such folder or file, or the languages cannot be told.
     """
-    folder = DataFolder(
-        data,
-        source_lang or get_option(cfg.task, "source_lang"),
-        target_lang or get_option(cfg.task, "target_lang"),
-    )
-    source, target = (dictionary.symbols for dictionary in folder.dictionaries())
+    source, target = (dictionary.symbols for dictionary in _folder(cfg, data, source_lang, target_lang).dictionaries())
     return source, target
+
+
+def read_sentences(
+    cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None, subset: str
+) -> list[tuple[list[int], list[int]]]:
+    """Sentence pairs of a data set, as numbers of words, without the ends of sentences. Arguments as of `read_vocabularies`.
+
+    Raises:
+        Refusal: the folder holds no such data set, or it is damaged.
+    """
+    folder = _folder(cfg, data, source_lang, target_lang)
+    dictionaries = folder.dictionaries()
+    folder.sizes(subset, list(map(len, dictionaries)))  # refuses a damaged one
+    source, target = (
+        load_indexed_dataset(folder.prefix(subset, language), dictionary)
+        for language, dictionary in zip((folder.source, folder.target), dictionaries, strict=True)
+    )
+    ends = {dictionary.eos() for dictionary in dictionaries}
+    return [
+        ([word for word in one.tolist() if word not in ends], [word for word in other.tolist() if word not in ends])
+        for one, other in zip(source, target, strict=True)
+    ]
+
+
+def _folder(cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None) -> DataFolder:
+    languages = (source_lang, "source_lang"), (target_lang, "target_lang")
+    return DataFolder(data, *(given or get_option(cfg.task, name) for given, name in languages))
 
 
 def _transformer_options() -> list[str]:

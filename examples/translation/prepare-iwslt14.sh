@@ -8,7 +8,7 @@ OFFICIAL=http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz
 SMALLEST_FREE_KB=400000 # the full corpus takes about 150 MB in all its stages
 
 OUTPUT=iwslt14 ARCHIVE='' TEXT='' URL=$OFFICIAL SHA256='' SOURCE=de TARGET=en
-CODES='' MERGES=10000 SENTENCEPIECE='' SRCDICT='' TGTDICT='' LABEL='' WORKERS=1 FORCE=''
+CODES='' MERGES=10000 SENTENCEPIECE='' SRCDICT='' TGTDICT='' TOKENISED='' LABEL='' WORKERS=1 FORCE=''
 
 usage() {
     cat <<USAGE
@@ -17,7 +17,7 @@ usage: $(basename "$0") [options]
 Where the text comes from (one of):
   (nothing)            fetch the archive from --url; an interrupted download goes on
   --archive FILE       a de-en.tgz that you have
-  --text-dir DIR       tokenised text, {train,valid,test}.{SRC,TGT}, taken as it is
+  --text-dir DIR       tokenised text, {train,valid,test}.{SRC,TGT}, taken as it is (with --sentencepiece: not tokenised)
 options:
   --output DIR         what to make: DIR/text and DIR/data-bin (default: $OUTPUT)
   --url URL            default: $OFFICIAL
@@ -29,6 +29,7 @@ options:
   --sentencepiece N    a joint SentencePiece vocabulary of N instead of BPE, for untokenised text of --text-dir
   --srcdict FILE       use this dictionary of fairseq instead of making one
   --tgtdict FILE       likewise
+  --tokenised moses|no what the text of --text-dir is, if it is something else or is taken for something else
   --label TEXT         what results on this data must always say, such as "30 % of the training set"
   --workers N          processes (default: $WORKERS)
   --force              replace an earlier call's DIR/text and DIR/data-bin
@@ -61,6 +62,7 @@ while [ $# -gt 0 ]; do
     --sentencepiece) SENTENCEPIECE=$2 ;;
     --srcdict) SRCDICT=$2 ;;
     --tgtdict) TGTDICT=$2 ;;
+    --tokenised) TOKENISED=$2 ;;
     --label) LABEL=$2 ;;
     --workers) WORKERS=$2 ;;
     *) refuse "\`$1\` must be an option that --help lists." ;;
@@ -93,6 +95,18 @@ tool() {
     "$name" "$@"
 }
 
+# Files of the text whose sentences end in a word with its full stop (raw), or in a full stop apart (tokenised).
+files_that_are() {
+    local kind=$1 subset language
+    local ends='NF { lines++; if ($NF ~ /^[.?!]+$/ || (NF > 1 && $(NF - 1) ~ /^[.?!]+$/)) apart++; else if ($NF ~ /[^.?!][.?!]["\047)]*$/) joined++ }'
+    local judged='END { print (joined > apart && joined * 10 > lines) ? "raw" : (apart > joined && apart * 10 > lines) ? "tokenised" : "" }'
+    for subset in train valid test; do
+        for language in "$SOURCE" "$TARGET"; do
+            [ "$(awk "$ends $judged" "$TEXT/$subset.$language")" != "$kind" ] || printf '%s.%s ' "$subset" "$language"
+        done
+    done
+}
+
 helper() { "$PYTHON" "$HERE/prepare_text.py" "$@"; }
 
 [ -z "$ARCHIVE" ] || [ -z "$TEXT" ] || refuse "\`--archive\` and \`--text-dir\` must not be given together."
@@ -109,6 +123,22 @@ if [ -n "$TEXT" ]; then
             [ -f "$TEXT/$subset.$language" ] || refuse "\`--text-dir\` must hold $subset.$language, but $TEXT does not."
         done
     done
+fi
+case $TOKENISED in
+'') ;;
+moses | no) [ -n "$TEXT" ] || refuse "\`--tokenised\` must come with \`--text-dir\`: the archive is tokenised here." ;;
+*) refuse "\`--tokenised\` must be moses or no, but is $TOKENISED." ;;
+esac
+if [ -n "$TEXT" ] && [ -z "$TOKENISED" ]; then # what the options say it is, unless it is plainly something else
+    if [ -z "$SENTENCEPIECE" ]; then
+        TOKENISED=moses OTHER=$(files_that_are raw)
+        [ -z "$OTHER" ] || refuse "\`--text-dir\` must hold tokenised text, but sentences of ${OTHER% } end in a word with its full stop:" \
+            "tokenise it, or give \`--sentencepiece N\`, or \`--tokenised no\` for BPE of the text as it is."
+    else
+        TOKENISED=no OTHER=$(files_that_are tokenised)
+        [ -z "$OTHER" ] || refuse "\`--text-dir\` must hold text that is not tokenised for \`--sentencepiece\`, but sentences of ${OTHER% } end" \
+            "in a full stop apart: give \`--tokenised moses\` if that is what you want."
+    fi
 fi
 for number in "$MERGES" "$WORKERS" ${SENTENCEPIECE:+"$SENTENCEPIECE"}; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || refuse "\`--bpe-merges\`, \`--sentencepiece\` and \`--workers\` must be whole numbers, but one is $number."
@@ -132,8 +162,9 @@ trap 'rm -rf "$WORK"' EXIT
 REPORT=$WORK/report.txt
 note() { printf '%s\n' "$*" | tee -a "$REPORT"; }
 
-TOKENISED=moses FETCHED=''
+FETCHED=''
 if [ -z "$TEXT" ]; then
+    TOKENISED=moses
     if [ -z "$ARCHIVE" ]; then
         ARCHIVE=$OUTPUT/de-en.tgz FETCHED=$OUTPUT/de-en.tgz
         if [ ! -f "$ARCHIVE" ]; then
@@ -154,8 +185,9 @@ if [ -z "$TEXT" ]; then
     [ "$CODE" = 0 ] || exit 2
     TEXT=$WORK/tokenised
 else
-    note "text: as it is in the folder given; nothing was tokenised, cleaned or lower-cased"
-    [ -z "$SENTENCEPIECE" ] || TOKENISED=no
+    WHAT='tokenised by Moses'
+    [ "$TOKENISED" = moses ] || WHAT='not tokenised'
+    note "text: as it is in the folder given, taken as $WHAT; nothing was tokenised, cleaned or lower-cased here"
 fi
 
 SEGMENTED=$WORK/text

@@ -11,11 +11,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import ctranslate2
+
+WORDS = 200  # of a translation, as in fairseq-generate
+ADVICE = (
+    "(a line too long for a model of an earlier fairseq-dsp-export? Its limits travel with it if you export it again.)"
+)
+LEAST = {"beam": 1, "batch_size": 1, "max_length": 1, "threads": 0}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -25,7 +34,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--moses", nargs=2, metavar=("SRC", "TGT"), help="tokenise and detokenise these languages")
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32, help="sentences that are translated together")
-    parser.add_argument("--max-length", type=int, default=200, help="words of a translation at most")
+    parser.add_argument(
+        "--max-length", type=int, help=f"words of a translation at most (default: {WORDS}, or all positions)"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "auto"))
     parser.add_argument("--threads", type=int, default=0, help="on a CPU (default: CTranslate2's choice)")
     parser.add_argument("--compute-type", default="default", help="such as int8 or float16 (default: the model's own)")
@@ -64,25 +75,74 @@ def batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
+def limits_of(model: str) -> dict[str, Any]:
+    """What fairseq-dsp-export notes in a model's config.json; nothing in models of earlier versions."""
+    try:
+        with open(os.path.join(model, "config.json"), encoding="utf-8") as file:
+            return dict(json.load(file).get("fairseq_dsp", {}))
+    except (OSError, ValueError):  # CTranslate2 says what is wrong with the folder
+        return {}
+
+
+def objections(args: argparse.Namespace, limits: dict[str, Any]) -> list[str]:
+    """Why nothing can be translated so: sentences."""
+    given = {name: getattr(args, name) for name in LEAST}
+    found = [
+        f"`--{name.replace('_', '-')}` must be at least {least}, but is {given[name]}."
+        for name, least in LEAST.items()
+        if given[name] is not None and given[name] < least
+    ]
+    positions = limits.get("max_target_positions")
+    if positions and args.max_length is not None and args.max_length > positions:
+        found.append(
+            f"`--max-length` must be at most the {positions} positions of the model, but is {args.max_length}."
+        )
+    return found
+
+
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
+    limits = limits_of(args.model)
+    reasons = objections(args, limits)
+    text = translator = None
+    try:
+        text = Text(args.bpe_codes, args.moses)
+    except (OSError, ValueError) as error:  # no such file, or no text
+        reasons.append(f"`--bpe-codes` must be codes of subword-nmt, but {args.bpe_codes} cannot be read: {error}.")
+    except ImportError as error:
+        reasons.append(f"`--bpe-codes` needs subword-nmt and `--moses` sacremoses, but {error.name} is not installed.")
     try:
         translator = ctranslate2.Translator(
-            args.model, device=args.device, compute_type=args.compute_type, intra_threads=args.threads
+            args.model, device=args.device, compute_type=args.compute_type, intra_threads=max(args.threads, 0)
         )
     except (RuntimeError, ValueError) as error:  # no such model, or a type or device that is not to be had here
-        parser.error(str(error))
-    text = Text(args.bpe_codes, args.moses)
+        reasons.append(str(error))
+    if reasons or text is None or translator is None:
+        parser.error("\n".join(reasons))
+    longest = limits.get("max_source_positions", sys.maxsize) - 1  # the end of the sentence has a position too
+    most = args.max_length or min(WORDS, limits.get("max_target_positions", WORDS))
+    padding, number, code = limits.get("padding"), 0, 0
     for lines in batches(sys.stdin, args.batch_size):
-        sources = [text.split(line) for line in lines]
-        results = iter(
-            translator.translate_batch(
-                [source for source in sources if source], beam_size=args.beam, max_decoding_length=args.max_length
+        # the text is no padding, whatever it says; fairseq takes words that are none of its dictionary's for unknown
+        sources = [["<unk>" if word == padding else word for word in text.split(line)] for line in lines]
+        fitting = [source for source in sources if 0 < len(source) <= longest]
+        try:
+            # 0: CTranslate2 would cut longer inputs without a word
+            translated = translator.translate_batch(
+                fitting, beam_size=args.beam, max_decoding_length=most, max_input_length=0
             )
-        )
+        except RuntimeError as error:
+            parser.exit(2, f"{parser.prog}: error: line {number + 1} to line {number + len(lines)}: {error} {ADVICE}\n")
+        results = iter(translated)
         for source in sources:  # an empty line is answered by one, so that line numbers agree
-            print(text.join(next(results).hypotheses[0]) if source else "", flush=True)
+            number += 1
+            if len(source) > longest:
+                said = f"line {number} must have at most {longest} words, which the model has positions for, but has {len(source)}"
+                print(f"{parser.prog}: error: {said}: its translation is empty.", file=sys.stderr)
+                code = 2
+            print(text.join(next(results).hypotheses[0]) if 0 < len(source) <= longest else "", flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

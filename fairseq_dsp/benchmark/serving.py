@@ -47,13 +47,13 @@ def translate(model: DspTransformerModel, settings: Settings, case: Case, weight
     tokens = batch_of(settings, case.batch or 1)["net_input"]["src_tokens"]
     special = (source.pad(), source.eos())
     sentences = [[source.symbols[word] for word in sentence if word not in special] for sentence in tokens.tolist()]
-    limits = {"max_decoding_length": 200}
+    limits = {"max_decoding_length": 200}  # and of the source everything (0), where CTranslate2 would cut at 1,024
     if settings.output_length is not None:
         # fairseq's end of a sentence is a step too
         limits = dict.fromkeys(("min_decoding_length", "max_decoding_length"), settings.output_length + 1)
 
     def call() -> list[list[str]]:
-        results = translator.translate_batch(sentences, beam_size=case.beam or 1, **limits)
+        results = translator.translate_batch(sentences, beam_size=case.beam or 1, max_input_length=0, **limits)
         return [result.hypotheses[0] for result in results]
 
     return Run(call, tokens=sum(map(len, call())))

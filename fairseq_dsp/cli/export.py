@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert, is_model
 from fairseq_dsp.export.dense import fold
+from fairseq_dsp.export.quality import Effect
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.output import refuse_to_overwrite, refuse_to_overwrite_folder
 
@@ -71,6 +73,8 @@ def _export_dense(args: argparse.Namespace) -> None:
 def _export_ctranslate2(args: argparse.Namespace) -> None:
     if args.data is None:
         raise Refusal("`--data` must be given for `--format ctranslate2`: the folder with the dictionaries.")
+    for talker in ("fairseq", "sacrebleu"):  # of every data set, and of every step of a test
+        logging.getLogger(talker).setLevel(logging.WARNING)
     refuse_to_overwrite_folder(args.output, args.force, "models of CTranslate2", is_model)
     done = convert(args.input, args.output, args.data, args.quantization, args.source_lang, args.target_lang)
     size = sum(entry.stat().st_size for entry in os.scandir(args.output))
@@ -79,6 +83,10 @@ def _export_ctranslate2(args: argparse.Namespace) -> None:
     print(f"checked: CTranslate2 and fairseq differ by at most {done.difference:.1e} in log-probability, in float32")
     if done.quantized_difference is not None:
         print(f"with {args.quantization}: by at most {done.quantized_difference:.1e}")
+    if isinstance(done.effect, Effect):
+        print(f"with {args.quantization}, translations of real sentences: {done.effect}")
+    elif done.effect:
+        print(f"with {args.quantization}, what becomes of translations of real sentences is not known: {done.effect}")
 
 
 def _report(args: argparse.Namespace, layout: HeadLayout, size: str) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
 from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, evenly, translate
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.native import read_vocabularies
+from fairseq_dsp.native import read_sentences, read_vocabularies
 from fairseq_dsp.objections import objections_to_task
 from fairseq_dsp.output import written_beside
 
@@ -59,12 +60,14 @@ class Conversion:
         heads: query heads of every sublayer of encoder and decoder.
         difference: largest difference of a word's log-probability to fairseq's, both in float32.
         quantized_difference: the same for the quantised model; None if there is no other than the float32 one.
+        effect: what that does to translations of the data's sentences, or why it is not known; None likewise.
     """
 
     layout: HeadLayout
     heads: tuple[int, int]
     difference: float
     quantized_difference: float | None
+    effect: Effect | str | None
 
 
 def is_model(folder: str) -> bool:
@@ -110,13 +113,18 @@ def convert(
                 f"the converted model must agree with fairseq's to {TOLERANCE}, but differs by {difference:.2g} in "
                 f"log-probability (CTranslate2 {api.__version__})."
             )
-        quantized = None
+        quantized, effect = None, None
         if quantization not in (None, "float32"):
+            positions = model.max_positions()[1]
+            sources, references, lacking = _real_sentences(model, state["cfg"], words, data, source_lang, target_lang)
+            before = translate(_translator(folder, "float32"), sources, positions)
             shutil.rmtree(folder)
             os.mkdir(folder)
             _save(build_spec(model, state["cfg"].model, words), folder, quantization)
             quantized = largest_difference(model, words, folder, "default")
-    return Conversion(model.layout, stack_heads(model), difference, quantized)
+            after = translate(_translator(folder, "default"), sources, positions)
+            effect = compare(before, after, references) if sources else lacking
+    return Conversion(model.layout, stack_heads(model), difference, quantized, effect)
 
 
 def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> list[str]:
@@ -134,11 +142,30 @@ def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> lis
     for name in _UNSUPPORTED:
         if value := get_option(cfg.model, name):
             found.append(f"`--format ctranslate2` cannot represent {flag(name)}, but the model has it ({value}).")
-    for side, symbols in (("encoder", words.source), ("decoder", words.target)):
+    for side, symbols in zip(("encoder", "decoder"), words.tokens(), strict=True):
         rows = len(getattr(model, side).embed_tokens.weight)
         if rows != len(symbols):
             found.append(f"`--data` must have the {side}'s {rows} words, but its dictionary has {len(symbols)}.")
+        if repeated := _repeated(symbols):
+            found.append(
+                "`--data` must have a name of its own for every word, for CTranslate2 knows words by nothing else, but the "
+                f"{side}'s dictionary has {repeated}."
+            )
     return found
+
+
+def _repeated(symbols: list[str]) -> str:
+    """Names that several words have, with the words' numbers; empty if there are none."""
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(symbols):
+        numbers.setdefault(name, []).append(number)
+    said = [
+        f"{name} as words {', '.join(map(str, places[:-1]))} and {places[-1]}"
+        for name, places in numbers.items()
+        if len(places) > 1
+    ]
+    more = [f"and {len(said) - 3} more"] if len(said) > 3 else []
+    return ", ".join(said[:3] + more)
 
 
 def largest_difference(
@@ -153,8 +180,7 @@ def largest_difference(
     sources = [[words.source[i] for i in source] for source, _ in pairs]
     targets = [[words.target[i] for i in target] for _, target in pairs]
     try:
-        translator = import_ctranslate2().Translator(folder, device="cpu", compute_type=compute_type)
-        results = translator.score_batch(sources, targets)
+        results = _translator(folder, compute_type).score_batch(sources, targets)
     except (RuntimeError, ValueError) as error:
         raise Refusal(f"CTranslate2 cannot run the converted model: {error}") from error
     worst = 0.0
@@ -162,6 +188,32 @@ def largest_difference(
         theirs = torch.tensor(result.log_probs)
         worst = max(worst, (score(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item())
     return worst
+
+
+def _translator(folder: str, compute_type: str) -> Any:
+    return import_ctranslate2().Translator(folder, device="cpu", compute_type=compute_type)
+
+
+def _real_sentences(
+    model: DspTransformerModel,
+    cfg: Any,
+    words: Vocabularies,
+    data: str,
+    source_lang: str | None,
+    target_lang: str | None,
+) -> tuple[list[list[str]], list[str], str]:
+    """Sources and references from all over the validation set, as tokens, and why there are none."""
+    try:
+        pairs = read_sentences(cfg, data, source_lang, target_lang, SUBSET)
+    except Refusal as refusal:  # the dictionaries are all that a conversion needs
+        return [], [], refusal.reasons[0]
+    longest = model.max_positions()[0] - 1
+    fitting = [pair for pair in pairs if 0 < len(pair[0]) <= longest]
+    source, target = words.tokens()
+    chosen = evenly(fitting, MOST_SENTENCES)
+    sources = [[source[word] for word in pair[0]] for pair in chosen]
+    references = [" ".join(target[word] for word in pair[1]) for pair in chosen]
+    return sources, references, f"{SUBSET} of {data} has no sentence of 1 to {longest} words."
 
 
 def score(model: nn.Module, source: list[int], target: list[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,27 @@ if TYPE_CHECKING:
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "gelu_accurate": "GELUTanh", "gelu_fast": "GELUTanh", "tanh": "Tanh"}
 
 
+_PAD = 1  # its number in fairseq's dictionaries
+
+
 @dataclass(frozen=True)
 class Vocabularies:
     """Words of both sides by their number, special symbols included."""
 
     source: list[str]
     target: list[str]
+
+    @property
+    def padding(self) -> str:
+        """The name that padding gets: what CTranslate2's own converter calls it, or where a word is called so, one that is free."""
+        words = {*self.source[:_PAD], *self.source[_PAD + 1 :], *self.target[:_PAD], *self.target[_PAD + 1 :]}
+        names = itertools.chain(["<blank>"], (f"<blank>_{number}" for number in itertools.count(1)))
+        return next(name for name in names if name not in words)
+
+    def tokens(self) -> tuple[list[str], list[str]]:
+        """Both sides by the names that CTranslate2 gets. Words go in as text: no two of a side may be called the same."""
+        source, target = ([*words[:_PAD], self.padding, *words[_PAD + 1 :]] for words in (self.source, self.target))
+        return source, target
 
 
 def import_ctranslate2() -> Any:
@@ -108,11 +124,15 @@ def build_spec(model: DspTransformerModel, options: Any, words: Vocabularies) ->
             _set_linear(spec, (torch.eye(dim) if projection is None else projection.weight, None))
 
     spec = api.specs.TransformerSpec(encoder_spec, decoder_spec)
-    spec.register_source_vocabulary(tokens(words.source))
-    spec.register_target_vocabulary(tokens(words.target))
+    source, target = words.tokens()
+    spec.register_source_vocabulary(source)
+    spec.register_target_vocabulary(target)
     # fairseq's sources end, and its targets begin, with the end of a sentence
     spec.config.add_source_eos = True
     spec.config.decoder_start_token = spec.config.eos_token
+    # CTranslate2 does not ask for these; whoever serves the model has to know them, the end of a sentence counts
+    limits = dict(zip(("max_source_positions", "max_target_positions"), model.max_positions(), strict=True))
+    spec.config.add_attribute("fairseq_dsp", {**limits, "padding": words.padding})
     return spec
 
 
@@ -183,7 +203,3 @@ def _set_norm(spec: Any, norm: nn.Module) -> None:
 def _array(tensor: Tensor) -> np.ndarray:
     # a copy: CTranslate2 quantises in place, and the model is asked again
     return tensor.detach().to(torch.float32, copy=True).contiguous().numpy()
-
-
-def tokens(symbols: list[str]) -> list[str]:
-    return ["<blank>" if symbol == "<pad>" else symbol for symbol in symbols]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Case:
         reads: the checkpoint among the arguments whose heads are scored, if any.
         same: the undamaged file and what is done with it, where that must give the same; empty where it need not.
         must_say: what a refusal must name, and nothing but a refusal will do; empty for anything.
+        check: what must be right with what is written, instead of what is asked of the command's outputs; where nothing must be
+            said, a refusal is wrong then.
         apart: whether it must run in a process of its own, which can be ended in the middle of a computation.
         about: what a failure is told with.
     """
@@ -41,6 +43,7 @@ class Case:
     reads: str = ""
     same: tuple[str, ...] = ()
     must_say: str = ""
+    check: Callable[[Path], list[str]] | None = None
     apart: bool = False
     about: str = ""
 

@@ -41,6 +41,8 @@ def wrong(path: Path, case: Case, expected: Mapping[tuple[str, ...], Output]) ->
         case: what it was made of.
         expected: by `Case.same`, what the undamaged input gives; nothing where that is refused.
     """
+    if case.check is not None:
+        return case.check(path)
     if case.name == "report":
         return _wrong_report(path)
     try:

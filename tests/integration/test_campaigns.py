@@ -18,6 +18,8 @@ sys.path.append(str(ROOT))
 from fairseq_dsp.analysis import plots, report
 from fairseq_dsp.cli import prune
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.export import ctranslate2 as conversion
+from fairseq_dsp.export import specification
 from tests.campaigns import fuzz, judging, kills, mutations, reproducing, soak
 from tests.campaigns.cases import Case, Source
 from tests.campaigns.judging import Judge
@@ -56,6 +58,24 @@ def test_broken_inputs(made: Material, tmp_path: Path):
     kinds = {"layout", "budget", "scores", "results", "options", "acting options", "weights", "bytes"}
     assert len(kinds & tally.figures.keys()) >= 6  # of so few cases a kind may have none
     assert tally.figures["refused"] > 20
+
+
+@pytest.mark.parametrize("names", ["as they are", "of ctranslate2's own converter", "of the text alone"])
+def test_odd_dictionaries(names: str, made: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("ctranslate2")
+    from tests.campaigns import dictionaries
+
+    if names == "of ctranslate2's own converter":  # whatever words a dictionary has, as all exports did once
+        monkeypatch.setattr(specification.Vocabularies, "padding", "<blank>")
+    elif names == "of the text alone":  # two of a name, and the model unchecked: another word in silence
+        monkeypatch.setattr(conversion, "_repeated", lambda _: "")
+        monkeypatch.setattr(conversion, "TOLERANCE", 1e9)
+    tally = Tally(30)
+    dictionaries.run(made, tmp_path, 30, 1, tally)
+    assert tally.done == 30
+    assert tally.figures["done"] > 5
+    assert tally.figures["refused"] > 5
+    assert bool(tally.failures) == (names != "as they are"), tally.failures
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from commands import INTERACTIVE, PLUGIN, VALIDATE, assert_refused, generate, prune, prune_to_each, run
+from commands import INTERACTIVE, PLUGIN, ROOT, VALIDATE, assert_refused, generate, prune, prune_to_each, run
 from fairseq import hub_utils
 
 from fairseq_dsp.model import DspTransformerModel
@@ -79,6 +81,27 @@ def test_from_pretrained_says_what_interactive_says(pruned: Path, trained: Path,
         (expected,) = interactive(data, path, "a3 a1 a7\n", tmp_path).hypotheses().values()
         assert hub.translate("a3 a1 a7", beam=3, max_len_b=15) == expected
         assert hub.models[0].head_gates is None
+
+
+@pytest.mark.parametrize("way", ["import", "user_dir", "neither"])
+def test_python_needs_the_plug_in_before_a_checkpoint_as_the_readme_says(
+    way: str, pruned: Path, data: Path, tmp_path: Path
+):
+    plug_in = f", user_dir={str(ROOT / 'fairseq_dsp')!r}" if way == "user_dir" else ""
+    program = ["import fairseq_dsp"] if way == "import" else []
+    program += ["from fairseq.models.transformer import TransformerModel"]
+    program += [
+        f"hub = TransformerModel.from_pretrained({str(pruned.parent)!r}, {pruned.name!r}, {str(data)!r}{plug_in})"
+    ]
+    program += ["print('said', hub.translate('a3 a1 a7', beam=3, max_len_b=15))"]
+    # a new process, into which nothing has imported the plug-in yet
+    done = subprocess.run([sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, cwd=tmp_path)
+    (expected,) = interactive(data, pruned, "a3 a1 a7\n", tmp_path).hypotheses().values()
+    assert (done.returncode == 0) == (way != "neither"), done.stderr[-2000:]
+    assert done.stdout.splitlines() == ([f"said {expected}"] if way != "neither" else [])
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "`import fairseq_dsp` before" in readme
+    assert "`user_dir=`" in readme
 
 
 def test_the_hub_loads_a_rewritten_checkpoint_by_itself(pruned: Path, data: Path):
