@@ -16,6 +16,9 @@ import sys
 from collections.abc import Iterable, Iterator
 
 import ctranslate2
+import without_fairseq  # noqa: F401  before the import below
+
+from fairseq_dsp.errors import Refusal, as_command
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -65,6 +68,14 @@ def batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def main() -> None:
+    with as_command("serve_ctranslate2.py", exact=True):
+        try:
+            _serve()
+        except UnicodeError as error:
+            raise Refusal(f"text must be {sys.stdin.encoding} (PYTHONIOENCODING), but is not: {error}.") from error
+
+
+def _serve() -> None:
     parser = get_parser()
     args = parser.parse_args()
     try:

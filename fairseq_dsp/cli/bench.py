@@ -23,9 +23,9 @@ from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.subjects import RANDOM_SYNTAX, Facts, Subject, facts_of, labels
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.arguments import add_languages, whole_number, whole_numbers
-from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
+from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
-from fairseq_dsp.output import refuse_to_overwrite, write_atomically
+from fairseq_dsp.output import checked_file
 
 _NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
 
@@ -103,9 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
     subjects = list(zip(labels(given), given, facts, strict=True))
     sign = signature(settings, plan)
-    console = Console()
+    plain = partial(Console, markup=False, emoji=False)  # a path may hold what looks like either
+    console = plain()
     if not console.is_terminal:
-        console = Console(width=160)  # a file need not fold its tables
+        console = plain(width=160)  # a file need not fold its tables
     records = []
     for case in cases:
         columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn())
@@ -118,15 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 show_profile(console, rows)
         records += [row.record(case, sign) for row in rows]
     print(" | ".join(f"{name} {value}" for name, value in sign.items()))
-    if args.json:
+    if args.json is not None:
         lines = "".join(json.dumps(record) + "\n" for record in records)
-        write_atomically(args.json, lambda file: file.write(lines.encode()), "the measurements")
+        args.json.write(lambda file: file.write(lines.encode()), "the measurements")
 
 
 def cli_main() -> None:
     for talker in ("fairseq", "hydra"):
         logging.getLogger(talker).setLevel(logging.WARNING)
-    with exit_on_refusal():
+    with as_command():
         main()
 
 
@@ -258,9 +259,9 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
     if args.clock == "cpu" and (device == "cuda" or numbers.get("threads", 1) > 1):
         where = "a GPU" if device == "cuda" else f"{numbers['threads']} threads"
         reasons.append(f"`--clock cpu` adds up one thread's processor time, but there is {where}: use wall.")
-    if args.json:
+    if args.json is not None:
         with noted(reasons):
-            refuse_to_overwrite(args.json, args.force)
+            args.json = checked_file(args.json, args.force)
     if reasons:
         raise Refusal(*reasons)
     pairs, warmup = numbers.pop("pairs"), numbers.pop("warmup")

@@ -133,7 +133,7 @@ def test_a_damaged_or_foreign_archive_is_refused_and_nothing_is_left(archive: Pa
         other.write_bytes(content)
         refused(prepare("--archive", other, "--output", out), *words)
         assert not (out / "data-bin").exists()
-        assert not (out / ".work").exists()
+        assert not (out / ".prepare-iwslt14").exists()
     refused(prepare("--archive", archive, "--output", out, "--sha256", "0" * 64), "sha256", "0" * 64, "remove the file")
 
 
