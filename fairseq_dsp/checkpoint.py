@@ -25,7 +25,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.objections import objections_to_stored_options
 from fairseq_dsp.old_options import plain_options, upgraded
-from fairseq_dsp.output import write_atomically
+from fairseq_dsp.output import OutputFile
 from fairseq_dsp.untrusted import strange_options, why_unread
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def _refuse_later_format(provenance: Any, path: str) -> None:
         )
 
 
-def write_checkpoint(state: dict[str, Any], path: str) -> None:
-    """Saves a checkpoint atomically; see `output.write_atomically`."""
-    write_atomically(path, lambda file: torch.save(state, file), "the checkpoint")
+def write_checkpoint(state: dict[str, Any], output: OutputFile) -> None:
+    """Saves a checkpoint atomically; see `OutputFile.write`."""
+    output.write(lambda file: torch.save(state, file), "the checkpoint")
 
 
 class VocabularyTask:

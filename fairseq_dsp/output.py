@@ -1,45 +1,184 @@
-"""Files and folders that are whole or not there at all. Called by whatever writes something that a user asked for.
+"""Outputs: checked before any work, then whole or not there at all. Called by whatever writes what a user asked for.
 
-Everything is written in a hidden folder beside the output, `.NAME.xxxxxxxx.partial`, and then renamed. Its writer holds a lock
-in it. One that was killed holds none any more, and the next writer of the same output removes what it left.
+`checked_file` and `checked_folder` resolve a path once. What they return is what is written; nobody reads the path again.
+
+An output is made in a hidden folder beside it (`room`), and gets its name when it is whole. Whether the name is free is decided
+by the system call that gives it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
-import glob
+import errno
 import io
 import os
 import shutil
-import sys
-import tempfile
+import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.room import OLD, clear_leftovers, room_beside
 
-_SUFFIX = ".partial"
-_NEW, _OLD, _LOCK = "new", "old", "lock"
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
+_NEW = "new"
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # what renaming a folder to a name that is taken says
+_KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
 
 
-def refuse_to_overwrite(path: str, force: bool) -> None:
+@dataclass(frozen=True)
+class OutputFile:
+    """A file to write, checked by `checked_file`.
+
+    Attributes:
+        path: as the user wrote it.
+        target: the absolute path that is written; links are followed.
+        force: whether a file that is there is replaced.
+    """
+
+    path: str
+    target: str
+    force: bool
+
+    def write(self, write: Callable[[Any], Any], what: str) -> None:
+        """Writes the file beside its place, then gives it its name. A file that it replaces hands down mode and owner.
+
+        Args:
+            write: writes the content into the binary file that it is given.
+            what: what is written, for the refusal: "the checkpoint".
+
+        Raises:
+            Refusal: the folder cannot be written to, the disk is full, or, without `force`, somebody was faster.
+        """
+        problems: list[OSError] = []
+        try:
+            with room_beside(self.target) as room:
+                new = os.path.join(room, _NEW)
+                with _Noting(io.FileIO(new, "w")) as file:
+                    file.problems = problems
+                    _hand_down(self.target, new)
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._name(new)
+        except (OSError, RuntimeError) as error:
+            raise Refusal(
+                f"{what} could not be written to {self.path}: {problems[0] if problems else error}"
+            ) from error
+
+    def _name(self, new: str) -> None:
+        if self.force:
+            _refuse_other_than_file(self.path, self.target)
+            os.replace(new, self.target)
+            return
+        try:
+            try:
+                os.link(new, self.target)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links: an empty file claims the name
+                os.close(os.open(self.target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+                try:
+                    os.replace(new, self.target)
+                except BaseException:
+                    os.unlink(self.target)
+                    raise
+        except FileExistsError:
+            raise _exists(self.path) from None
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder to write, checked by `checked_folder`.
+
+    Attributes:
+        path: as the user wrote it.
+        target: the absolute path that is written; links are followed.
+        force: whether a folder of the same kind that is there is replaced.
+        kind: what `force` may replace, in the plural: "reports".
+        is_one: whether a folder is one of that kind.
+        was_there: whether there was a folder when it was checked; without `force` an empty one.
+    """
+
+    path: str
+    target: str
+    force: bool
+    kind: str
+    is_one: Callable[[str], bool]
+    was_there: bool
+
+    @contextlib.contextmanager
+    def written(self, what: str) -> Iterator[str]:
+        """An empty folder that gets the output's name if the block ends well, and goes if not.
+
+        Args:
+            what: what is written, for the refusal: "the report".
+
+        Raises:
+            Refusal: the folder beside it cannot be written to, the disk is full, or what has the name by now is not to be
+                replaced.
+        """
+        try:
+            with room_beside(self.target) as room:
+                new = os.path.join(room, _NEW)
+                os.mkdir(new)
+                yield new
+                mode = _hand_down(self.target, new, stat.S_IRWXU)  # who may not write to a folder may not move it
+                self._name(new, os.path.join(room, OLD))
+                if mode is not None and mode & stat.S_IRWXU != stat.S_IRWXU:
+                    os.chmod(self.target, mode)
+        except OSError as error:
+            raise Refusal(f"{what} could not be written to {self.path}: {error}") from error
+
+    def _name(self, new: str, old: str) -> None:
+        while True:
+            claimed = not self.force and not self.was_there
+            try:
+                if claimed:
+                    os.mkdir(self.target)  # an empty folder that somebody makes meanwhile is left alone too
+                os.rename(new, self.target)
+                return
+            except OSError as error:
+                if error.errno not in _OCCUPIED:
+                    raise
+            if not self.force:
+                raise _exists(self.path)
+            try:
+                self.refuse_other_kind()
+                shutil.rmtree(old, ignore_errors=True)  # of an earlier round, in which another writer was faster
+                os.rename(self.target, old)  # who is killed after this leaves the old one to `_clear`
+            except FileNotFoundError:
+                continue
+
+    def refuse_other_kind(self) -> None:
+        """Raises:
+        Refusal: what has the name is neither empty nor of the kind that may be replaced.
+        """
+        plain = os.path.isdir(self.target) and not os.path.islink(self.target)
+        if plain and (not os.listdir(self.target) or self.is_one(self.target)):
+            return
+        if os.path.lexists(self.target):
+            raise Refusal(f"`--force` replaces {self.kind} and empty folders only, but {self.path} is neither.")
+
+
+def checked_file(path: str | os.PathLike[str], force: bool) -> OutputFile:
     """Checks an output file before any work is done.
 
     Raises:
-        Refusal: it exists and `--force` was not given, is a folder, or its own folder is not there or cannot be written to.
+        Refusal: it exists and `--force` was not given, is no regular file or a link to nothing, or its own folder is not there
+            or cannot be written to.
     """
-    _refuse_place(path)
-    if os.path.isdir(path):
-        raise Refusal(f"the output must be a file, but {path} is a folder.")
-    if os.path.exists(path) and not force:
-        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
+    path, target = _resolved(path)
+    if path.endswith(os.sep) and not os.path.isdir(target):
+        raise Refusal(f"the output must be a file, but {path} names a folder.")
+    _refuse_other_than_file(path, target)
+    if os.path.lexists(target) and not force:
+        raise _exists(path)
+    return OutputFile(path, target, force)
 
 
-def refuse_to_overwrite_folder(path: str, force: bool, kind: str, is_one: Callable[[str], bool]) -> None:
+def checked_folder(path: str | os.PathLike[str], force: bool, kind: str, is_one: Callable[[str], bool]) -> OutputFolder:
     """Checks an output folder before any work is done.
 
     Args:
@@ -47,53 +186,103 @@ def refuse_to_overwrite_folder(path: str, force: bool, kind: str, is_one: Callab
         is_one: whether a folder is one of that kind.
 
     Raises:
-        Refusal: it exists and is not empty without `--force`, or is of another kind, or its own folder is not there or
-            cannot be written to.
+        Refusal: it exists and is not empty without `--force`, is of another kind, is the working folder or one above it, or its
+            own folder is not there or cannot be written to.
     """
-    _refuse_place(path)
-    if not os.path.lexists(path) or os.path.isdir(path) and not os.listdir(path):
-        return
-    if not force:
-        raise Refusal(f"the output must not exist without `--force`, but {path} does.")
-    if not os.path.isdir(path) or os.path.islink(path) or not is_one(path):
-        raise Refusal(f"`--force` replaces {kind} and empty folders only, but {path} is neither.")
-
-
-def write_atomically(path: str, write: Callable[[Any], Any], what: str) -> None:
-    """Writes a file beside `path`, then renames it: the old file is whole or the new one is.
-
-    Args:
-        write: writes the content into the binary file that it is given.
-        what: what is written, for the refusal: "the checkpoint".
-
-    Raises:
-        Refusal: the folder cannot be written to, or the disk is full.
-    """
-    target = os.path.abspath(path)
-    problems: list[OSError] = []
+    path, target = _resolved(path)
+    refuse_working_folder(target)
+    clear_leftovers(target)
+    output = OutputFolder(path, target, force, kind, is_one, os.path.isdir(target))
     try:
-        with _room_beside(target) as room:
-            with _Noting(io.FileIO(os.path.join(room, _NEW), "w")) as file:
-                file.problems = problems
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(os.path.join(room, _NEW), target)
-    except (OSError, RuntimeError) as error:
-        raise Refusal(f"{what} could not be written to {path}: {problems[0] if problems else error}") from error
+        empty = output.was_there and not os.listdir(target)
+        if os.path.lexists(target) and not empty and not force:
+            raise _exists(path)
+        output.refuse_other_kind()
+    except FileNotFoundError:  # another writer is just replacing it
+        pass
+    except OSError as error:
+        raise Refusal(f"the output must be a folder that you may read, but {path} is not: {error.strerror}.") from error
+    return output
 
 
-def _refuse_place(path: str) -> None:
-    """Checks that an output has a place.
+def refuse_no_name(path: str | os.PathLike[str]) -> None:
+    """Raises:
+    Refusal: the path is empty, as an unset variable of a shell is. Most functions take that for the working folder.
+    """
+    if not os.fspath(path):
+        raise Refusal("the output must have a name, but it is empty.")
+
+
+def refuse_working_folder(path: str | os.PathLike[str]) -> None:
+    """Raises:
+    Refusal: the path is the working folder or one above it, such as the root: no folder to be replaced.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody has removed it
+        return
+    if os.path.exists(path) and any(os.path.samefile(folder, path) for folder in (here, *here.parents)):
+        raise Refusal(f"the output must not be the working folder or one above it, but {path} is.")
+
+
+def _resolved(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The path as it was given, and the absolute one without links.
 
     Raises:
-        Refusal: the folder that it shall lie in does not exist, or cannot be written to.
+        Refusal: it cannot be one, or has no place.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    path = os.fspath(path)
+    refuse_no_name(path)
+    try:
+        target = os.path.realpath(path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(target)
+    except (OSError, ValueError) as error:  # too long, no permission, a working folder that is gone, a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Refusal(f"the output must have a name that is possible here, but {path!r} is not: {reason}.") from error
+    if os.path.islink(path.rstrip(os.sep)) and not os.path.exists(path):
+        raise Refusal(f"the output must not be a link to nothing, but {path} is one.")
+    folder = os.path.dirname(target)
     if not os.path.isdir(folder):
         raise Refusal(f"the output's folder must exist, but {folder} does not.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Refusal(f"the output's folder must be one that you may write to, but {folder} is not.")
+    return path, target
+
+
+def _refuse_other_than_file(path: str, target: str) -> None:
+    """Raises:
+    Refusal: something is there that is no regular file; a device, pipe or socket would be gone.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(target).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for is_one, name in _KINDS if is_one(mode)), "device")
+            raise Refusal(f"the output must be a file, but {path} is a {kind}.")
+
+
+def _exists(path: str) -> Refusal:
+    return Refusal(f"the output must not exist without `--force`, but {path} does.")
+
+
+def _hand_down(old: str, new: str, extra: int = 0) -> int | None:
+    """Gives the new file or folder the mode of the old one, and its owner where that is allowed.
+
+    Args:
+        extra: bits that the new one gets for the time being.
+
+    Returns:
+        the mode, None where there is no old one.
+    """
+    try:
+        found = os.stat(old)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):
+        os.chown(new, found.st_uid, found.st_gid)
+    mode = stat.S_IMODE(found.st_mode)
+    os.chmod(new, mode | extra)
+    return mode
 
 
 class _Noting(io.BufferedWriter):
@@ -107,71 +296,3 @@ class _Noting(io.BufferedWriter):
         except OSError as error:
             self.problems.append(error)
             raise
-
-
-@contextlib.contextmanager
-def written_beside(target: str, what: str) -> Iterator[str]:
-    """An empty folder that gets the name `target` if the block ends well, replacing what has it, and goes if not.
-
-    Args:
-        target: the output folder.
-        what: what is written, for the refusal: "the report".
-
-    Raises:
-        Refusal: the folder beside it cannot be written to, or the disk is full.
-    """
-    target = os.path.abspath(target)
-    try:
-        with _room_beside(target) as room:
-            new, old = os.path.join(room, _NEW), os.path.join(room, _OLD)
-            os.mkdir(new)
-            yield new
-            if not os.path.isdir(target):
-                os.rename(new, target)
-            elif not _exchange(new, target):
-                os.rename(target, old)  # who is killed after this leaves the old one to `_remove_leftovers`
-                try:
-                    os.rename(new, target)
-                except OSError:
-                    os.rename(old, target)
-                    raise
-    except OSError as error:
-        raise Refusal(f"{what} could not be written to {target}: {error}") from error
-
-
-@contextlib.contextmanager
-def _room_beside(target: str) -> Iterator[str]:
-    """A locked folder beside the target; it goes at the end, with what is in it."""
-    parent, name = os.path.split(target)
-    _remove_leftovers(target)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.", suffix=_SUFFIX) as room:
-        with open(os.path.join(room, _LOCK), "wb") as lock:
-            _try_lock(lock)
-            yield room
-
-
-def _remove_leftovers(target: str) -> None:
-    """Removes what killed writers of the target left. An old folder that one had just moved away gets its name back."""
-    parent, name = os.path.split(target)
-    for room in glob.glob(os.path.join(glob.escape(parent), f".{glob.escape(name)}.????????{_SUFFIX}")):
-        with contextlib.suppress(OSError), open(os.path.join(room, _LOCK), "ab") as lock:
-            if _try_lock(lock):
-                if not os.path.lexists(target) and os.path.isdir(os.path.join(room, _OLD)):
-                    os.rename(os.path.join(room, _OLD), target)
-                shutil.rmtree(room, ignore_errors=True)
-
-
-def _try_lock(file: Any) -> bool:
-    """Whether the lock could be had; never on a file system without locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _exchange(one: str, other: str) -> bool:
-    """Swaps two names at once; False where the system or the file system cannot."""
-    rename = getattr(_LIBC, "renameat2", None)
-    names = (_WORKING_FOLDER, os.fsencode(one), _WORKING_FOLDER, os.fsencode(other))
-    return rename is not None and rename(*names, _EXCHANGE) == 0

@@ -11,6 +11,7 @@ with --resume, commands that have finished there are not run again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shlex
@@ -28,13 +29,14 @@ from rich.table import Table
 from fairseq_dsp.analysis.plots import kept_heads_grid
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
-from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.errors import Refusal, as_command, noted, refused_disk
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.objections import budget_out_of_range
+from fairseq_dsp.output import refuse_working_folder
 
 MARKER = ".fairseq_dsp_demo"
 # The models are so small that a second thread gains nothing, and costs much where the cores have other work.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", **os.environ}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONIOENCODING": "utf-8"}  # translations are UTF-8
 SPLITS = ("train", "valid", "test")
 
 
@@ -113,7 +115,9 @@ class Demo:
 
     def _check(self) -> None:
         """Refuses, before anything of an earlier run is removed, what cannot be run; never touches a folder of others."""
-        reasons = []
+        reasons: list[str] = []
+        with noted(reasons):
+            refuse_working_folder(self.out)
         if self.out.exists() and not self.out.is_dir():
             reasons.append(f"`--output` must be a folder, but {self.out} is a file.")
         elif self.out.exists() and any(self.out.iterdir()) and not (self.out / MARKER).exists():
@@ -140,7 +144,7 @@ class Demo:
 
     def _clear_folder(self) -> None:
         if not self.options.resume:
-            shutil.rmtree(self.out, ignore_errors=True)
+            shutil.rmtree(self.out.resolve(), ignore_errors=True)
         (self.out / MARKER).mkdir(parents=True, exist_ok=True)
 
     def _prepare_text(self) -> None:
@@ -257,19 +261,32 @@ class Demo:
         if finished.exists():
             return finished.read_text(encoding="utf-8")
         started = time.monotonic()
-        done = subprocess.run(
-            command, env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
+        with subprocess.Popen(
+            command,
+            env=ONE_THREAD,
+            encoding="utf-8",
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            try:
+                printed, _ = process.communicate()
+            except BaseException:  # the command removes what it has begun, in the time that it has for that
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(5)
+                process.kill()
+                raise
         if log is not None:
-            log.write_text(done.stdout, encoding="utf-8")
-        if done.returncode != 0:
-            tail = "\n".join(done.stdout.strip().splitlines()[-5:])
-            raise Refusal(f"{shown[0]} must succeed, but ended with code {done.returncode}:\n{tail}")
+            log.write_text(printed, encoding="utf-8")
+        if process.returncode != 0:
+            tail = "\n".join(printed.strip().splitlines()[-5:])
+            raise Refusal(f"{shown[0]} must succeed, but ended with code {process.returncode}:\n{tail}")
         if shown[0] == "fairseq-dsp-prune":
-            print(done.stdout)
+            print(printed)
         print(f"  {time.monotonic() - started:.0f} seconds", flush=True)
-        finished.write_text(done.stdout, encoding="utf-8")
-        return done.stdout
+        finished.write_text(printed, encoding="utf-8")
+        return printed
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -293,8 +310,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Runs the command line."""
-    with exit_on_refusal():
-        Demo(get_parser().parse_args()).run()
+    with as_command():
+        options = get_parser().parse_args()
+        with refused_disk(options.output):
+            Demo(options).run()
 
 
 if __name__ == "__main__":

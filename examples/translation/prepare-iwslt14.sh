@@ -49,6 +49,7 @@ while [ $# -gt 0 ]; do
     --force) FORCE=yes && shift && continue ;;
     esac
     [ $# -ge 2 ] || refuse "\`$1\` must be an option with a value."
+    [ -n "$2" ] || [ "$1" = --label ] || refuse "\`$1\` must have a value, but it is empty."
     case $1 in
     --output) OUTPUT=$2 ;;
     --archive) ARCHIVE=$2 ;;
@@ -155,7 +156,10 @@ mkdir -p "$OUTPUT" || refuse "\`--output\` must be a folder that can be written,
 FREE_KB=$(df -Pk "$OUTPUT" | awk 'NR == 2 { print $4 }')
 [ "$FREE_KB" -ge "$SMALLEST_FREE_KB" ] || refuse "there must be $SMALLEST_FREE_KB kB free for $OUTPUT, but there are $FREE_KB."
 
-WORK=$OUTPUT/.work # what an interrupted run leaves here is never read
+exec 9<"$OUTPUT" # the lock is this shell's as long as it runs
+"$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null ||
+    refuse "\`--output\` must be nobody else's, but a run is under way in $OUTPUT."
+WORK=$OUTPUT/.prepare-iwslt14 # what an interrupted run leaves here is never read
 rm -rf "$WORK"
 mkdir "$WORK"
 trap 'rm -rf "$WORK"' EXIT
@@ -224,7 +228,5 @@ tool fairseq-preprocess "${PREPROCESS[@]}" >"$WORK/preprocess.log" 2>&1 ||
 helper finish "$TEXT" "$SEGMENTED" "$WORK/data-bin" --languages "$SOURCE" "$TARGET" --tokenised "$TOKENISED" \
     --segmentation "$SEGMENTATION" --label "$LABEL" --report "$REPORT" || exit $?
 cp "$REPORT" "$SEGMENTED/report.txt"
-rm -rf "$OUTPUT/text" "$OUTPUT/data-bin"
-mv "$SEGMENTED" "$OUTPUT/text"
-mv "$WORK/data-bin" "$OUTPUT/data-bin"
+helper place "$SEGMENTED" "$WORK/data-bin" "$OUTPUT" --languages "$SOURCE" "$TARGET" --report "$REPORT" ${FORCE:+--force} || exit $?
 printf 'data folder: %s\n' "$OUTPUT/data-bin"

@@ -8,14 +8,18 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import zip_longest
 from multiprocessing import Pool
 from pathlib import Path
+
+import without_fairseq  # noqa: F401  before the imports below
+
+from fairseq_dsp.errors import Refusal, as_command, refused_disk
+from fairseq_dsp.output import checked_folder
 
 SUBSETS = ("train", "valid", "test")
 INFO, REFERENCE = "data.json", "reference."  # beside the dictionaries: what reproduce.py has to know of the text
@@ -24,12 +28,10 @@ LONGEST, RATIO, VALID_EVERY = 175, 1.5, 23
 TEST_TALKS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 
 
-class Refusal(ValueError):
-    """A request that cannot be honoured. Not fairseq_dsp's own, whose import would load fairseq for seconds."""
-
-
 class NoArchive(Refusal):
     """An archive that cannot be read as one: what was fetched is something else, or damaged."""
+
+    code = 3
 
 
 class Report:
@@ -177,6 +179,21 @@ def finish(args: argparse.Namespace, report: Report) -> None:
         shutil.copy(codes, args.data)
 
 
+def place(args: argparse.Namespace, report: Report) -> None:
+    """Gives the finished text and data folders their names, once all of them are free or may be replaced."""
+    outputs = [
+        (checked_folder(args.output / folder, args.force, "what this script made", _holds(mark)), made)
+        for folder, mark, made in (("text", "report.txt", args.segmented), ("data-bin", INFO, args.data))
+    ]
+    for output, made in outputs:
+        with output.written("the data") as new:
+            os.rename(made, new)  # over the empty folder
+
+
+def _holds(mark: str) -> Callable[[str], bool]:
+    return lambda folder: os.path.isfile(os.path.join(folder, mark))
+
+
 def detokenise(lines: Iterable[str], language: str) -> list[str]:
     """Moses detokenisation, by sacremoses."""
     from sacremoses import MosesDetokenizer
@@ -249,6 +266,7 @@ def get_parser() -> argparse.ArgumentParser:
         (archive, ("archive", "output")),
         (sentencepiece, ("text", "output")),
         (finish, ("text", "segmented", "data")),
+        (place, ("segmented", "data", "output")),
     ):
         sub = steps.add_parser(step.__name__)
         sub.set_defaults(function=step)
@@ -256,6 +274,7 @@ def get_parser() -> argparse.ArgumentParser:
             sub.add_argument(path, type=Path)
         sub.add_argument("--languages", nargs=2, required=True)
         sub.add_argument("--report", type=Path, required=True)
+        sub.add_argument("--force", action="store_true")
         for option, kind in (
             ("workers", int),
             ("size", int),
@@ -269,15 +288,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = get_parser().parse_args()
-    try:
+    with as_command("prepare-iwslt14.sh"), refused_disk(args.report.parent):
         args.function(args, Report(args.report))
-    except Refusal as refusal:
-        print(f"prepare-iwslt14.sh: error: {refusal}", file=sys.stderr)
-        raise SystemExit(3 if isinstance(refusal, NoArchive) else 2) from None
-    except OSError as error:
-        where = error.filename or args.report.parent
-        print(f"prepare-iwslt14.sh: error: {where} cannot be read or written: {error.strerror}.", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

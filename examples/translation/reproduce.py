@@ -14,7 +14,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -34,7 +33,8 @@ from reproduction.running import Place, refuse_full_disk
 from reproduction.steps import Run
 
 from fairseq_dsp.config import flag
-from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.errors import Refusal, as_command, refused_disk
+from fairseq_dsp.output import refuse_no_name
 
 MARKER = "reproduce.json"
 GPU_MAX_TOKENS = 16384  # the paper's batches leave a GPU idle
@@ -44,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Trains every method at every budget, and appends to results.jsonl.")
     parser.add_argument("--preset", required=True, choices=tuple(PRESETS), help="size of model and training")
     parser.add_argument("--data", type=Path, metavar="DATA-BIN", help="of fairseq-preprocess; smoke: the sample corpus")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or an earlier call's, to go on")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new, or an earlier call's, to go on")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="among " + " ".join(METHODS))
     parser.add_argument("--budgets", nargs="+", metavar="K", help="counts, shares (0.25, 1/4), auto (hard-concrete)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N")
@@ -74,14 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Refusal: the request cannot be honoured and nothing has been started, or the disk failed: the same command goes on.
     """
     args = get_parser().parse_args(arguments)
-    try:
+    with refused_disk(args.output):
         return reproduce(args)
-    except BrokenPipeError:  # says nothing of the disk
-        raise
-    except OSError as error:
-        raise Refusal(
-            f"{error.filename or args.output} cannot be read or written: {error.strerror or error}."
-        ) from error
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -98,7 +92,8 @@ def reproduce(args: argparse.Namespace) -> int:
     gpus = find_gpus(args.gpus)
     preset = choose_preset(args, bool(gpus))
     budgets = parse_budgets(args.budgets or preset.budgets, preset.total_heads)
-    out = args.output.absolute()
+    refuse_no_name(args.output)
+    out = Path(args.output).absolute()
     if args.data is None and args.preset != "smoke":
         raise Refusal(f"`--data` must be given for `--preset {args.preset}`: a folder of fairseq-preprocess.")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
@@ -224,7 +219,9 @@ def sample_data(out: Path) -> Data:
             [sample_corpus.__file__, "--output", str(text)],
             ["-m", "fairseq_cli.preprocess", *pair, *prefixes, "--destdir", str(begun)],
         ):
-            done = subprocess.run([sys.executable, *command], text=True, capture_output=True, check=False)
+            done = subprocess.run(
+                [sys.executable, *command], text=True, errors="replace", capture_output=True, check=False
+            )
             if done.returncode:
                 raise Refusal(f"the sample corpus must be there, but making it failed: {done.stderr.strip()[-300:]}")
         info = {"label": "artificial sample corpus", "tokenised": "no", "segmentation": "subword_nmt"}
@@ -234,16 +231,11 @@ def sample_data(out: Path) -> Data:
 
 
 def cli_main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
-    try:
-        with exit_on_refusal():
-            code = main()
-            print(f"{time.monotonic() - started:.0f} seconds", flush=True)
-            sys.exit(code)
-    except BrokenPipeError:  # the reader has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would say so when it flushes
-        sys.exit(1)
+    with as_command():
+        code = main()
+        print(f"{time.monotonic() - started:.0f} seconds", flush=True)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

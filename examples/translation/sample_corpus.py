@@ -32,6 +32,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import without_fairseq  # noqa: F401  before the imports below
+
+from fairseq_dsp.errors import as_command, refused_disk
+from fairseq_dsp.output import checked_file, refuse_no_name
+
 SOURCE, TARGET = "qar", "qte"
 HELD_OUT = 500  # sentence pairs in each of valid and test
 NOUNS, ADJECTIVES, VERBS, ADVERBS = 40, 14, 16, 8  # stems per word class
@@ -229,20 +234,30 @@ def write_corpus(directory: Path | str, pairs: int = 6000, seed: int = 1) -> Non
         "valid": everything[HELD_OUT : 2 * HELD_OUT],
         "train": everything[2 * HELD_OUT :],
     }
+    files = []
     for split, chosen in splits.items():
         for side, language in enumerate((SOURCE, TARGET)):
             text = "".join(pair[side] + "\n" for pair in chosen)
-            (directory / f"{split}.{language}").write_text(text, encoding="utf-8", newline="\n")
+            files.append((checked_file(directory / f"{split}.{language}", force=True), text.encode()))
+    for file, content in files:
+        file.write(lambda handle, content=content: handle.write(content), "the corpus")
 
 
 def main() -> None:
     """Run the command line."""
+    with as_command():
+        _main()
+
+
+def _main() -> None:
     parser = argparse.ArgumentParser(description="Write the sample corpus (Arvel to Tevari).")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write to")
+    parser.add_argument("--output", required=True, help="directory to write to")
     parser.add_argument("--pairs", type=int, default=6000, help="training pairs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the sentences (default: %(default)s)")
     arguments = parser.parse_args()
-    write_corpus(arguments.output, arguments.pairs, arguments.seed)
+    refuse_no_name(arguments.output)
+    with refused_disk(arguments.output):
+        write_corpus(arguments.output, arguments.pairs, arguments.seed)
 
 
 if __name__ == "__main__":

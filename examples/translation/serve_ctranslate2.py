@@ -19,6 +19,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ctranslate2
+import without_fairseq  # noqa: F401  before the import below
+
+from fairseq_dsp.errors import Refusal, as_command
 
 WORDS = 200  # of a translation, as in fairseq-generate
 ADVICE = (
@@ -101,6 +104,14 @@ def objections(args: argparse.Namespace, limits: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
+    with as_command("serve_ctranslate2.py", exact=True):
+        try:
+            _serve()
+        except UnicodeError as error:
+            raise Refusal(f"text must be {sys.stdin.encoding} (PYTHONIOENCODING), but is not: {error}.") from error
+
+
+def _serve() -> None:
     parser = get_parser()
     args = parser.parse_args()
     limits = limits_of(args.model)

@@ -16,7 +16,7 @@ from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import STACK_NAMES
-from fairseq_dsp.output import written_beside
+from fairseq_dsp.output import OutputFolder
 
 MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
 _PIXELS_PER_INCH = 165  # of figures on the page; their text is then about as large as the page's
@@ -106,7 +106,7 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
 
 def write_report(
     records: Sequence[Record],
-    output: str,
+    output: OutputFolder,
     tests: PairedTests | None = None,
     logs: dict[str, TrainingLog] | None = None,
     warnings: Sequence[str] = (),
@@ -115,7 +115,7 @@ def write_report(
 
     Args:
         records: runs of one model on the same data.
-        output: the folder; replaced if it is there.
+        output: the folder.
         tests: comparisons with dense.
         logs: title -> training log.
         warnings: sentences that readers should see.
@@ -123,7 +123,7 @@ def write_report(
     Raises:
         Refusal: the folder cannot be written.
     """
-    with written_beside(output, "the report") as folder:
+    with output.written("the report") as folder:
         sections = _sections(records, folder, tests, logs or {})
         first = records[0]
         title = f"Attention heads pruned: {name_of(first.data)}"

@@ -30,8 +30,8 @@ from fairseq_dsp.benchmark.settings import Settings
 from fairseq_dsp.benchmark.subjects import Subject, facts_of, options_of
 from fairseq_dsp.benchmark.training import trainer_of, update
 from fairseq_dsp.checkpoint import family_of
-from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
-from fairseq_dsp.output import refuse_to_overwrite, write_atomically
+from fairseq_dsp.errors import Refusal, as_command, noted
+from fairseq_dsp.output import checked_file
 
 KINDS = ("training", "weights only")
 _COMMAND = "from fairseq_dsp.cli.prune import cli_main; cli_main()"
@@ -137,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         lines += json.dumps(asdict(found)) + "\n"
     Console().print(table)
-    if args.json:
-        write_atomically(args.json, lambda file: file.write(lines.encode()), "the measurements")
+    if args.json is not None:
+        args.json.write(lambda file: file.write(lines.encode()), "the measurements")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -152,13 +152,13 @@ def _check(args: argparse.Namespace) -> None:
     ]
     if family_of(args.arch) != "dsp_transformer":
         reasons.append(f"`--arch` must be a dsp_transformer, but is {args.arch}.")
-    if args.json:
+    if args.json is not None:
         with noted(reasons):
-            refuse_to_overwrite(args.json, args.force)
+            args.json = checked_file(args.json, args.force)
     if reasons:
         raise Refusal(*reasons)
 
 
 if __name__ == "__main__":
-    with exit_on_refusal():
+    with as_command():
         main()

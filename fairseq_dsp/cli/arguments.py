@@ -46,8 +46,9 @@ def whole_numbers(text: str, option: str, least: int) -> list[int]:
 
 
 def megabytes(path: str) -> str:
-    """Size of a file, for people; a dash where it is gone by now, which is no reason to fail after the work."""
+    """Size of a file, or of the files in a folder, for people; a dash where it is gone by now: no reason to fail after the work."""
     try:
-        return f"{os.path.getsize(path) / 1e6:.1f}"
+        files = [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else [path]
+        return f"{sum(map(os.path.getsize, files)) / 1e6:.1f}"
     except OSError:
         return "-"

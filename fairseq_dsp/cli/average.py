@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from fairseq_dsp.averaging import average
 from fairseq_dsp.checkpoint import write_checkpoint
-from fairseq_dsp.errors import exit_on_refusal
-from fairseq_dsp.output import refuse_to_overwrite
+from fairseq_dsp.errors import as_command
+from fairseq_dsp.output import checked_file
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -28,11 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the checkpoints differ in heads, names or shapes; nothing has been written.
     """
     args = get_parser().parse_args(arguments)
-    refuse_to_overwrite(args.output, args.force)
-    write_checkpoint(average(args.inputs), args.output)
+    output = checked_file(args.output, args.force)
+    write_checkpoint(average(args.inputs), output)
     print(f"averaged {len(args.inputs)} checkpoints into {args.output}")
 
 
 def cli_main() -> None:
-    with exit_on_refusal():
+    with as_command():
         main()

@@ -22,9 +22,9 @@ from fairseq_dsp.benchmark.tables import show, show_profile, title_of
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.arguments import add_languages, whole_number, whole_numbers
 from fairseq_dsp.cli.waiting import watch_within, watched
-from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
+from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
-from fairseq_dsp.output import refuse_to_overwrite, write_atomically
+from fairseq_dsp.output import checked_file
 
 _NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
 
@@ -123,14 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 show_profile(console, rows)
         if args.json:  # after every case: whatever ends the measuring, what was measured is kept
             lines = "".join(json.dumps(record) + "\n" for record in records)
-            write_atomically(args.json, lambda file, lines=lines: file.write(lines.encode()), "the measurements")
+            args.json.write(lambda file, lines=lines: file.write(lines.encode()), "the measurements")
+            args.json = replace(args.json, force=True)  # what is there now is ours
     print(" | ".join(f"{name} {value}" for name, value in sign.items()))
 
 
 def cli_main() -> None:
     for talker in ("fairseq", "hydra"):
         logging.getLogger(talker).setLevel(logging.WARNING)
-    with exit_on_refusal():
+    with as_command():
         main()
 
 
@@ -201,9 +202,9 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
     if args.clock == "cpu" and (device == "cuda" or numbers.get("threads", 1) > 1):
         where = "a GPU" if device == "cuda" else f"{numbers['threads']} threads"
         reasons.append(f"`--clock cpu` adds up one thread's processor time, but there is {where}: use wall.")
-    if args.json:
+    if args.json is not None:
         with noted(reasons):
-            refuse_to_overwrite(args.json, args.force)
+            args.json = checked_file(args.json, args.force)
     if reasons:
         raise Refusal(*reasons)
     pairs, warmup = numbers.pop("pairs"), numbers.pop("warmup")

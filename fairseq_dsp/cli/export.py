@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from fairseq_dsp.checkpoint import write_checkpoint
 from fairseq_dsp.cli.arguments import add_languages, megabytes
 from fairseq_dsp.config import flag
-from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.errors import Refusal, as_command
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert, is_model
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.quality import Effect
 from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.output import refuse_to_overwrite, refuse_to_overwrite_folder
+from fairseq_dsp.output import checked_file, checked_folder
 
 FORMATS = ("dense", "ctranslate2")
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def cli_main() -> None:
-    with exit_on_refusal():
+    with as_command():
         main()
 
 
@@ -63,9 +63,9 @@ def _export_dense(args: argparse.Namespace) -> None:
     alien = [name for name in ("data", "quantization", "source_lang", "target_lang") if getattr(args, name) is not None]
     if alien:
         raise Refusal(*(f"{flag(name)} belongs to `--format ctranslate2`, but the format is dense." for name in alien))
-    refuse_to_overwrite(args.output, args.force)
+    output = checked_file(args.output, args.force)
     done = fold(args.input)
-    write_checkpoint(done.state, args.output)
+    write_checkpoint(done.state, output)
     _report(args, done.layout, megabytes(args.output))
     print(f"checked: folded and given model differ by at most {done.difference:.1e} in log-probability")
 
@@ -75,8 +75,8 @@ def _export_ctranslate2(args: argparse.Namespace) -> None:
         raise Refusal("`--data` must be given for `--format ctranslate2`: the folder with the dictionaries.")
     for talker in ("fairseq", "sacrebleu"):  # of every data set, and of every step of a test
         logging.getLogger(talker).setLevel(logging.WARNING)
-    refuse_to_overwrite_folder(args.output, args.force, "models of CTranslate2", is_model)
-    done = convert(args.input, args.output, args.data, args.quantization, args.source_lang, args.target_lang)
+    output = checked_folder(args.output, args.force, "models of CTranslate2", is_model)
+    done = convert(args.input, output, args.data, args.quantization, args.source_lang, args.target_lang)
     size = sum(entry.stat().st_size for entry in os.scandir(args.output))
     _report(args, done.layout, f"{size / 1e6:.1f}")
     print("heads a sublayer: encoder {}, decoder {}".format(*done.heads))

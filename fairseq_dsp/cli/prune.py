@@ -10,9 +10,9 @@ from rich.table import Table
 
 from fairseq_dsp.checkpoint import write_checkpoint
 from fairseq_dsp.cli.arguments import megabytes, whole_number
-from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.errors import Refusal, as_command
 from fairseq_dsp.heads import STACK_NAMES, HeadLayout
-from fairseq_dsp.output import refuse_to_overwrite
+from fairseq_dsp.output import checked_file
 from fairseq_dsp.rewriting import Rewrite, rewrite
 from fairseq_dsp.scoring.score_file import read_scores
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the request cannot be honoured; nothing has been written.
     """
     args = get_parser().parse_args(arguments)
-    refuse_to_overwrite(args.output, args.force)
+    output = checked_file(args.output, args.force)
     budget = whole_number(args.unpruned_heads, "unpruned_heads")
     scores = None
     if args.scores is not None:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         scores = read_scores(args.scores)
     done = rewrite(args.input, args.layout, budget, scores)
-    write_checkpoint(done.state, args.output)
+    write_checkpoint(done.state, output)
     report(done, args.input, args.output)
     if scores is not None and scores.weights is None:
         print(
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def cli_main() -> None:
-    with exit_on_refusal():
+    with as_command():
         main()
 
 
@@ -78,7 +78,7 @@ def report(done: Rewrite, source: str, target: str) -> None:
     table.add_row("heads", str(done.layout.grid.total), str(done.layout.count))
     table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
     table.add_row("megabytes on disk", megabytes(source), megabytes(target))
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a path may hold what looks like either
     console.print(table)
     print(done.layout.drawing())
     print(f"layout {done.layout}")

@@ -20,8 +20,8 @@ from fairseq_dsp.analysis.report import (
 )
 from fairseq_dsp.analysis.significance import disagreements, paired_tests
 from fairseq_dsp.cli.waiting import watched
-from fairseq_dsp.errors import exit_on_refusal
-from fairseq_dsp.output import refuse_to_overwrite_folder
+from fairseq_dsp.errors import as_command
+from fairseq_dsp.output import checked_folder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the request cannot be honoured; nothing has been written.
     """
     args = get_parser().parse_args(arguments)
-    refuse_to_overwrite_folder(args.output, args.force, "reports", is_report)
+    output = checked_folder(args.output, args.force, "reports", is_report)
     warnings: list[str] = []
 
     def warn(sentence: str) -> None:
@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         problems += disagreements(tests)
     for problem in problems:
         warn(problem)
-    write_report(records, args.output, tests, logs, warnings)
+    write_report(records, output, tests, logs, warnings)
     print(f"reported {len(records)} runs: {args.output}/{PAGE}, {args.output}/{MARKDOWN}")
 
 
 def cli_main() -> None:
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)  # it tells of every step of every test
-    with exit_on_refusal():
+    with as_command():
         main()

@@ -15,10 +15,10 @@ from fairseq_dsp.cli.arguments import add_languages, whole_number
 from fairseq_dsp.cli.waiting import steps
 from fairseq_dsp.config import flag, get_option, set_option
 from fairseq_dsp.data_folder import refuse_no_folder
-from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
+from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.finished import draw_batches, loss_of, ungated
 from fairseq_dsp.model import DspTransformerModel
-from fairseq_dsp.output import refuse_to_overwrite, write_atomically
+from fairseq_dsp.output import checked_file
 from fairseq_dsp.scoring import SCORERS, Subject, finite_scores, removal_order
 from fairseq_dsp.scoring.score_file import ScoreFile
 from fairseq_dsp.surgery import attentions
@@ -64,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             set_option(options, side, getattr(args, side) or get_option(options, side))
         batches = draw_batches(model, options, args.data, args.subset, args.batches, args.max_tokens, args.seed)
     file = _score(args, model, batches, weights)
-    write_atomically(args.output, lambda handle: handle.write(file.text().encode()), "the score file")
+    args.output.write(lambda handle: handle.write(file.text().encode()), "the score file")
     data = f" on {file.sentences:,} sentences of {file.subset}" if batches else ""
-    print(f"scored {model.layout.count} heads of {args.path}{data} by {args.scorer}: {args.output}")
+    print(f"scored {model.layout.count} heads of {args.path}{data} by {args.scorer}: {args.output.path}")
 
 
 def cli_main() -> None:
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # its warnings of sentences that are left out remain
-    with exit_on_refusal():
+    with as_command():
         main()
 
 
@@ -126,7 +126,7 @@ class _Watched:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Reads the numbers, in place.
+    """Reads the numbers and the output, in place.
 
     Raises:
         Refusal: options that cannot be honoured, all at once.
@@ -154,7 +154,7 @@ def _check(args: argparse.Namespace) -> None:
                 raise Refusal(f"DATA-BIN must be given for `--scorer {args.scorer}`: a folder of fairseq-preprocess.")
             refuse_no_folder(args.data, "DATA-BIN")
     with noted(reasons):
-        refuse_to_overwrite(args.output, args.force)
+        args.output = checked_file(args.output, args.force)
     if reasons:
         raise Refusal(*reasons)
 

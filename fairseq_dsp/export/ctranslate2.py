@@ -23,7 +23,7 @@ from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_sp
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.native import read_sentences, read_vocabularies
 from fairseq_dsp.objections import objections_to_task
-from fairseq_dsp.output import written_beside
+from fairseq_dsp.output import OutputFolder
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
@@ -78,13 +78,13 @@ def is_model(folder: str) -> bool:
 
 def convert(
     path: str,
-    target: str,
+    target: OutputFolder,
     data: str,
     quantization: str | None = None,
     source_lang: str | None = None,
     target_lang: str | None = None,
 ) -> Conversion:
-    """Converts a checkpoint, checks the conversion, and writes it, replacing a model that is there.
+    """Converts a checkpoint, checks the conversion, and writes it.
 
     Args:
         path: a checkpoint of a transformer: rewritten, trained with a budget (its chosen heads are taken), or dense.
@@ -105,7 +105,7 @@ def convert(
     reasons = objections(model, state["cfg"], words)
     if reasons:
         raise Refusal(*reasons)
-    with written_beside(target, "the model") as folder:
+    with target.written("the model") as folder:
         _save(build_spec(model, state["cfg"].model, words), folder, None)
         difference = largest_difference(model, words, folder)
         if not difference <= TOLERANCE:

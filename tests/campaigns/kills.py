@@ -4,8 +4,9 @@
 
 Half of the attempts come at any moment of a command, half while it writes. Writing takes so little that the latter often come
 after the end and do not count: of the kills that do, about 70 % come at any moment and 30 % while writing. After each: under the
-output's name lies the old output whole, the new one whole, or, where there was none, nothing; at most one partial output of a killed
-writer is beside it; and the same command, started again, ends well with the output of an undisturbed run and nothing beside it.
+output's name lies the old output whole, the new one whole, or, where there was none, nothing (an old folder may wait in the partial
+output for the next run, if the kill came between the two renames of a replacement); at most one partial output of a killed writer is
+beside it; and the same command, started again, ends well with the output of an undisturbed run and nothing beside it.
 
 Commands run in children forked from a process that has everything imported, so a kill costs a second and not ten.
 """
@@ -138,7 +139,8 @@ class Prepared:
         folder: for what the commands print.
 
     Attributes:
-        found: what lay under the output's name after the last kill: the old one, the new one, or nothing.
+        found: what lay under the output's name after the last kill: the old one, the new one, or nothing; an old folder may have
+            been moved aside, from where the next run gets it back.
     """
 
     def __init__(self, target: Target, place: Path, folder: Path) -> None:
@@ -178,7 +180,13 @@ class Prepared:
                 return None
         failures = []
         self.found = self.marks.get(fingerprint(self.out), "something else") if self.out.exists() else "nothing"
-        if self.found not in ("the new one", "the old one" if with_old else "nothing"):
+        aside = next(self.place.glob(".out.*.partial/old"), None)
+        if self.found == "nothing" and self.target.folder and aside is not None:  # killed between two renames
+            self.found = f"{self.marks.get(fingerprint(aside), 'something else')}, moved aside"
+        if self.found not in (
+            "the new one",
+            *(("the old one", "the old one, moved aside") if with_old else ("nothing",)),
+        ):
             failures.append(f"{self.target.name}, killed: under the output's name is {self.found}")
         beside = [name for name in os.listdir(self.place) if name != "out"]
         if len(beside) > 1:

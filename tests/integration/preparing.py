@@ -29,4 +29,4 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
     for word in words:
-        assert word in done.stderr
+        assert word in done.stderr, done.stderr

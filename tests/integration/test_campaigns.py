@@ -20,7 +20,7 @@ from fairseq_dsp.cli import prune
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export import ctranslate2 as conversion
 from fairseq_dsp.export import specification
-from tests.campaigns import fuzz, judging, kills, mutations, reproducing, soak
+from tests.campaigns import fuzz, judging, kills, mutations, naming, reproducing, soak
 from tests.campaigns.cases import Case, Source
 from tests.campaigns.judging import Judge
 from tests.campaigns.material import Material, Tally
@@ -37,6 +37,21 @@ def test_kills(made: Material, tmp_path: Path):
     tally = Tally(6)
     kills.kill_commands(made, tmp_path, 6, random.Random(1), tally)
     assert tally.done == 6
+    assert not tally.failures
+
+
+def test_outputs_named_in_odd_ways(made: Material, tmp_path: Path):
+    tally = Tally(18)
+    naming.name_outputs(made, tmp_path, 18, random.Random(1), tally)
+    assert tally.done == 18
+    assert not tally.failures
+    assert {"outputs refused", "outputs written"} <= tally.figures.keys()
+
+
+def test_several_writers_of_one_output(tmp_path: Path):
+    tally = Tally(25)
+    naming.write_together(tmp_path, 25, random.Random(1), tally)
+    assert tally.done == 25
     assert not tally.failures
 
 

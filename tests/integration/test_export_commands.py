@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import ROOT, Result, assert_refused, generate, load, run
@@ -80,6 +82,36 @@ def test_the_example_serves_a_quantised_model(pruned, corpus, data, tmp_path):
     lines = served.stdout.split("\n")
     assert len(lines) == len(text.splitlines()) + 2  # an empty line stays one
     assert all(word.startswith("b") for line in lines for word in line.split())
+
+
+def test_the_example_ends_in_a_sentence_whatever_becomes_of_its_text(pruned, data, tmp_path):
+    """Its stdout is the result: nothing of it may be printed in another way."""
+    script = ROOT / "examples/translation/serve_ctranslate2.py"
+    assert export(pruned, tmp_path / "ct2", "--format", "ctranslate2", "--data", data).code == 0
+    # the model is of made-up words; what it is asked is copied to its answer by this
+    program = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"
+    program += "served = runpy.run_path(sys.argv[0]); served['Text'].join = lambda self, words: '\u00e4 ' * 9000\n"
+    program += "served['main']()"
+
+    def serve(text: bytes, encoding: str, stdout: Any = subprocess.PIPE) -> tuple[int, bytes, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(script), str(tmp_path / "ct2")], input=text, stdout=stdout,
+            stderr=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=60,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr.decode()
+
+    code, printed, _ = serve(b"a1 a2\n", "utf-8")
+    assert (code, printed.decode()) == (0, "\u00e4 " * 9000 + "\n")
+    with open("/dev/full", "wb") as full:
+        for text, encoding, stdout, says in (
+            (b"a1\n", "ascii", subprocess.PIPE, "text must be ascii"),
+            (b"\xff\n", "utf-8", subprocess.PIPE, "text must be utf-8"),
+            (b"a1\n", "utf-8", full, "stdout must take what is printed"),
+        ):
+            code, _, err = serve(text, encoding, stdout)
+            assert code == 2
+            assert err.startswith(f"serve_ctranslate2.py: error: {says}")
+            assert err.count("\n") == 1
 
 
 def test_refusals_come_as_sentences(pruned, data, tmp_path):

@@ -133,7 +133,7 @@ def test_a_damaged_or_foreign_archive_is_refused_and_nothing_is_left(archive: Pa
         other.write_bytes(content)
         refused(prepare("--archive", other, "--output", out), *words)
         assert not (out / "data-bin").exists()
-        assert not (out / ".work").exists()
+        assert not (out / ".prepare-iwslt14").exists()
     refused(prepare("--archive", archive, "--output", out, "--sha256", "0" * 64), "sha256", "0" * 64, "remove the file")
 
 
@@ -171,7 +171,7 @@ def test_text_that_is_not_utf_8_and_a_dictionary_that_is_none_are_named(corpus: 
 def test_a_disk_that_fills_is_one_sentence(archive: Path, tmp_path: Path):
     full = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); "
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        "sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     options = ["--languages", "de", "en", "--workers", "1", "--report", tmp_path / "report"]
     command = [sys.executable, "-c", full, SCRIPT.with_name("prepare_text.py"), "archive", archive, tmp_path / "text"]

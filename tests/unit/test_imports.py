@@ -40,6 +40,8 @@ MAY_IMPORT = {
     "subset": set(),
     "heads": {"subset"},
     "errors": set(),
+    "room": set(),
+    "output": {"errors", "room"},
     "config": {"errors", "heads"},
     "masks": set(),
     "loss": set(),

@@ -15,6 +15,7 @@ from fairseq_dsp.analysis.records import Record, read_records
 from fairseq_dsp.analysis.report import write_report
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.output import checked_folder
 
 pytestmark = pytest.mark.filterwarnings("error")
 STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -216,7 +217,9 @@ def test_every_figure_of_a_report_and_its_title_have_the_label_of_the_data(recor
     kept, whole = [], style.save
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "save", lambda figure, paths: kept.append(figure) or whole(figure, paths))
-        write_report(found, str(tmp_path / "out"), logs={"dsp": read_log(training_log("simple"))})
+        write_report(
+            found, checked_folder(tmp_path / "out", False, "", bool), logs={"dsp": read_log(training_log("simple"))}
+        )
     assert len(kept) == len(list((tmp_path / "out/figures").glob("*.png"))) > 5
     assert {" ".join(figure.get_suptitle().split()) for figure in kept} == {"30 % of the training set de-en"}
     for name in ("report.md", "report.html"):

@@ -20,7 +20,7 @@ from fairseq_dsp.analysis.records import REFERENCES
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.benchmark.comparison import processor_name
 from fairseq_dsp.checkpoint import load_model, read_checkpoint
-from fairseq_dsp.output import write_atomically
+from fairseq_dsp.output import checked_file
 
 from .checkpoints import LAST, updates_of
 from .data import Data
@@ -152,4 +152,4 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(line + "\n" for line in lines)
-    write_atomically(str(path), lambda file: file.write(text.encode()), "the translations")
+    checked_file(path, force=True).write(lambda file: file.write(text.encode()), "the translations")

@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq_dsp.analysis.records import Record
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.output import write_atomically
+from fairseq_dsp.output import checked_file
 
 KEYS = tuple(field.name for field in fields(Record) if field.name != "line")
 
@@ -23,7 +23,7 @@ def write_marker(path: Path, content: Any) -> None:
         Refusal: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(str(path), lambda file: file.write(json.dumps(content, indent=1).encode()), "the marker")
+    checked_file(path, force=True).write(lambda file: file.write(json.dumps(content, indent=1).encode()), "the marker")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ _MODULES = {
 }
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _SCARCE = 50_000_000  # bytes of room on the disk that are worth a word where a command fails
+_PATIENCE = 5.0  # seconds
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -86,7 +87,8 @@ class Place:
         self.say(line)
         with open(self.out / "commands.log", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        variables = {"OMP_NUM_THREADS": str(self.threads)} | dict(os.environ)
+        # translations go through stdout, and are UTF-8 whatever the user's terminal is
+        variables = {"OMP_NUM_THREADS": str(self.threads)} | dict(os.environ) | {"PYTHONIOENCODING": "utf-8"}
         if gpu is not None:
             variables["CUDA_VISIBLE_DEVICES"] = gpu
         assert self.lock is not None
@@ -158,11 +160,13 @@ class Job:
         return _tail(self.log(self._left[0]), 1) if self._left else ""
 
     def stop(self) -> None:
-        """Ends the command and what it has started."""
+        """Ends the command and what it has started. A command of ours removes what it has begun, and has a little time for that."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_PATIENCE)
 
     def _marker(self, step: Step) -> Path:
         return self.folder / f"{step.name}.done"
