@@ -62,6 +62,13 @@ def loss_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:
     return -likelihood.masked_fill(target == model.decoder.padding_idx, 0.0).sum(dim=1)
 
 
+@torch.no_grad()
+def loss_per_token(model: DspTransformerModel, batches: list[dict[str, Any]]) -> float:
+    """Mean negative log-likelihood of the batches' target tokens, in nats."""
+    total = sum(float(loss_of(model, batch).double().sum()) for batch in batches)
+    return total / sum(int((batch["target"] != model.decoder.padding_idx).sum()) for batch in batches)
+
+
 def draw_batches(
     model: DspTransformerModel, options: Any, data: str, subset: str, count: int | None, max_tokens: int, seed: int
 ) -> list[dict[str, Any]]:

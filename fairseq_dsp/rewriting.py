@@ -8,6 +8,7 @@ masked model before anyone sees it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,12 @@ import fairseq_dsp
 from fairseq_dsp.checkpoint import FORMAT, PROVENANCE, load_model, read_checkpoint, resolve_layout
 from fairseq_dsp.config import PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadLayout, HeadScores
+from fairseq_dsp.finished import loss_per_token
+from fairseq_dsp.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.objections import budget_out_of_range
+from fairseq_dsp.rescaling import context_moments, rescale_state
 from fairseq_dsp.scoring.fingerprint import agree, fingerprint
 from fairseq_dsp.scoring.score_file import ScoreFile
 from fairseq_dsp.surgery import attentions, mask_heads, shrink_state
@@ -41,7 +45,9 @@ class Rewrite:
         layout: heads that it keeps, in original ids.
         parameters_before: parameters of the model that was read, importance variables not counted.
         parameters_after: parameters of the rewritten model.
-        difference: largest difference of log-probabilities between masked and rewritten model.
+        difference: largest difference of log-probabilities between masked and rewritten model, before rescaling.
+        losses: nats per target token on the sentences of `--rescale`: of the model that was read, of what is left of it, and of
+            that rescaled; None where nothing was rescaled.
     """
 
     state: dict[str, Any]
@@ -49,10 +55,16 @@ class Rewrite:
     parameters_before: int
     parameters_after: int
     difference: float
+    losses: tuple[float, float, float] | None = None
 
 
 def rewrite(
-    path: str, layout_text: str | None = None, budget: int | None = None, scores: ScoreFile | None = None
+    path: str,
+    layout_text: str | None = None,
+    budget: int | None = None,
+    scores: ScoreFile | None = None,
+    sentences: Callable[[DspTransformerModel, Any], list[dict[str, Any]]] | None = None,
+    floor: str | None = None,
 ) -> Rewrite:
     """The checkpoint with exactly the chosen heads, checked against the masked model.
 
@@ -63,13 +75,16 @@ def rewrite(
         layout_text: heads to keep, or a checkpoint to take them from; None for the model's own choice.
         budget: K, another number of heads than the trained one; None for the trained one.
         scores: choose the K heads by these instead of the model's importance variables.
+        sentences: fairseq's batches for a model and the options of its task. With them the output projections are fitted so
+            that the heads that stay say what all said; see `rescaling`.
+        floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
 
     Raises:
         Refusal: the checkpoint or the choice is not fit.
     """
     state = read_checkpoint(path)
     model = load_model(state)
-    layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores)
+    layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
     dims = {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
@@ -91,13 +106,29 @@ def rewrite(
     if get_option(cfg.task, "unpruned_heads") is not None:
         set_option(cfg.task, "unpruned_heads", None)
     small = load_model({"cfg": cfg, "model": small_weights})
-    before = model.weight_count()
+    before, batches, moments = model.weight_count(), [], {}
+    if sentences is not None:
+        if model.head_gates is not None:
+            raise Refusal(
+                "`--rescale` must be for a model whose heads are all on, but the checkpoint chooses among them."
+            )
+        batches = sentences(model.float().eval(), state["cfg"].task)
+        dense_loss = loss_per_token(model, batches)
+        moments = context_moments(model, batches)
     mask_heads(model, layout, model.layout)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
         raise Refusal(
             f"rewritten and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."
         )
+    losses = None
+    if moments:
+        cut_loss = loss_per_token(small, batches)
+        small_weights = dict(small_weights)
+        rescale_state(weights, small_weights, layout, model.layout, moments)
+        small = load_model({"cfg": cfg, "model": small_weights}).float().eval()
+        losses = (dense_loss, cut_loss, loss_per_token(small, batches))
+        provenance["rescaled"] = sum(len(batch["target"]) for batch in batches)
     dropped = ("best", "val_loss", "metrics", "train_meters")
     extra = {name: value for name, value in state["extra_state"].items() if name not in dropped}
     rewritten = {
@@ -110,16 +141,22 @@ def rewrite(
         "extra_state": {name: value for name, value in extra.items() if not name.startswith("ema")},
         PROVENANCE: provenance,
     }
-    return Rewrite(rewritten, layout, before, small.weight_count(), difference)
+    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses)
 
 
 def choose_layout(
-    model: DspTransformerModel, text: str | None, budget: int | None, rewritten: bool, scores: ScoreFile | None = None
+    model: DspTransformerModel,
+    text: str | None,
+    budget: int | None,
+    rewritten: bool,
+    scores: ScoreFile | None = None,
+    floor: str | None = None,
 ) -> HeadLayout:
     """The heads to keep: those given, those of the highest scores, or the model's own choice at any budget.
 
     Args:
         rewritten: the checkpoint was written by `fairseq-dsp-prune`.
+        floor: `--cross-floor`, for a choice by scores.
 
     Raises:
         Refusal: no choice can be made, or it does not fit the model.
@@ -143,7 +180,10 @@ def choose_layout(
         if not 0 <= budget <= model.layout.count:
             raise Refusal(budget_out_of_range(budget, model.layout.count))
         _refuse_other_weights(scores, model)
-        return scores.keep_top(budget)
+        floors = floors_of(model.layout.surviving, parse_floor(floor))
+        if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
+            raise Refusal(objection)
+        return scores.keep_top(budget, floors)
     gates = model.head_gates
     if gates is None:
         total = model.layout.grid.total
@@ -158,7 +198,8 @@ def choose_layout(
         return model.deployed_layout()
     if not 0 <= budget <= gates.grid.total:
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
-    return model.layout.narrow(HeadScores(gates.grid, gates.importance.detach()).keep_top(budget).kept)
+    floors = gates.floors if budget >= fewest(gates.floors) else ()
+    return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
 
 
 def _refuse_other_weights(scores: ScoreFile, model: DspTransformerModel) -> None:

@@ -7,6 +7,7 @@ trained for. Asked by `task` when training starts, and by `model` where another 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import zipfile
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from fairseq_dsp.checkpoint import family_of, refuse_broken_weights
 from fairseq_dsp.compat import settle_device_marks
 from fairseq_dsp.computation import computation, differences
-from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option
+from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, set_option
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.methods import Method, method_class
@@ -93,6 +94,26 @@ def find_start(options: Options) -> tuple[str, str] | None:
         others = [(get_option(options, name), name) for name in ("continue_once", "finetune_from_model")]
         found = [(last, "save_dir"), *((str(path), name) for path, name in others if path)]
     return next(((path, name) for path, name in found if PathManager.isfile(path)), None)
+
+
+def settle_floor(options: Options, model_cfg: Options) -> None:
+    """Writes `--cross-floor` into the model's options where it is not given: what a checkpoint that is gone on from was
+    trained with, which is none for those of earlier versions, else one head.
+
+    Args:
+        options: fairseq's, flat.
+        model_cfg: the model's.
+    """
+    budget = get_option(model_cfg, "unpruned_heads")
+    if get_option(model_cfg, "cross_floor") is not None or budget is None or str(budget) == "0":
+        return
+    floor: Any = "1"
+    found = find_start(options)
+    if found is not None and found[1] != "finetune_from_model":
+        with contextlib.suppress(Refusal):  # `objections_to_start` says it
+            floor = get_option(Start(*found, _read(found[0])).options, "cross_floor")
+    if floor is not None:
+        set_option(model_cfg, "cross_floor", floor)
 
 
 def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
@@ -206,7 +227,7 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = ("unpruned_heads", *(other.options if one is other else ()))
+    names = ("unpruned_heads", "cross_floor", *(other.options if one is other else ()))
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 
@@ -215,7 +236,7 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
     values = [getattr(before, name), getattr(now, name)]
     if values[0] == values[1]:
         return True
-    if None not in values or name == "unpruned_heads":
+    if None not in values or name in ("unpruned_heads", "cross_floor"):
         return False
     ways = [method_class(now).from_config(replace(now, **{name: value})) for value in values]
     return ways[0] == ways[1] and next(value for value in values if value is not None) in vars(ways[0]).values()

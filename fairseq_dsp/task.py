@@ -33,7 +33,7 @@ from fairseq_dsp.objections import (
 )
 from fairseq_dsp.optim import DspAdam
 from fairseq_dsp.progress import HeadProgress
-from fairseq_dsp.starting import find_start, objections_to_start
+from fairseq_dsp.starting import find_start, objections_to_start, settle_floor
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ class TranslationDspTask(TranslationTask):
                     reasons.append(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
                 set_option(cfg, option, given)
             set_option(cfg, BUDGET_TASK, "translation_dsp")
+            settle_floor(self.cfg, cfg)
             with noted(reasons):
                 reasons += objections(cfg)
             reasons += objections_to_unknown_options(cfg) + self._objections_to_lack_of_start(cfg)

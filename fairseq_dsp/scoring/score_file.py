@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 import torch
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadLayout, HeadScores
+from fairseq_dsp.floors import Floors, top_k_above_floors
+from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.json_values import excerpt, is_finite, is_whole
 from fairseq_dsp.scoring.fingerprint import PRECISIONS, SIZE
 
@@ -60,20 +61,19 @@ class ScoreFile:
     checkpoint: str
     weights: dict[str, str] | None = None
 
-    def keep_top(self, k: int) -> HeadLayout:
+    def keep_top(self, k: int, floors: Floors = ()) -> HeadLayout:
         """The layout of the k heads that matter most, or that are removed last.
 
+        Args:
+            floors: of the layout's surviving grid.
+
         Raises:
-            ValueError: k outside 0..H.
+            ValueError: k is below the floors or above the number of heads.
         """
-        if self.order is None:
-            grid = self.layout.surviving
-            return self.layout.narrow(HeadScores(grid, torch.tensor(self.scores, dtype=torch.float64)).keep_top(k).kept)
-        count = len(self.order)
-        if not 0 <= k <= count:
-            raise ValueError(f"k must be between 0 and {count}, but is {k}.")
-        gone = set(self.order[: count - k])
-        return self.layout.narrow([float(head not in gone) for head in range(count)])
+        values = torch.tensor(self.scores, dtype=torch.float64)
+        if self.order is not None:
+            values[list(self.order)] = torch.arange(len(self.order), dtype=torch.float64)
+        return self.layout.narrow(top_k_above_floors(values, k, floors))
 
     def text(self) -> str:
         """The file's content."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import HEADS, QUIET, Result, assert_refused, heads_in, load, prune, run, train
+from commands import HEADS, QUIET, Result, assert_refused, generate, heads_in, load, prune, run, train
 
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.scoring import SCORERS
@@ -40,7 +41,7 @@ class TestScoring:
         assert found["scorer"] == scorer
         assert found["checkpoint"] == dense.name
         assert (found["order"], found["iterative"], found["seed"]) == (None, None, 1)
-        read = ("valid", 1, 4096, 37) if scorer == "gradient" else (None,) * 4
+        read = ("valid", 1, 4096, 37) if SCORERS[scorer].reads_data else (None,) * 4
         assert tuple(found[name] for name in ("subset", "batches", "max_tokens", "sentences")) == read
         best = sorted(range(HEADS), key=lambda head: -found["scores"][head])
         for k in (0, 5, HEADS):
@@ -306,3 +307,62 @@ class TestPruning:
         done = prune(dense, tmp_path / "old.pt", *options)
         assert f"not checked: {scores} is of an earlier version" in done.out
         assert heads_in(tmp_path / "old.pt") == 2
+
+
+class TestFloor:
+    @pytest.fixture
+    def lopsided(self, data, dense, tmp_path):
+        """Scores by which every cross-attention head goes first, and the last of them first of all."""
+        file = tmp_path / "scores.json"
+        score(data, dense, file, scorer="magnitude")
+        changed = content(file)
+        changed["scores"] = [10.0 + head for head in range(8)] + [4.0, 3.0, 2.0, 1.0]
+        file.write_text(json.dumps(changed))
+        return file
+
+    @pytest.mark.parametrize(
+        ("floor", "cross"), [((), "10.00"), (("--cross-floor", "0"), "00.00"), (("--cross-floor", "layer"), "10.10")]
+    )
+    def test_keeps_cross_attention_whatever_the_scores_say(self, floor, cross, dense, lopsided, tmp_path):
+        prune(dense, tmp_path / "small.pt", "--scores", lopsided, "--unpruned-heads", 4, *floor)
+        layout = load(tmp_path / "small.pt")["cfg"]["model"].head_layout
+        assert layout.endswith(f"cross:{cross}")
+        assert heads_in(tmp_path / "small.pt") == 4
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--scores", "FILE", "--cross-floor", "5"), "must be at most 4"),
+            (("--scores", "FILE", "--cross-floor", "4"), "must fit the budget of 3 heads"),
+            (("--scores", "FILE", "--cross-floor", "many"), "a number of heads or layer, but is many"),
+            (("--cross-floor", "1"), "must come with `--scores`"),
+        ],
+    )
+    def test_a_floor_that_cannot_be_kept_is_a_sentence(self, options, words, dense, lopsided, tmp_path):
+        given = [lopsided if word == "FILE" else word for word in options]
+        assert_refused(prune(dense, tmp_path / "no.pt", *given, "--unpruned-heads", 3, ok=False), words)
+        assert not (tmp_path / "no.pt").exists()
+
+
+class TestRescaling:
+    def test_lowers_the_loss_of_the_cut_model_which_keeps_its_heads_and_shapes(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", scorer="joint-fisher")
+        choice = ["--scores", tmp_path / "scores.json", "--unpruned-heads", 4]
+        prune(dense, tmp_path / "cut.pt", *choice)
+        done = prune(dense, tmp_path / "rescaled.pt", *choice, "--rescale", data)
+        whole, cut, rescaled = map(float, re.findall(r"(\d+\.\d+) (?:with all heads|cut|rescaled)", done.out))
+        assert whole < rescaled < cut
+        states = [load(tmp_path / f"{name}.pt") for name in ("cut", "rescaled")]
+        assert states[0]["cfg"]["model"].head_layout == states[1]["cfg"]["model"].head_layout
+        shapes = [{name: value.shape for name, value in state["model"].items()} for state in states]
+        assert shapes[0] == shapes[1]
+        assert states[1]["fairseq_dsp"]["rescaled"] == 200
+        assert "H-0" in generate(data, tmp_path / "rescaled.pt", folder=tmp_path).out
+
+    def test_of_a_model_that_chooses_among_its_heads_is_refused(self, data, trained, tmp_path):
+        done = prune(trained, tmp_path / "no.pt", "--rescale", data, ok=False)
+        assert_refused(done, "`--rescale` must be for a model whose heads are all on")
+
+    def test_without_a_data_folder_is_refused_before_any_work(self, dense, tmp_path):
+        options = ["--layout", ALL, "--rescale", tmp_path / "nowhere"]
+        assert_refused(prune(dense, tmp_path / "no.pt", *options, ok=False), "--rescale", "nowhere")

@@ -1,0 +1,99 @@
+"""Rescaling after a cut against least squares by the book, with an intercept, token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import PAD, build_with, few_examples, layouts_of, sentences
+
+from fairseq_dsp.heads import HeadGrid, HeadLayout, Site, head_rows
+from fairseq_dsp.rescaling import Moments, context_moments, rescale_state, rescaled_projection
+from fairseq_dsp.surgery import attentions, shrink_state, site_name
+
+GRID = HeadGrid((3, 3), (3, 3), (3, 3))
+ALL = HeadLayout.full(GRID)
+
+
+def batch_of(seed: int) -> dict[str, Any]:
+    source, lengths, previous = sentences(seed)
+    for row, length in enumerate((4, 2, 3)):
+        previous[row, length:] = PAD
+    return {"net_input": {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}}
+
+
+def contexts(model: Any, site: Site, batches: list[dict[str, Any]]) -> torch.Tensor:
+    """What the site's output projection reads, a row a token that is no padding, collected sentence by sentence."""
+    rows: list[torch.Tensor] = []
+    caught: list[torch.Tensor] = []
+    attention = dict(attentions(model, GRID))[site]
+    handle = attention.out_proj.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
+    for batch in batches:
+        inputs = batch["net_input"]
+        model(**inputs)
+        tokens = inputs["src_tokens" if site.stack == "enc" else "prev_output_tokens"]
+        context = caught.pop()
+        for row in range(tokens.size(0)):
+            rows += [context[place, row] for place in range(tokens.size(1)) if tokens[row, place] != PAD]
+    handle.remove()
+    return torch.stack(rows).double()
+
+
+@few_examples
+@given(layouts_of(GRID), st.integers(0, 50))
+def test_every_site_that_lost_a_head_gets_the_least_squares_solution_and_no_other_changes(layout, seed):
+    model = build_with(ALL)
+    batches = [batch_of(seed + each) for each in range(30)]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    small = shrink_state(state, layout, dict.fromkeys(GRID.sites, 4))
+    before = {name: value.clone() for name, value in small.items()}
+    rescale_state(state, small, layout, ALL, context_moments(model, batches))
+    touched = set()
+    for site in GRID.sites:
+        if len(layout.heads(site)) == 3:
+            continue
+        name = f"{site_name(site)}.out_proj"
+        touched |= {f"{name}.weight", f"{name}.bias"}
+        rows = contexts(model, site, batches)
+        wanted = rows @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+        kept = rows[:, head_rows(layout.heads(site), 4)]
+        design = torch.cat([kept, torch.ones(len(kept), 1, dtype=torch.float64)], dim=1)
+        solution = torch.linalg.lstsq(design, wanted).solution
+        found = kept @ small[f"{name}.weight"].T + small[f"{name}.bias"]
+        torch.testing.assert_close(found, design @ solution, rtol=1e-6, atol=1e-8)
+    assert all(torch.equal(before[name], small[name]) for name in small if name not in touched)
+    assert {name: value.shape for name, value in small.items()} == {name: value.shape for name, value in before.items()}
+
+
+def test_a_sublayer_without_heads_says_what_it_said_on_average():
+    model = build_with(ALL)
+    batches, site = [batch_of(1)], Site("cross", 1)
+    layout = HeadLayout.parse("enc:111.111/dec:111.111/cross:111.000")
+    state = dict(model.state_dict())
+    small = shrink_state(state, layout, dict.fromkeys(GRID.sites, 4))
+    rescale_state(state, small, layout, ALL, context_moments(model, batches))
+    name = f"{site_name(site)}.out_proj"
+    mean = (contexts(model, site, batches) @ state[f"{name}.weight"].T + state[f"{name}.bias"]).mean(dim=0)
+    torch.testing.assert_close(small[f"{name}.bias"], mean)
+    assert small[f"{name}.weight"].shape == (12, 0)
+
+
+def test_contexts_that_never_vary_are_no_reason_to_fail():
+    moments = Moments(torch.ones(4, dtype=torch.float64) * 5, torch.ones(4, 4, dtype=torch.float64) * 5, 5)
+    weight, bias = torch.randn(3, 4), torch.randn(3)
+    kept, offset = rescaled_projection(weight, bias, moments, torch.tensor([0, 1]))
+    assert torch.isfinite(kept).all()
+    torch.testing.assert_close(kept.sum(dim=1) + offset, weight.sum(dim=1) + bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_keep_their_precision(dtype):
+    moments = Moments(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64), 1)
+    kept, offset = rescaled_projection(
+        torch.ones(3, 4, dtype=dtype), torch.ones(3, dtype=dtype), moments, torch.tensor([2])
+    )
+    assert (kept.dtype, offset.dtype) == (dtype, dtype)
+    assert kept.tolist() == [[1.0]] * 3
