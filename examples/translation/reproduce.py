@@ -23,10 +23,11 @@ from pathlib import Path
 
 import sample_corpus
 import torch
+from reproduction.commands import Settings
 from reproduction.data import INFO, Data, read_data
 from reproduction.experiment import RESULT, Experiment
 from reproduction.measure import hardware
-from reproduction.plan import Settings, parse_budgets, plan
+from reproduction.plan import parse_budgets, plan
 from reproduction.presets import METHODS, PRESETS, Preset, scale_batch, schedule
 from reproduction.results import write_marker
 from reproduction.running import Place, refuse_full_disk

@@ -53,6 +53,8 @@ class Record:
         command: what ran, one command or several.
         hypotheses: path of the translations, or None.
         log: path of the training log, or None.
+        valid_nats: loss of the deployed model on the validation set, in nats a target token, without label smoothing; None
+            where it was not validated.
         line: number of the line in its file.
     """
 
@@ -75,6 +77,7 @@ class Record:
     command: str | list[str]
     hypotheses: str | None = None
     log: str | None = None
+    valid_nats: float | None = None
     line: int = 0
 
     @property
@@ -291,4 +294,5 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data": _DESCRIPTION,
     "command": ("a text or a list of texts", _is_command),
 }
-_OPTIONAL_RULES = {"hypotheses": _PATH, "log": _PATH}
+_NUMBER = ("a number of at least 0, or null", _or_none(_is_number))
+_OPTIONAL_RULES = {"hypotheses": _PATH, "log": _PATH, "valid_nats": _NUMBER}

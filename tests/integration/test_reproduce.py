@@ -28,7 +28,18 @@ from reproduction import checkpoints, measure, presets, running  # noqa: E402
 from reproduction.data import read_data  # noqa: E402
 
 KEYS = ["method", "kept", "total", "seed", "layout", "bleu_tok", "sacrebleu", "chrf", "signatures", "updates"]
-KEYS += ["seconds", "words_per_second", "parameters", "hardware", "versions", "data", "command", "hypotheses", "log"]
+KEYS += [
+    "seconds",
+    "words_per_second",
+    "parameters",
+    "hardware",
+    "versions",
+    "data",
+    "command",
+    "hypotheses",
+    "log",
+    "valid_nats",
+]
 SMALL = ["--preset", "smoke", "--epochs", 2, "--max-tokens", 400]
 
 

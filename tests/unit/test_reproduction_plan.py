@@ -14,6 +14,7 @@ from fairseq_dsp.errors import Refusal
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
 
 from reproduction import plan, presets
+from reproduction.commands import Settings
 from reproduction.steps import Run, Step
 
 SEEDS = pytest.mark.parametrize("seed", [1, 2])
@@ -29,7 +30,7 @@ def runs(*methods: str, budgets: tuple[Any, ...] = (4, 2), **settings: Any) -> d
     )
     shared: dict[str, Any] = {"gpu": False, "precision": "fp32"}
     shared |= {name: value for name, value in settings.items() if name not in fields}
-    whole = plan.Settings(preset, presets.schedule(preset, 100), "aa", "bb", "subword_nmt", **shared)
+    whole = Settings(preset, presets.schedule(preset, 100), "aa", "bb", "subword_nmt", **shared)
     made = plan.plan(whole, methods, budgets, (1, 2))
     assert len({run.name for run in made}) == len(made)
     for number, run in enumerate(made):
@@ -195,11 +196,68 @@ class TestEveryMethodIs:
         assert_translated(run, checkpoint(run.name, BEST))
 
 
+@SEEDS
+class TestFromADenseModel:
+    def test_heads_by_the_joint_score_are_cut_rescaled_and_trained_with_all_updates(self, seed: int):
+        name = f"joint-fisher-rescaled-finetune-k4-s{seed}"
+        run = runs("joint-fisher-rescaled-finetune", finetune=2, finetune_decays=True)[name]
+        cut, train, _ = run.steps
+        scores = f"runs/joint-fisher-scores-s{seed}/scores.json"
+        options = ("--scores", scores, "--unpruned-heads", "4", "--rescale", "DATA-BIN")
+        assert_cut(cut, checkpoint(f"dense-s{seed}", BEST), f"runs/{name}/pruned.pt", *options)
+        assert value(train, "--finetune-from-model") == value(train, "--head-layout") == f"runs/{name}/pruned.pt"
+        assert [value(train, f"--{word}") for word in ("max-epoch", "lr-scheduler", "total-num-update")] == [
+            "2", "polynomial_decay", "200",
+        ]  # fmt: skip
+        assert_translated(run, checkpoint(name, BEST))
+
+    def test_heads_are_drawn_by_rule_before_the_first_update(self, seed: int):
+        run = runs("stratified-finetune")[f"stratified-finetune-k4-s{seed}"]
+        (train, _) = run.steps
+        assert [value(train, f"--{word}") for word in ("head-selection", "unpruned-heads")] == ["stratified", "4"]
+        assert value(train, "--finetune-from-model") == checkpoint(f"dense-s{seed}", BEST)
+        assert "--head-counts" not in train.words
+        assert run.needs == (f"dense-s{seed}",)
+
+    def test_heads_of_a_choice_are_drawn_anew_within_its_sublayers(self, seed: int):
+        planned = runs("shuffled-finetune")
+        run, chosen = planned[f"shuffled-finetune-k4-s{seed}"], f"joint-fisher-finetune-k4-s{seed}"
+        assert value(run.steps[0], "--head-counts") == f"runs/{chosen}/pruned.pt"
+        assert run.needs == (f"dense-s{seed}", chosen)
+        assert "--rescale" not in planned[chosen].steps[0].words  # what it is compared with
+
+    @pytest.mark.parametrize(
+        ("method", "options"),
+        [
+            ("dsp-finetune", ("0.05", "0.5", "0.01")),
+            ("dsp-paper-finetune", ("0.2", "0.1", "1e-8")),
+            ("dsp-projection-finetune", ("0.5", "1", "0.1")),
+        ],
+    )
+    def test_heads_are_learned_in_a_quarter_of_the_updates(self, method: str, options: Any, seed: int):
+        run = runs(method, finetune=2)[f"{method}-k4-s{seed}"]
+        train, cut, _ = run.steps
+        names = ("--importance-lr", *TEMPERATURES, "--cooldown-updates", "--max-epoch")
+        assert tuple(value(train, name) for name in names) == (*options, "50", "2")
+        assert ("--relaxation" in train.words) is (method == "dsp-projection-finetune")
+        assert value(train, "--finetune-from-model") == checkpoint(f"dense-s{seed}", BEST)
+        assert_cut(cut, checkpoint(run.name, BEST), f"runs/{run.name}/pruned.pt")
+
+
 class TestThePlan:
     def test_trains_a_dense_model_a_seed_only_where_somebody_needs_one(self):
         for method in presets.METHODS:
             dense = [name for name in runs(method) if name.startswith("dense")]
-            alone = method in ("dsp", "ste", "hard-concrete", "fixed")
+            alone = method in (
+                "dsp",
+                "dsp-paper",
+                "dsp-projection",
+                "ste",
+                "hard-concrete",
+                "fixed",
+                "stratified",
+                "even",
+            )
             assert dense == ([] if alone else ["dense-s1", "dense-s2"]), method
 
     def test_gives_no_number_of_its_own_to_any_method_but_hard_concrete(self):
@@ -257,7 +315,7 @@ class TestThePlan:
     def test_of_the_paper_is_all_methods_at_ten_budgets_with_its_recipe(self):
         preset = presets.PRESETS["paper"]
         assert preset.total_heads == 72
-        settings = plan.Settings(preset, presets.schedule(preset, 1000), "de", "en", "subword_nmt", False, "fp32")
+        settings = Settings(preset, presets.schedule(preset, 1000), "de", "en", "subword_nmt", False, "fp32")
         planned = plan.plan(settings, preset.methods, plan.parse_budgets(preset.budgets, 72), [1])
         assert len([run for run in planned if run.budget is not None]) == 1 + 10 * 10
         joint = " ".join(next(run for run in planned if run.name == "dsp-k18-s1").steps[0].words)

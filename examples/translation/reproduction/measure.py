@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -79,6 +80,7 @@ def measure(run: Run, recipe: Sequence[Step], out: Path, data: Data, hardware: d
         "command": " && ".join(shlex.join(step.words) for step in recipe),
         "hypotheses": translations,
         "log": str(log.relative_to(out)) if trained else None,
+        "valid_nats": valid_nats(text) if trained and not run.training else None,
     }
 
 
@@ -90,6 +92,22 @@ def detokenise(lines: Iterable[str], data: Data) -> list[str]:
 
     detokeniser = MosesDetokenizer(data.target)
     return [detokeniser.detokenize(line.split()) for line in lines]
+
+
+def valid_nats(log: str) -> float | None:
+    """Validation loss of the best checkpoint, nats a target token without label smoothing; None where the log has none.
+
+    The best is what fairseq took for it: of the highest BLEU where BLEU was taken, else of the lowest loss.
+    """
+    lines = [
+        {name: float(value) for name, value in re.findall(r"([a-z_]+) ([-+.\de]+)(?= \||$)", line)}
+        for line in re.findall(r"\| valid \| (epoch \d+ .*)$", log, flags=re.MULTILINE)
+    ]
+    found = [line for line in lines if {"loss", "nll_loss"} <= line.keys()]
+    if not found:
+        return None
+    best = min(found, key=lambda line: -line["bleu"] if "bleu" in line else line["loss"])
+    return round(best["nll_loss"] * math.log(2), 4)  # fairseq's is to the base of 2
 
 
 def training_figures(log: str, done: int | None) -> dict[str, float]:

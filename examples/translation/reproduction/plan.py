@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from fairseq_dsp.config import AUTO
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 
-from .presets import LEARNED, METHODS, Preset, Schedule
-from .steps import DATA, PLUGIN, Run, Step
+from .commands import Commands, Settings
+from .presets import FROM_DENSE, LEARNED, METHODS, importance_options
+from .steps import DATA, Run
 
 # The scores that methods cut a finished model by: name -> options of fairseq-dsp-score. Iteratively as the paper's authors do.
 SCORES = {
     "gradient": ("--scorer", "gradient"),
     "gradient-iterative": ("--scorer", "gradient", "--iterative", "4"),
     "random": ("--scorer", "random"),
+    "fisher": ("--scorer", "fisher"),
+    "joint-fisher": ("--scorer", "joint-fisher"),
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all runs share."""
-
-    preset: Preset
-    schedule: Schedule
-    source: str
-    target: str
-    remove_bpe: str
-    gpu: bool
-    precision: str
-    raw: bool = False
-
-    @property
-    def data(self) -> list[str]:
-        """The words that give fairseq's commands the data."""
-        languages = ["--source-lang", self.source, "--target-lang", self.target]
-        return [DATA, *languages, *(["--dataset-impl", "raw"] if self.raw else [])]
+RESCALED = "-rescaled"
+# The control that keeps the counts of a choice by sublayer and draws the heads, and the scores that chose.
+SHUFFLED, SHUFFLED_OF = "shuffled-finetune", "joint-fisher"
 
 
 def parse_budgets(words: Sequence[str], total: int) -> list[int | str]:
@@ -87,13 +71,16 @@ def plan(settings: Settings, methods: Sequence[str], budgets: Sequence[int | str
     if set(budgets) == {AUTO} and "hard-concrete" not in methods:
         raise Refusal("`--budgets` must be counts or shares where `--methods` has no hard-concrete, but is auto.")
     for seed in seeds:
-        if any(method in ("dense", "pipelined") or scores_of(method) for method in methods):
+        if any(method in ("dense", "pipelined", *FROM_DENSE) or scores_of(method) for method in methods):
             add(maker.dense(seed))
     for seed in seeds:
         for name in dict.fromkeys(scores for method in pruned if (scores := scores_of(method))):
             add(maker.scores(name, seed))
         for budget in budgets:
             for method in pruned:
+                if method == SHUFFLED and budget != AUTO:
+                    add(maker.scores(SHUFFLED_OF, seed))
+                    add(maker.pruned(f"{SHUFFLED_OF}-finetune", budget, seed))
                 if method == "hard-concrete":
                     add(maker.hard_concrete(budget, seed))
                 if budget != AUTO or method == "hard-concrete":
@@ -103,13 +90,14 @@ def plan(settings: Settings, methods: Sequence[str], budgets: Sequence[int | str
 
 def scores_of(method: str) -> str | None:
     """The scores that a method cuts a finished model by; None where it does not."""
-    name = method.removesuffix("-finetune")
+    name = method.removesuffix("-finetune").removesuffix(RESCALED)
     return name if name in SCORES else None
 
 
 class _Maker:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.preset, self.schedule = settings, settings.preset, settings.schedule
+        self.commands = Commands(settings)
         layers = (self.preset.heads_per_layer,) * self.preset.layers
         self.full = HeadLayout.full(HeadGrid(layers, layers, layers))
 
@@ -118,62 +106,85 @@ class _Maker:
         folder = f"runs/{name}/checkpoints"
         # stock fairseq's command line takes --bf16 for TPUs; our architecture does not
         ours = ["--head-layout", str(self.full)] if self.settings.precision == "bf16" else None
-        parts = [*self._stock(), *self._architecture(ours is not None), *(ours or [])]
-        train = self._train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
+        parts = [*self.commands.stock(), *self.commands.architecture(ours is not None), *(ours or [])]
+        train = self.commands.train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
         best = f"{folder}/checkpoint_best.pt"
-        return Run(name, "dense", self.preset.total_heads, seed, (train, self._generate(name, best)), deployed=best)
+        return Run(
+            name, "dense", self.preset.total_heads, seed, (train, self.commands.generate(name, best)), deployed=best
+        )
 
     def scores(self, scores: str, seed: int) -> Run:
         name, needed = f"{scores}-scores-s{seed}", f"dense-s{seed}"
         output = f"runs/{name}/scores.json"
-        words = ["fairseq-dsp-score", DATA, "--path", f"runs/{needed}/checkpoints/checkpoint_best.pt", *SCORES[scores]]
-        words += ["--seed", seed, "--output", output, *([] if self.settings.gpu else ["--cpu"])]
-        return Run(name, scores, None, seed, (Step("score", _text(words), output),), (needed,))
+        step = self.commands.score(f"runs/{needed}/checkpoints/checkpoint_best.pt", output, SCORES[scores], seed)
+        return Run(name, scores, None, seed, (step,), (needed,))
 
     def hard_concrete(self, budget: int | str, seed: int) -> Run:
         """The one training for all budgets of a penalty and a seed: no gate depends on K."""
         penalty = self.preset.l0_penalty(budget)
         name = f"hard-concrete-s{seed}" if penalty is None else f"hard-concrete-l{penalty:g}-s{seed}"
-        parts = [*self._ours("hard-concrete", AUTO), *self.schedule.importance[:2]]
+        parts = [*self.commands.ours("hard-concrete", AUTO), *self.schedule.importance[:2]]
         parts += ["--l0-penalty", penalty] if penalty is not None else []
-        train = self._train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
+        train = self.commands.train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
         return Run(name, "hard-concrete", None, seed, (train,))
 
     def pruned(self, method: str, budget: int | str, seed: int) -> Run:
         name = f"{method}-k{budget}-s{seed}"
         if method == "hard-concrete":
             return self._cut(name, budget, seed)
-        if method in LEARNED or method == "fixed":
+        if method in FROM_DENSE:
+            return self._from_dense(name, method, budget, seed)
+        if method in (*LEARNED, "fixed", "stratified", "even"):
             return self._trained(name, method, budget, seed)
         small = f"runs/{name}/pruned.pt"
         dense, scores = f"dense-s{seed}", f"{scores_of(method)}-scores-s{seed}"
-        cut = self._prune(
+        rescale = ["--rescale", DATA] if method.removesuffix("-finetune").endswith(RESCALED) else []
+        cut = self.commands.prune(
             f"runs/{dense}/checkpoints/checkpoint_best.pt", small, "--scores", f"runs/{scores}/scores.json",
-            "--unpruned-heads", budget,
+            "--unpruned-heads", budget, *rescale,
         )  # fmt: skip
         steps, deployed = [cut], small
         if method.endswith("-finetune"):
-            parts = [*self._stock(), *self._architecture(True), "--head-layout", small, "--finetune-from-model", small]
-            steps.append(
-                self._train(
-                    name, parts, seed, self.preset.finetune, self.schedule.finetune_warmup, self.preset.finetune_rate
-                )
-            )
+            parts = [*self.commands.stock(), *self.commands.architecture(True), "--head-layout", small]
+            steps.append(self.commands.finetune(name, [*parts, "--finetune-from-model", small], seed))
             deployed = f"runs/{name}/checkpoints/checkpoint_best.pt"
-        steps.append(self._generate(name, deployed))
+        steps.append(self.commands.generate(name, deployed))
         return Run(name, method, budget, seed, tuple(steps), (dense, scores), deployed)
+
+    def _from_dense(self, name: str, method: str, budget: int | str, seed: int) -> Run:
+        """Goes on from the dense model: heads drawn at its start, or chosen in the first quarter of its updates."""
+        dense = f"dense-s{seed}"
+        needs, start = [dense], f"runs/{dense}/checkpoints/checkpoint_best.pt"
+        trained, small = f"runs/{name}/checkpoints/checkpoint_best.pt", f"runs/{name}/pruned.pt"
+        drawn = method in ("stratified-finetune", SHUFFLED)
+        parts = [*self.commands.ours("stratified" if drawn else "dsp", budget), "--finetune-from-model", start]
+        if method == SHUFFLED:
+            chosen = f"{SHUFFLED_OF}-finetune-k{budget}-s{seed}"
+            needs.append(chosen)
+            parts += ["--head-counts", f"runs/{chosen}/pruned.pt"]
+        if drawn:
+            train = self.commands.finetune(name, parts, seed)
+            return Run(
+                name, method, budget, seed, (train, self.commands.generate(name, trained)), tuple(needs), trained
+            )
+        window = max(self.preset.finetune * self.schedule.updates_an_epoch // 4, 1)
+        parts += [*importance_options(FROM_DENSE[method], window), "--cooldown-updates", window]
+        train = self.commands.finetune(name, parts, seed)
+        steps = (train, self.commands.prune(trained, small), self.commands.generate(name, small))
+        return Run(name, method, budget, seed, steps, tuple(needs), small)
 
     def _cut(self, name: str, budget: int | str, seed: int) -> Run:
         needed, small = self.hard_concrete(budget, seed).name, f"runs/{name}/pruned.pt"
         # the number of heads falls throughout the training: the best checkpoint is an early one with most of them
         trained = f"runs/{needed}/checkpoints/checkpoint_last.pt"
         choice = [] if budget == AUTO else ["--unpruned-heads", budget]
-        steps = (self._prune(trained, small, *choice), self._generate(name, small))
+        steps = (self.commands.prune(trained, small, *choice), self.commands.generate(name, small))
         method = "hard-concrete" if budget != AUTO else "hard-concrete-auto"
         return Run(name, method, budget, seed, steps, (needed,), small, needed)
 
     def _trained(self, name: str, method: str, budget: int | str, seed: int) -> Run:
-        parts = self._ours("dsp" if method == "pipelined" else method, budget)
+        kind = {"pipelined": "dsp", "even": "stratified"}.get(method, method.partition("-")[0])
+        parts = self.commands.ours(kind, budget) + (["--head-counts", "even"] if method == "even" else [])
         importance, schedule, needs, epochs = self.schedule.importance, self.schedule, (), self.preset.epochs
         cooldown, warmup = schedule.cooldown, schedule.warmup
         if method == "pipelined":
@@ -182,80 +193,16 @@ class _Maker:
             parts += ["--pipelined", "--finetune-from-model", dense]
             parts += ["--head-layout", dense] if self.settings.precision == "bf16" else []
             epochs, cooldown, warmup = self.preset.pipelined, schedule.pipelined_cooldown, 1
-        if method in ("dsp", "pipelined"):
+        if method in ("dsp-paper", "dsp-projection"):
+            parts += [*importance_options(method.partition("-")[2], cooldown), "--cooldown-updates", cooldown]
+        elif method in ("dsp", "pipelined"):
             parts += [*importance, "--cooldown-updates", cooldown]
         elif method == "ste":
             parts += [*importance[:2], "--cooldown-updates", cooldown]
         small = f"runs/{name}/pruned.pt"
-        train = self._train(name, parts, seed, epochs, warmup)
+        train = self.commands.train(name, parts, seed, epochs, warmup)
         trained = f"runs/{name}/checkpoints/checkpoint_best.pt"
-        if method == "fixed":  # has no other heads to remove
-            return Run(name, method, budget, seed, (train, self._generate(name, trained)), needs, trained)
-        steps = (train, self._prune(trained, small), self._generate(name, small))
+        if method in ("fixed", "stratified", "even"):  # has no other heads to remove
+            return Run(name, method, budget, seed, (train, self.commands.generate(name, trained)), needs, trained)
+        steps = (train, self.commands.prune(trained, small), self.commands.generate(name, small))
         return Run(name, method, budget, seed, steps, needs, small)
-
-    def _ours(self, selection: str, budget: int | str) -> list[Any]:
-        words = ["--task", "translation_dsp", "--unpruned-heads", budget, *self._architecture(True)]
-        words += ["--criterion", "label_smoothed_cross_entropy_dsp", "--optimizer", "dsp_adam"]
-        return [*words, "--head-selection", selection]
-
-    def _stock(self) -> list[str]:
-        return ["--task", "translation", "--criterion", "label_smoothed_cross_entropy", "--optimizer", "adam"]
-
-    def _architecture(self, ours: bool) -> list[Any]:
-        words: list[Any] = ["--arch", ("dsp_" if ours else "") + self.preset.architecture]
-        if self.preset.shape is not None:
-            layers, heads, width, inner = self.preset.shape
-            for side in ("encoder", "decoder"):
-                words += [f"--{side}-layers", layers, f"--{side}-attention-heads", heads]
-                words += [f"--{side}-embed-dim", width, f"--{side}-ffn-embed-dim", inner]
-                words += [f"--{side}-normalize-before"] if self.preset.pre_norm else []
-        return words
-
-    def _train(self, name: str, parts: Sequence[Any], seed: int, epochs: int, warmup: int, rate: float = 1.0) -> Step:
-        preset, settings = self.preset, self.settings
-        words = ["fairseq-train", *settings.data]
-        words += ["--user-dir", PLUGIN, *parts, "--share-decoder-input-output-embed", "--label-smoothing", "0.1"]
-        words += [
-            "--adam-betas",
-            "(0.9, 0.98)",
-            "--lr",
-            f"{preset.learning_rate * rate:g}",
-            "--lr-scheduler",
-            "inverse_sqrt",
-        ]
-        words += ["--warmup-updates", warmup, "--dropout", preset.dropout, "--weight-decay", "0.0001"]
-        words += ["--max-tokens", preset.max_tokens, "--max-epoch", epochs, "--seed", seed]
-        words += ["--required-batch-size-multiple", 1, "--no-epoch-checkpoints", "--no-progress-bar"]
-        words += ["--log-format", "simple", "--log-interval", 100, "--save-dir", f"runs/{name}/checkpoints"]
-        if preset.select == "bleu":
-            words += ["--eval-bleu", "--eval-bleu-args", '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}']
-            words += ["--eval-bleu-detok", "moses", "--eval-bleu-remove-bpe", settings.remove_bpe]
-            words += ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
-        words += [f"--{settings.precision}"] if settings.precision != "fp32" else []
-        words += ["--num-workers", 2] if settings.gpu else ["--cpu", "--num-workers", 0]
-        return Step("train", _text(words))
-
-    def _prune(self, source: str, target: str, *options: Any) -> Step:
-        return Step("prune", _text(["fairseq-dsp-prune", source, target, *options]), target)
-
-    def _generate(self, name: str, checkpoint: str) -> Step:
-        settings = self.settings
-        words = ["fairseq-generate", *settings.data]
-        words += [
-            "--user-dir",
-            PLUGIN,
-            "--path",
-            checkpoint,
-            "--beam",
-            self.preset.beam,
-            "--remove-bpe",
-            settings.remove_bpe,
-        ]
-        words += ["--batch-size", 512 if settings.gpu else 128, "--required-batch-size-multiple", 1, "--num-workers", 0]
-        words += [] if settings.gpu else ["--cpu"]
-        return Step("generate", _text(words))
-
-
-def _text(words: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(str(word) for word in words)

@@ -9,11 +9,21 @@ from math import sqrt
 from fairseq_dsp.config import AUTO
 
 # in the order of the table; auto: hard-concrete's own number of heads
-METHODS = (
+PAPER_METHODS = (
     "dense", "dsp", "pipelined", "ste", "hard-concrete", "gradient", "gradient-finetune", "gradient-iterative", "random",
     "random-finetune", "fixed",
 )  # fmt: skip
-LEARNED = ("dsp", "pipelined", "ste", "hard-concrete")
+# What goes on from a trained dense model without scores: heads drawn, or chosen by dsp with the importance options of this name.
+FROM_DENSE = {
+    "stratified-finetune": "", "shuffled-finetune": "", "dsp-finetune": "gentle", "dsp-paper-finetune": "paper",
+    "dsp-projection-finetune": "projection",
+}  # fmt: skip
+CHOICES = (
+    "joint-fisher-rescaled-finetune", "joint-fisher-finetune", "fisher-finetune", "gradient-finetune", "random-finetune",
+    *FROM_DENSE, "fisher", "joint-fisher", "joint-fisher-rescaled", "stratified", "even", "dsp-paper", "dsp-projection",
+)  # fmt: skip
+METHODS = tuple(dict.fromkeys((*PAPER_METHODS, *CHOICES)))
+LEARNED = ("dsp", "dsp-paper", "dsp-projection", "pipelined", "ste", "hard-concrete")
 # the paper's joint training: 15,000 updates of cooldown and 4,000 of warm-up, of about 60,000 as we estimate its 60 epochs
 COOLDOWN_SHARE, WARMUP_SHARE = 15 / 60, 4 / 60
 PIPELINED_COOLDOWN = 250  # updates, the paper's; afterwards the heads are fixed, and a longer one validated no better
@@ -31,7 +41,8 @@ class Preset:
         shape: options that change it: (layers, heads, width, inner width); None for the architecture's own.
         cooldown: updates, at most; likewise warmup.
         pipelined: epochs that train the importance variables alone.
-        finetune: epochs after pruning by scores; finetune_rate: their share of the learning rate.
+        finetune: epochs after pruning by scores; finetune_rate: their share of the learning rate; finetune_decays: it falls to
+            zero in a straight line, instead of as the training's does.
         l0_penalties: of hard-concrete, whose penalty decides how many heads stay open: (share of the heads, penalty for budgets
             up to it), in rising order up to 1; None for its default.
         select: what chooses the best checkpoint: bleu or loss, in validation.
@@ -58,6 +69,7 @@ class Preset:
     pre_norm: bool = False
     beam: int = 5
     finetune_rate: float = 0.2
+    finetune_decays: bool = False
 
     @property
     def heads_per_layer(self) -> int:
@@ -88,14 +100,21 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "paper": Preset(
         architecture="transformer_iwslt_de_en", shape=None, max_tokens=4096, epochs=60, learning_rate=5e-4, dropout=0.3,
-        warmup=4000, cooldown=15000, pipelined=1, finetune=5, select="bleu", methods=METHODS,
+        warmup=4000, cooldown=15000, pipelined=1, finetune=5, select="bleu", methods=PAPER_METHODS,
         budgets=("72", "60", "48", "36", "24", "18", "12", "8", "4", "0"), seeds=(1, 2, 3),
     ),
     "small": Preset(
         architecture="transformer", shape=(3, 4, 64, 128), max_tokens=1024, epochs=2, learning_rate=7e-3, dropout=0.0,
-        warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=METHODS,
+        warmup=400, cooldown=1200, pipelined=1, finetune=1, select="loss", methods=PAPER_METHODS,
         budgets=("24", "18", "12", "6", "3"), seeds=(1, 2), l0_penalties=((0.1, 5e-3), (0.25, 3e-3), (1.0, 3e-4)), pre_norm=True, beam=1,
         finetune_rate=1.0,
+    ),
+    # Trained until validation has flattened, so that pruning costs something and choosing can show.
+    "converged": Preset(
+        architecture="transformer", shape=(3, 8, 128, 256), max_tokens=4096, epochs=12, learning_rate=3e-3, dropout=0.2,
+        warmup=400, cooldown=1200, pipelined=1, finetune=2, select="loss", budgets=("24", "12", "6"), seeds=(1, 2, 3, 4, 5, 6),
+        methods=("dense", *CHOICES[:5], *FROM_DENSE, "stratified", "even", "dsp", "dsp-paper", "dsp-projection"), pre_norm=True,
+        finetune_rate=4 / 3, finetune_decays=True,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
@@ -124,9 +143,22 @@ class Schedule:
     @property
     def importance(self) -> list[str]:
         """Options of the importance variables."""
-        if self.gentle:
-            return ["--importance-lr", "0.05", "--initial-temperature", "0.5", "--final-temperature", "0.01"]
-        return ["--importance-lr", "0.2", "--initial-temperature", "0.1", "--final-temperature", "1e-8"]
+        return importance_options("gentle" if self.gentle else "paper", self.cooldown)
+
+
+def importance_options(name: str, window: int) -> list[str]:
+    """Options of the importance variables: `paper`, `gentle` (docs/design/0003), or `projection`, whose steps add up to 25.
+
+    Args:
+        window: updates in which the heads are chosen.
+    """
+    lr, initial, final = {
+        "paper": ("0.2", "0.1", "1e-8"),
+        "gentle": ("0.05", "0.5", "0.01"),
+        "projection": (f"{25 / window:.3g}", "1", "0.1"),
+    }[name]
+    words = ["--importance-lr", lr, "--initial-temperature", initial, "--final-temperature", final]
+    return [*words, "--relaxation", "projection"] if name == "projection" else words
 
 
 def scale_batch(preset: Preset, max_tokens: int) -> Preset:
