@@ -54,7 +54,7 @@ def allow_checkpoint_types() -> None:
             DictConfig,
             ListConfig,
             *(AnyNode, BooleanNode, FloatNode, IntegerNode, StringNode),
-            *_dataclasses_below(FairseqDataclass),
+            *(FairseqDataclass, *_dataclasses_below(FairseqDataclass)),
             Metadata,
             ContainerMetadata,
             typing.Any,
