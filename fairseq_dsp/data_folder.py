@@ -14,7 +14,7 @@ from typing import NoReturn
 import numpy as np
 from fairseq.data import ConcatDataset, Dictionary, FairseqDataset
 from fairseq.data.data_utils import batch_by_size, load_indexed_dataset
-from fairseq.data.indexed_dataset import IndexedDataset, MMapIndexedDataset, infer_dataset_impl
+from fairseq.data.indexed_dataset import IndexedDataset, MMapIndexedDataset, dataset_exists, infer_dataset_impl
 from fairseq.tokenizer import tokenize_line
 from fairseq.utils import split_paths
 
@@ -160,12 +160,11 @@ class DataFolder:
             return [self._prefixes(self.path, subset)]
         found = []
         for folder in self.folders:
-            names = (f"{subset}{number or ''}" for number in itertools.count())
-            parts = (self._prefixes(folder, name) for name in names)
-            found += [
-                next(parts),  # whether it is there or not
-                *itertools.takewhile(lambda part: infer_dataset_impl(part[0]) is not None, parts),
-            ]
+            first = self._prefixes(folder, subset)
+            found.append(first)  # whether it is there or not
+            kind = RAW if infer_dataset_impl(first[0]) == RAW else None
+            more = (self._prefixes(folder, f"{subset}{number}") for number in itertools.count(1))
+            found += itertools.takewhile(lambda part, kind=kind: dataset_exists(part[0], kind), more)
         return found
 
     def files(self, subset: str) -> list[str]:

@@ -49,7 +49,10 @@ def upgraded(state: dict[str, Any], path: str) -> dict[str, Any]:
         Exception: whatever fairseq and hydra raise where they meet what they did not expect.
     """
     try:
-        with _silent(logging.getLogger("fairseq.dataclass.utils")):  # it logs all options that it cannot take
+        with (
+            _silent("fairseq.dataclass.utils"),
+            _silent("hydra.core.utils"),
+        ):  # which log all options, and their own work
             return checkpoint_utils._upgrade_state_dict(state)
     except Exception:
         unknown = _unknown_values(state["args"]) if isinstance(state.get("args"), argparse.Namespace) else {}
@@ -87,7 +90,8 @@ def _takes(group: DictConfig, name: str, value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _silent(talker: logging.Logger) -> Iterator[None]:
+def _silent(name: str) -> Iterator[None]:
+    talker = logging.getLogger(name)
     before, talker.disabled = talker.disabled, True
     try:
         yield

@@ -56,7 +56,7 @@ def allow_checkpoint_types() -> None:
             DictConfig,
             ListConfig,
             *(AnyNode, BooleanNode, FloatNode, IntegerNode, StringNode),
-            *_dataclasses_below(FairseqDataclass),
+            *(FairseqDataclass, *_dataclasses_below(FairseqDataclass)),
             Metadata,
             ContainerMetadata,
             typing.Any,

@@ -69,7 +69,7 @@ def targets(made: Material) -> list[Target]:
         ),
         Target(
             "score", SCORE, lambda out: [*gradient, "--scorer", "gradient", "--output", out],
-            lambda out: [*gradient, "--scorer", "random", "--output", out],
+            lambda out: ["--path", made.dense, "--cpu", "--scorer", "random", "--output", out],
         ),
         Target(
             "export dense", EXPORT, lambda out: [made.pruned, out, "--format", "dense"],

@@ -46,3 +46,14 @@ def test_takes_the_sentences_of_the_pair_that_is_asked_for(dense, pruned, data, 
 def test_takes_no_subset_that_is_not_there(dense, data, tmp_path):
     done = run(BENCH, "--path", dense, *QUICK, "--data", data, "--subset", "test1", folder=tmp_path)
     assert_refused(done, "must hold test1 in both languages", reasons=2)
+
+
+def test_a_layout_of_a_benchmark_may_be_a_checkpoint_of_any_name(pruned: Path, tmp_path: Path):
+    shutil.copy(pruned, tmp_path / "heads")
+    model = f"dsp_transformer_tiny:layout={tmp_path}"
+    done = run(BENCH, "--random", f"{model}/heads", *QUICK, folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "5/12" in done.out
+    assert_refused(run(BENCH, "--random", f"{model}/none", *QUICK, folder=tmp_path), "`--random` must be a layout")
+    done = run(BENCH, "--random", f"{model}/none.pt", *QUICK, folder=tmp_path)
+    assert_refused(done, "`--random`: the checkpoint must be a file, but", "does not exist")

@@ -11,9 +11,11 @@ import torch
 from commands import QUIET, ROOT, budget, different, generate, load, prune, train
 from models import not_on_0_12_2
 
-from fairseq_dsp.checkpoint import read_checkpoint
+from fairseq_dsp.checkpoint import load_model, read_checkpoint
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.scoring.fingerprint import fingerprint
+from fairseq_dsp.scoring.score_file import read_scores
 
 sys.path.append(str(ROOT))
 from tests.golden.make import translate
@@ -42,6 +44,16 @@ def test_a_stored_training_checkpoint_is_rewritten_to_the_same_weights(tmp_path:
     ours, stored = load(tmp_path / "out.pt"), load(GOLDEN / "rewritten.pt")
     assert different(ours["model"], stored["model"]) == []
     assert ours["fairseq_dsp"]["layout"] == stored["fairseq_dsp"]["layout"]
+
+
+def test_stored_scores_still_choose_the_same_heads_and_weights_have_the_fingerprint_that_they_had(tmp_path: Path):
+    scores = read_scores(str(GOLDEN / "scores.json"))
+    done = prune(GOLDEN / "trained.pt", tmp_path / "out.pt", "--scores", GOLDEN / "scores.json", "--unpruned-heads", 4)
+    assert "not checked" in done.out
+    assert load(tmp_path / "out.pt")["fairseq_dsp"]["layout"] == str(scores.keep_top(4))
+    assert str(scores.keep_top(4)) == "enc:00.01/dec:01.00/cross:01.01"
+    found = fingerprint(load_model(read_checkpoint(str(GOLDEN / "trained.pt"))).weights())
+    assert found["float32"] == "aa6a4f150579edc0d5063959b437de42"
 
 
 @pytest.mark.parametrize("later", [2, None, "2", float("nan")])

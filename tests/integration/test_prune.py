@@ -6,16 +6,14 @@ import argparse
 import hashlib
 import importlib
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from commands import PRUNE, QUIET, assert_refused, budget, generate, heads_in, load, prune, run, train
 
-EXPORT, BENCH = "fairseq_dsp.cli.export", "fairseq_dsp.cli.bench"
-for _name in (EXPORT, BENCH):
-    importlib.import_module(_name)  # before any fork
+EXPORT = "fairseq_dsp.cli.export"
+importlib.import_module(EXPORT)  # before any fork
 
 FULL = "enc:11.11/dec:11.11/cross:11.11"
 LAYOUT = "enc:10.01/dec:11.00/cross:01.00"
@@ -86,31 +84,6 @@ def test_a_layout_prunes_any_heads_of_a_gated_or_dense_checkpoint(trained: Path,
         assert {"method": "layout", "pipelined": False, "seed": None}.items() <= load(tmp_path / name)[
             "fairseq_dsp"
         ].items()
-
-
-def test_a_layout_may_be_that_of_another_checkpoint(trained: Path, pruned: Path, dense: Path, tmp_path: Path):
-    """As for `--head-layout`: the heads that a rewritten one has, or that a trained one has chosen."""
-    for number, source in enumerate((pruned, trained)):
-        prune(dense, tmp_path / f"{number}.pt", "--layout", source)
-        assert load(tmp_path / f"{number}.pt")["cfg"]["model"].head_layout == load(pruned)["cfg"]["model"].head_layout
-    done = prune(pruned, tmp_path / "more.pt", "--layout", dense, ok=False)
-    assert_refused(done, "`--layout` must name heads that the model has", FULL)
-    for name, words in (("nowhere.pt", "does not exist"), ("folder", "is a folder")):
-        (tmp_path / "folder").mkdir(exist_ok=True)
-        done = prune(dense, tmp_path / "out.pt", "--layout", tmp_path / name, ok=False)
-        assert_refused(done, f"`--layout`: the checkpoint must be a file, but {tmp_path / name} {words}")
-
-
-def test_a_layout_of_a_benchmark_may_be_a_checkpoint_of_any_name(pruned: Path, tmp_path: Path):
-    shutil.copy(pruned, tmp_path / "heads")
-    model = f"dsp_transformer_tiny:layout={tmp_path}"
-    quick = "--workloads encoder --batch-size 2 --pairs 1 --warmup 0 --cpu --no-memory".split()
-    done = run(BENCH, "--random", f"{model}/heads", *quick, folder=tmp_path)
-    assert done.code == 0, done.err
-    assert "5/12" in done.out
-    assert_refused(run(BENCH, "--random", f"{model}/none", *quick, folder=tmp_path), "`--random` must be a layout")
-    done = run(BENCH, "--random", f"{model}/none.pt", *quick, folder=tmp_path)
-    assert_refused(done, "`--random`: the checkpoint must be a file, but", "does not exist")
 
 
 def test_the_file_says_what_chose_its_heads(trained: Path, tmp_path: Path):

@@ -173,6 +173,9 @@ class TestSeveral:
             write_side(path / "two", "train", "de-en", language, [[7, 2]], "raw")
             for part, count in (("train1", 2), ("valid1", 2)):
                 write_side(path / "one", part, "de-en", language, SENTENCES[:count])
+            write_side(
+                path / "one", "train2", "de-en", language, SENTENCES, "raw"
+            )  # text among others: not for fairseq
         return DataFolder(f"{path / 'one'}{os.pathsep}{path / 'two'}", name="DATA")
 
     def test_have_all_of_the_training_set_and_the_other_sets_of_the_first(self, tmp_path: Path):
