@@ -136,9 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kind, sizes[0], f"{median(found.seconds):.1f}", sizes[1], f"{found.peak / found.size:.2f}", sizes[2]
         )
         lines += json.dumps(asdict(found)) + "\n"
+        if args.json:  # after every kind: what was measured is kept, whatever comes next
+            write_atomically(args.json, lambda file, lines=lines: file.write(lines.encode()), "the measurements")
     Console().print(table)
-    if args.json:
-        write_atomically(args.json, lambda file: file.write(lines.encode()), "the measurements")
 
 
 def _check(args: argparse.Namespace) -> None:
