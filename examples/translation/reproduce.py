@@ -1,7 +1,7 @@
 """The paper's experiment with one command: every method at every budget, then BLEU, sacreBLEU and chrF of all.
 
     python examples/translation/reproduce.py --preset paper --data DATA-BIN --output DIR --jobs 4 --gpus
-    python examples/translation/reproduce.py --preset smoke --output DIR        on the sample corpus, 5 minutes on two cores
+    python examples/translation/reproduce.py --preset smoke --output DIR        on the sample corpus, about 6 minutes of processor time
 
 It may be killed at any moment; the same command goes on. DIR/results.jsonl gets a line for every finished run;
 `fairseq-dsp-report DIR/results.jsonl --output DIR/report` shows them.

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from rich.console import Console
@@ -136,9 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kind, sizes[0], f"{median(found.seconds):.1f}", sizes[1], f"{found.peak / found.size:.2f}", sizes[2]
         )
         lines += json.dumps(asdict(found)) + "\n"
+        if args.json:  # after every kind: what was measured is kept, whatever comes next
+            args.json.write(lambda file, lines=lines: file.write(lines.encode()), "the measurements")
+            args.json = replace(args.json, force=True)  # what is there now is ours
     Console().print(table)
-    if args.json is not None:
-        args.json.write(lambda file: file.write(lines.encode()), "the measurements")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -55,12 +55,12 @@ class _Lines:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
-        self.begun = time.monotonic()
+        self.begun = monotonic()
         self.said: float | None = None
 
     def step(self) -> None:
         self.done += 1
-        now = time.monotonic()
+        now = monotonic()
         left = (now - self.begun) / self.done * (self.total - self.done)
         if left >= _EVERY and (self.said is None or now - self.said >= _EVERY):
             duration = f"{left:.0f} seconds" if left < 100 else f"{left / 60:.0f} minutes"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_benchmark import GATED, PIPELINED, QUICK, SMALL
 
+from fairseq_dsp.benchmark import pruning
 from fairseq_dsp.benchmark.subjects import Subject
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.bench import main
@@ -67,3 +68,16 @@ def test_what_was_measured_is_kept_whatever_ends_the_measuring(tmp_path, monkeyp
 
 def _raise(error):
     raise error
+
+
+def test_the_rewriting_that_was_measured_is_kept_where_a_later_one_fails(tmp_path, monkeypatch):
+    def measure(kind, *_):
+        if kind == pruning.KINDS[1]:
+            raise Refusal("the checkpoint could not be rewritten: no.")
+        return pruning.Measured(kind, 10, [1.0], 20, 5)
+
+    monkeypatch.setattr(pruning, "measure", measure)
+    file = tmp_path / "rows.jsonl"
+    with pytest.raises(Refusal):
+        pruning.main(["--json", str(file)])
+    assert [json.loads(line)["kind"] for line in file.read_text().splitlines()] == [pruning.KINDS[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from fairseq_dsp.benchmark.measuring import estimate, paired_ratio
 from fairseq_dsp.benchmark.settings import Case
 from fairseq_dsp.benchmark.tables import show, show_profile
 from fairseq_dsp.cli import waiting
+from fairseq_dsp.cli.bench import main
 
 PATHS = ["runs/dense-s1/checkpoint_best.pt", "experiments/of last week/dsp-k18-s1/pruned_and_finetuned_for_5_epochs.pt"]
 NAMES = [*PATHS, "dsp_transformer_iwslt_de_en:spread=18,gated,pipelined,relaxation=projection,words=8848/6632"]
@@ -97,7 +99,7 @@ def test_too_few_pairs_give_a_ratio_and_no_interval():
 def clock(monkeypatch):
     """A clock that a test sets."""
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(waiting.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(waiting, "monotonic", lambda: now.seconds)
     return now
 
 
@@ -120,6 +122,20 @@ def test_many_short_steps_make_few_lines(clock, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[2] for line in lines] == ["1", "152", "302"]
     assert lines[0].startswith("generate: turns: 1 of 600, about 60 seconds left")
+
+
+@pytest.mark.parametrize("workloads", ["encoder", "mask,encoder"])
+def test_the_command_says_which_part_of_which_case_it_is_at(workloads, monkeypatch, capsys):
+    seconds = itertools.count(step=20)
+    monkeypatch.setattr(waiting, "monotonic", lambda: next(seconds))
+    models = ["dsp_transformer_tiny:spread=6,words=30/40", "dsp_transformer_tiny:spread=5,gated,words=30/40"]
+    sizes = "--batch-size 2 --length 4 --pairs 3 --warmup 1 --cpu --no-memory".split()
+    main(["--random", *models, "--workloads", workloads, *sizes])
+    said = capsys.readouterr().err
+    count = len(workloads.split(","))
+    assert "reading the models: 1 of 2, about 20 seconds left" in said
+    assert f"encoder, batch 2 (case {count} of {count}): getting ready: 1 of 2, about 20 seconds left" in said
+    assert f"encoder, batch 2 (case {count} of {count}): turns: 1 of 4, about 60 seconds left" in said
 
 
 def test_short_work_says_nothing_where_there_is_no_terminal(clock, capsys):
