@@ -188,7 +188,7 @@ class DspTransformerModel(TransformerModel):
             self.unchecked = None
             with exit_on_refusal():
                 reasons = objections_to_unknown_options(options)
-                if not isinstance(options, DictConfig):  # hydra's are the model's alone
+                if get_option(options, "save_dir") is not None:  # fairseq-train's; hydra's are the model's alone
                     reasons += objections_to_start(options, options)
                 if reasons:
                     raise Refusal(*reasons)

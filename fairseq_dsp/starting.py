@@ -176,28 +176,21 @@ def _other_computation(start: Start, model_cfg: Options) -> list[str]:
 def _objections_to_going_on(start: Start, options: Options, now: PruningConfig) -> list[str]:
     method = method_class(now).from_config(now) if method_class(now).learned else None
     anew = bool(get_option(options, "reset_optimizer", False))
-    has_optimizer = start.state.get("last_optimizer_state") is not None
-    if not has_optimizer and not anew:
-        return _objections_to_lost_updates(start, method)
-    changes = _changes(start, now)
-    if not changes:
-        return []
+    counts = not anew and start.state.get("last_optimizer_state") is not None  # fairseq restores the number of updates
+    if not counts and not anew and (reasons := _objections_to_lost_updates(start, method)):
+        return reasons
+    changes, updates = _changes(start, now), start.updates if counts else 0
     last_epoch, last_update = (int(get_option(options, name, 0)) for name in ("max_epoch", "max_update"))
-    epochs_are_over = 0 < last_epoch < start.epoch and not get_option(options, "reset_dataloader", False)
-    if anew and epochs_are_over:
-        return [_must_stay(change, start, "add `--reset-dataloader`, for no epoch is left") for change in changes]
-    if anew:
-        return []
-    over = epochs_are_over or 0 < last_update <= start.updates
-    stays_fixed = method is not None and method.fixes_at is not None and method.fixes_at <= start.updates
-    if stays_fixed and now.budget is not None and start.fixed_heads not in (None, now.budget):
-        return [
-            _must_stay(
-                ("unpruned_heads", start.fixed_heads, now.unpruned_heads), start, f"its heads are fixed; {_ANEW}"
-            )
-        ]
-    if start.option == "save_dir" or over or _moves_other_weights(start, method, changes, now):
-        return [_must_stay(change, start, _ANEW) for change in changes]
+    no_epoch = 0 < last_epoch < start.epoch and not get_option(options, "reset_dataloader", False)
+    advice = f"{_ANEW}, with `--reset-dataloader`, for no epoch is left" if no_epoch else _ANEW
+    is_fixed = method is not None and method.fixes_at is not None and method.fixes_at <= updates
+    if changes and is_fixed and now.budget is not None and start.fixed_heads not in (None, now.budget):
+        change = ("unpruned_heads", start.fixed_heads, now.budget)
+        return [_must_stay(change, start, f"its heads are fixed; {advice}")]
+    nothing_left = no_epoch or 0 < last_update <= updates
+    others = counts and _moves_other_weights(start, method, changes, now)
+    if nothing_left or others or start.option == "save_dir" and not anew:
+        return [_must_stay(change, start, advice) for change in changes]
     for name, before, value in changes:
         logger.warning("%s was trained for %s %s and goes on with %s.", start.path, flag(name), before, value)
     return []

@@ -18,7 +18,8 @@ class Method(ABC):
 
     Attributes:
         name: what `--head-selection` takes.
-        options: those of `PruningConfig` that belong to methods and that this one takes; any other is refused.
+        options: those of `PruningConfig` that belong to methods and that this one takes; any other is refused. A training that
+            goes on compares them with those that its checkpoint was trained with.
         learned: whether importance variables are trained; if not, the layout is decided when the model is built.
         finds_number: whether it can tell how many heads to keep (`--unpruned-heads auto`, `own_number`).
         fixes_at: number of updates after which the heads are fixed; None where they never are.

@@ -1,6 +1,6 @@
 """Long runs that look for what a test would miss.
 
-`fuzz`, `kills`, `naming` and `soak` are commands with `--count` and `--seed`; the other modules are their parts.
+`fuzz`, `kills`, `naming`, `folders` and `soak` are commands with `--count` and `--seed`; the other modules are their parts.
 `tests/integration/test_campaigns.py` runs a slice of each: that of the kills of `reproduce.py` with `--slow` only.
 """
 

@@ -20,7 +20,7 @@ from fairseq_dsp.cli import prune
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export import ctranslate2 as conversion
 from fairseq_dsp.export import specification
-from tests.campaigns import fuzz, judging, kills, mutations, naming, reproducing, soak
+from tests.campaigns import folders, fuzz, judging, kills, mutations, naming, reproducing, soak
 from tests.campaigns.cases import Case, Source
 from tests.campaigns.judging import Judge
 from tests.campaigns.material import Material, Tally
@@ -91,6 +91,32 @@ def test_odd_dictionaries(names: str, made: Material, tmp_path: Path, monkeypatc
     assert tally.figures["done"] > 5
     assert tally.figures["refused"] > 5
     assert bool(tally.failures) == (names != "as they are"), tally.failures
+
+
+def test_folders_used_again(made: Material, tmp_path: Path):
+    tally = Tally(4)
+    folders.use_again(made, tmp_path, 4, random.Random(5), tally)
+    assert tally.done == 4
+    assert not tally.failures
+    assert sum(tally.figures.get(name, 0) for name in ("done", "done in a new folder")) >= 1
+
+
+def test_a_checkpoint_of_another_training_counts_as_a_failure(made: Material, tmp_path: Path):
+    path, content = made.trained, made.trained.read_bytes()
+    asked = {"head_selection": "dsp", "unpruned_heads": 5, "cooldown_updates": 8}
+    for options, words in (
+        ({}, ""),
+        ({"unpruned_heads": 4}, "of 5 heads"),
+        ({"cooldown_updates": 9}, "trained for cooldown_updates 8"),
+        ({"head_selection": "ste"}, "trained for dsp"),
+    ):
+        failures = folders.wrong(folders.Wish({**asked, **options}, "as it comes", ()), 0, "", path, content)
+        assert words in "".join(failures)
+        assert bool(failures) == bool(words)
+    wish = folders.Wish(asked, "as it comes", ())
+    assert "ended with code 1" in folders.wrong(wish, 1, "fairseq_dsp: error: no", path, content)[0]
+    assert "is another" in folders.wrong(wish, 2, "fairseq_dsp: error: no", path, b"")[0]
+    assert folders.wrong(wish, 2, "fairseq_dsp: error: no", path, content) == []
 
 
 @pytest.fixture

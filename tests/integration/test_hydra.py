@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from commands import (
     HYDRA,
     QUIET,
@@ -69,11 +71,46 @@ def test_a_pruned_checkpoint_is_finetuned_by_hydra(pruned: Path, data: Path, tmp
     assert heads_in(tmp_path / "run/save/checkpoint_last.pt") == 5
 
 
-@pytest.mark.parametrize("typo", ["+model.heads_layout=enc:1", "+model.unpruned_head=3", "+model.head_selecton=ste"])
-def test_a_misspelt_option_is_refused_and_the_right_one_named(typo: str, data: Path, tmp_path: Path):
+TYPOS = ["+model.heads_layout=enc:1", "+model.unpruned_head=3", "+model.head_selecton=ste"]
+TYPOS += ["+model.cooldown=5", "+model.encoder_layer=4", "+model.nothing_like_it=1"]
+
+
+@pytest.mark.parametrize("typo", TYPOS)
+def test_an_option_that_nobody_reads_is_refused_and_the_right_one_named(typo: str, data: Path, tmp_path: Path):
     done = hydra(tmp_path / "run", data, typo)
-    assert_refused(done, typo[len("+model.") :].partition("=")[0], "did you mean")
+    meant = [] if "nothing" in typo else ["did you mean"]
+    assert_refused(done, typo[len("+model.") :].partition("=")[0], "is not an option of dsp_transformer_tiny", *meant)
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_so_is_one_of_a_model_with_given_heads_that_stock_parts_train(data: Path, tmp_path: Path):
+    parts = {name: STOCK[name] for name in ("task", "criterion", "optimizer")}
+    heads = ["+model.head_layout='enc:10.01/dec:11.00/cross:01.00'", "~model.cooldown_updates"]
+    done = hydra(tmp_path / "run", data, *heads, "+model.encoder_layer=4", max_update=1, **parts)
+    assert_refused(done, "`encoder_layer` is not an option", "`encoder_layers`")
+    assert not list(tmp_path.rglob("*.pt"))
+    assert hydra(tmp_path / "run", data, *heads, "+model.scale_fc=true", max_update=1, **parts).code == 0
+
+
+def test_a_checkpoint_that_was_trained_with_one_goes_on_working(composed: Path, data: Path, tmp_path: Path):
+    state = load(composed)
+    state["cfg"]["model"]["encoder_layer"] = 4
+    torch.save(state, tmp_path / "old.pt")
+    prune(tmp_path / "old.pt", tmp_path / "pruned.pt")
+    assert len(generate(data, tmp_path / "old.pt", folder=tmp_path).hypotheses()) == 37
+
+
+def test_a_save_folder_used_again_for_something_else_is_refused(composed: Path, data: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    shutil.copytree(composed.parent, tmp_path / "run/save")
+    done = hydra(tmp_path / "run", data, "task.unpruned_heads=4", "model.cooldown_updates=20", max_update=20)
+    assert_refused(done, "`--unpruned-heads` must stay 5", "`--cooldown-updates` must stay 4", reasons=2)
+
+
+def test_weights_of_another_function_are_refused(dense: Path, data: Path, tmp_path: Path):
+    start = f"checkpoint.finetune_from_model={dense}"
+    done = hydra(tmp_path / "run", data, start, "+model.activation_fn=gelu", "model.encoder_attention_heads=4")
+    assert_refused(done, "`--activation-fn` must be relu", "`--encoder-attention-heads` must be 2", reasons=2)
 
 
 @pytest.mark.parametrize("part", ["task", "arch", "criterion", "optimizer"])

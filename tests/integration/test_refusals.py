@@ -126,3 +126,33 @@ def test_a_pipelined_run_needs_a_checkpoint_that_exists(attempt, tmp_path: Path)
     missing = tmp_path / "none.pt.gone"
     done = attempt(*budget(4), "--pipelined", "--finetune-from-model", missing)
     assert_refused(done, "`--finetune-from-model`", "none.pt.gone")
+
+
+METRICS = {
+    "bleu": ["`--best-checkpoint-metric bleu` needs `--eval-bleu`"],
+    "accuracy": ["`--best-checkpoint-metric accuracy` needs `--report-accuracy`"],
+    "n_correct": ["needs `--report-accuracy`"],
+    "los": ["`--best-checkpoint-metric` must be one of loss, nll_loss, ppl, bleu", "but is los"],
+    "gnorm": ["`--best-checkpoint-metric` must be one of", "but is gnorm"],  # training's alone
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_that_no_validation_yields_is_refused_before_the_first_epoch(metric: str, data: Path, tmp_path: Path):
+    extra = ["--best-checkpoint-metric", metric, "--maximize-best-checkpoint-metric", "--no-epoch-checkpoints"]
+    done = train(data, tmp_path / "save", *extra, *budget(4), "--max-update", 1, ok=False)
+    assert_refused(done, *METRICS[metric])
+    assert "begin training epoch" not in done.out
+
+
+@pytest.mark.parametrize("metric", ["ppl", "accuracy", "heads_enc", "wpb"])
+def test_one_that_it_yields_chooses_the_best_checkpoint(metric: str, data: Path, tmp_path: Path):
+    extra = ["--best-checkpoint-metric", metric, "--report-accuracy", "--no-epoch-checkpoints"]
+    done = train(data, tmp_path / "save", *extra, *budget(4), "--max-update", 1)
+    assert (tmp_path / "save/checkpoint_best.pt").exists()
+    worst = "`--best-checkpoint-metric accuracy` without `--maximize-best-checkpoint-metric` keeps the worst"
+    assert (worst in done.out) == (metric == "accuracy")
+
+
+def test_without_validation_nobody_asks_for_the_metric(data: Path, tmp_path: Path):
+    train(data, tmp_path / "save", *SHORT, *budget(4), "--best-checkpoint-metric", "bleu")

@@ -36,6 +36,7 @@ def again(data: Path, tmp_path: Path):
     """Trains in a copy of a folder; what was there is untouched unless the training goes on."""
 
     def run(folder: Path, *options: Any, ok: bool = True, more: int = 4, **parts: Any) -> Result:
+        shutil.rmtree(tmp_path / "save", ignore_errors=True)
         shutil.copytree(folder, tmp_path / "save")
         before = (folder / "checkpoint_last.pt").read_bytes()
         done = train(data, tmp_path / "save", *QUIET, *options, "--max-update", UPDATES + more, ok=ok, **parts)
@@ -156,6 +157,16 @@ def test_a_checkpoint_without_the_optimizer_s_state_does_not_begin_again_without
     assert_refused(done, "optimizer's state", f"{UPDATES} updates", "`--reset-optimizer`", "`--head-layout")
     train(data, tmp_path / "save", *QUIET, *budget(5, 2), "--reset-optimizer", "--max-update", 3)
     assert load(tmp_path / "save/checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == 3
+
+
+def test_without_the_optimizer_s_state_a_folder_is_compared_all_the_same(folder_of, again):
+    """Neither needs the number of updates: importance that is added to dense weights, and a method without a schedule."""
+    for before, after, parts, words in (
+        ([], budget(5), {"stock": True}, "must stay dense"),
+        ([*HARD_CONCRETE, "--unpruned-heads", "auto"], [*HARD_CONCRETE, "--unpruned-heads", 5], {}, "must stay auto"),
+    ):
+        folder = folder_of(*before, "--no-save-optimizer-state", **parts)
+        assert_refused(again(folder, *after, ok=False), words)
 
 
 def test_nor_does_an_average(folder_of, data: Path, tmp_path: Path):

@@ -152,9 +152,17 @@ def test_averaging_refuses_models_that_compute_something_else_with_weights_of_th
 ):
     state = torch.load(dense, weights_only=False)
     state["cfg"]["model"].activation_fn, state["cfg"]["model"].no_scale_embedding = "gelu", True
+    state["cfg"]["model"].cross_self_attention = True
     torch.save(state, tmp_path / "other.pt")
     done = average(tmp_path / "mean.pt", dense, tmp_path / "other.pt")
-    assert_refused(done, "`--activation-fn` gelu", "relu", "`--no-scale-embedding` True", reasons=2)
+    assert_refused(
+        done,
+        "`--activation-fn` gelu",
+        "relu",
+        "`--no-scale-embedding` True",
+        "`--cross-self-attention` True",
+        reasons=3,
+    )
     assert not (tmp_path / "mean.pt").exists()
 
 

@@ -16,7 +16,21 @@ from typing import Any
 
 import pytest
 import torch
-from commands import AVERAGE, GENERATE, INTERACTIVE, PLUGIN, PRUNE, QUIET, TRAIN, VALIDATE, Result, load, run, training
+from commands import (
+    AVERAGE,
+    GENERATE,
+    INTERACTIVE,
+    PLUGIN,
+    PRUNE,
+    QUIET,
+    TRAIN,
+    VALIDATE,
+    Result,
+    Running,
+    load,
+    run,
+    training,
+)
 
 from fairseq_dsp.config import set_option
 
@@ -124,6 +138,28 @@ def test_the_option_runs_where_fairseq_evaluates_it(evaluated: Path, marker: Pat
     code = "import sys; from fairseq import utils; utils.eval_str_list(sys.argv[1], int)"  # without the plug-in
     subprocess.run([sys.executable, "-c", code, text], capture_output=True, check=False)
     assert marker.exists()
+
+
+def test_expressions_of_the_command_line_are_evaluated_as_without_the_plug_in(data: Path, tmp_path: Path):
+    """Where fairseq evaluates, and at once (list of an architecture's layers) or later (sizes that a model is built with)."""
+    later = ["--pipeline-balance", "[1]*2+[4]"]
+
+    def cli_main() -> None:
+        from fairseq import options, utils
+
+        kernels = ["--arch", "lightconv", "--encoder-kernel-size-list", "[3] * 7", "--weight-softmax", "not 0"]
+        parsed = options.parse_args_and_arch(options.get_training_parser(), [str(data), *kernels])
+        assert parsed.encoder_kernel_size_list == [3] * 7
+        assert parsed.weight_softmax is True
+        sys.argv = ["fairseq-train", *later, "--ratios={'a': 1 / 4}"]
+        assert utils.eval_str_list("[1]*2+[4]", int) == [1, 1, 4]
+        assert utils.eval_str_dict("{'a': 1 / 4}") == {"a": 0.25}
+        for text in ("[1]*3", "__import__('os').getpid()"):  # nobody has typed them
+            with pytest.raises(ValueError, match="malformed"):
+                utils.eval_str_list(text, int)
+
+    done = Running(cli_main, [], tmp_path).wait()
+    assert done.code == 0, done.err
 
 
 def refused(done: Result, marker: Path, tmp_path: Path, *names: str) -> None:
