@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.room import OLD, clear_leftovers, room_beside
+from fairseq_dsp.room import OLD, clear_leftovers, hand_down, room_beside
 
 _NEW = "new"
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # what renaming a folder to a name that is taken says
@@ -57,7 +57,7 @@ class OutputFile:
                 new = os.path.join(room, _NEW)
                 with _Noting(io.FileIO(new, "w")) as file:
                     file.problems = problems
-                    _hand_down(self.target, new)
+                    hand_down(self.target, new)
                     write(file)
                     file.flush()
                     os.fsync(file.fileno())
@@ -124,7 +124,7 @@ class OutputFolder:
                 new = os.path.join(room, _NEW)
                 os.mkdir(new)
                 yield new
-                mode = _hand_down(self.target, new, stat.S_IRWXU)  # who may not write to a folder may not move it
+                mode = hand_down(self.target, new, stat.S_IRWXU)  # who may not write to a folder may not move it
                 self._name(new, os.path.join(room, OLD))
                 if mode is not None and mode & stat.S_IRWXU != stat.S_IRWXU:
                     os.chmod(self.target, mode)
@@ -133,11 +133,12 @@ class OutputFolder:
 
     def _name(self, new: str, old: str) -> None:
         while True:
-            claimed = not self.force and not self.was_there
             try:
-                if claimed:
+                if not self.force and not self.was_there:
                     os.mkdir(self.target)  # an empty folder that somebody makes meanwhile is left alone too
-                os.rename(new, self.target)
+                    self._rename_over_claim(new)
+                else:
+                    os.rename(new, self.target)
                 return
             except OSError as error:
                 if error.errno not in _OCCUPIED:
@@ -150,6 +151,14 @@ class OutputFolder:
                 os.rename(self.target, old)  # who is killed after this leaves the old one to `_clear`
             except FileNotFoundError:
                 continue
+
+    def _rename_over_claim(self, new: str) -> None:
+        try:
+            os.rename(new, self.target)
+        except BaseException:
+            with contextlib.suppress(OSError):  # somebody has put something into it
+                os.rmdir(self.target)
+            raise
 
     def refuse_other_kind(self) -> None:
         """Raises:
@@ -263,26 +272,6 @@ def _refuse_other_than_file(path: str, target: str) -> None:
 
 def _exists(path: str) -> Refusal:
     return Refusal(f"the output must not exist without `--force`, but {path} does.")
-
-
-def _hand_down(old: str, new: str, extra: int = 0) -> int | None:
-    """Gives the new file or folder the mode of the old one, and its owner where that is allowed.
-
-    Args:
-        extra: bits that the new one gets for the time being.
-
-    Returns:
-        the mode, None where there is no old one.
-    """
-    try:
-        found = os.stat(old)
-    except FileNotFoundError:
-        return None
-    with contextlib.suppress(OSError):
-        os.chown(new, found.st_uid, found.st_gid)
-    mode = stat.S_IMODE(found.st_mode)
-    os.chmod(new, mode | extra)
-    return mode
 
 
 class _Noting(io.BufferedWriter):

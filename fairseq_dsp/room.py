@@ -12,6 +12,7 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 
@@ -37,6 +38,26 @@ def room_beside(target: str) -> Iterator[str]:
     finally:
         _clear(room, target)
         os.close(lock)
+
+
+def hand_down(old: str, new: str, extra: int = 0) -> int | None:
+    """Gives the new file or folder the mode of the old one, and its owner where that is allowed.
+
+    Args:
+        extra: bits that the new one gets for the time being.
+
+    Returns:
+        the mode, None where there is no old one.
+    """
+    try:
+        found = os.stat(old)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):
+        os.chown(new, found.st_uid, found.st_gid)
+    mode = stat.S_IMODE(found.st_mode)
+    os.chmod(new, mode | extra)
+    return mode
 
 
 def clear_leftovers(target: str) -> None:

@@ -255,6 +255,15 @@ def test_what_appears_during_the_work_is_left_alone(what: str, links: bool, tmp_
 
 
 @pytest.mark.parametrize("make", [write, fill])
+def test_a_name_that_was_claimed_is_given_up_where_the_output_cannot_have_it(make, tmp_path: Path, monkeypatch):
+    for name in ("link", "rename", "replace"):
+        monkeypatch.setattr(os, name, lambda *_: (_ for _ in ()).throw(OSError("no such thing here")))
+    with pytest.raises(Refusal, match="no such thing here"):
+        make(tmp_path / "out", force=False)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", [write, fill])
 def test_a_fresh_hidden_folder_that_another_writer_takes_for_a_leftover_is_made_again(
     make, tmp_path: Path, monkeypatch
 ):
