@@ -29,6 +29,7 @@ class PruningConfig:
         default=None,
         metadata={
             "help": "how the heads are chosen: dsp (Gumbel soft top-K, the default), ste (straight-through top-K), "
+            "simple (a hard sample with the gradient of exact marginals), "
             "hard-concrete (L0 gates) or fixed (drawn at random with --seed, or given by --head-layout, and trained from the start)",
         },
     )

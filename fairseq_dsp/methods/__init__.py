@@ -12,8 +12,9 @@ from fairseq_dsp.methods.dsp import DifferentiableSubset, StraightThrough
 from fairseq_dsp.methods.fixed import Fixed
 from fairseq_dsp.methods.hard_concrete import HardConcrete
 from fairseq_dsp.methods.method import Method
+from fairseq_dsp.methods.simple import Simple
 
-_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, HardConcrete, Fixed)
+_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, HardConcrete, Fixed, Simple)
 METHODS = {method.name: method for method in _CLASSES}
 
 

@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "sharing": set(),
     "json_values": set(),
     "scoring": {"heads", "attention", "errors", "json_values", "scoring"},
-    "methods": {"heads", "subset", "config", "errors", "methods"},
+    "marginals": {"subset"},
+    "methods": {"heads", "subset", "marginals", "config", "errors", "methods"},
 }
 
 OPTIONAL = {"matplotlib", "rich", "sacremoses", "sentencepiece", "subword_nmt", "ctranslate2", "jinja2"}
