@@ -25,7 +25,7 @@ from fairseq_dsp.compat import (
 )
 from fairseq_dsp.config import PruningConfig, add_arguments, flag, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
-from fairseq_dsp.gates import STATE_PREFIX, HeadGates
+from fairseq_dsp.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.loading import fit_state
 from fairseq_dsp.methods import method_class
@@ -139,7 +139,7 @@ class DspTransformerModel(TransformerModel):
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
-                        parameter.requires_grad_(parameter is gates.importance)
+                        parameter.requires_grad_(getattr(parameter, "param_group", None) == IMPORTANCE_GROUP)
             else:
                 # Nothing of this model is grouped, but the optimizer can tell by it that the model is one of ours.
                 for _, attention in attentions(model, model.layout.grid):

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal, exit_on_refusal
-from fairseq_dsp.methods import METHODS, Method
+from fairseq_dsp.methods import METHODS
+from fairseq_dsp.methods.method import Method
 
 STATES = {"start": 0.3, "half learned": 1.5, "nearly decided": 4.0}
 TEMPERATURES = (1.0, 0.5, 0.1, 0.01)

@@ -11,10 +11,11 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods.dsp import DifferentiableSubset, StraightThrough
 from fairseq_dsp.methods.fixed import Fixed
 from fairseq_dsp.methods.hard_concrete import HardConcrete
+from fairseq_dsp.methods.lagrangian import Lagrangian
 from fairseq_dsp.methods.method import Method
 from fairseq_dsp.methods.simple import Simple
 
-_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, HardConcrete, Fixed, Simple)
+_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, HardConcrete, Fixed, Simple, Lagrangian)
 METHODS = {method.name: method for method in _CLASSES}
 
 
