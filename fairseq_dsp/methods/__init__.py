@@ -13,9 +13,18 @@ from fairseq_dsp.methods.fixed import Fixed
 from fairseq_dsp.methods.hard_concrete import HardConcrete
 from fairseq_dsp.methods.lagrangian import Lagrangian
 from fairseq_dsp.methods.method import Method
+from fairseq_dsp.methods.pass_ import Pass
 from fairseq_dsp.methods.simple import Simple
 
-_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, HardConcrete, Fixed, Simple, Lagrangian)
+_CLASSES: tuple[type[Method], ...] = (
+    DifferentiableSubset,
+    StraightThrough,
+    HardConcrete,
+    Fixed,
+    Simple,
+    Lagrangian,
+    Pass,
+)
 METHODS = {method.name: method for method in _CLASSES}
 
 
