@@ -28,7 +28,9 @@ class PruningConfig:
         default=None,
         metadata={
             "help": "how the heads are chosen: dsp (Gumbel soft top-K, the default), ste (straight-through top-K), "
-            "hard-concrete (L0 gates) or fixed (drawn at random with --seed, or given by --head-layout, and trained from the start)",
+            "simple (a hard sample with the gradient of exact marginals), "
+            "hard-concrete (L0 gates), lagrangian (L0 gates that meet the budget), pass (L0 gates driven to the budget and to 0 or 1) "
+            "or fixed (drawn at random with --seed, or given by --head-layout, and trained from the start)",
         },
     )
     unpruned_heads: int | str | None = field(
@@ -86,6 +88,12 @@ class PruningConfig:
     l0_penalty: float | None = field(
         default=None,
         metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"},
+    )
+    lagrangian_warmup: int | None = field(
+        default=None,
+        metadata={
+            "help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"
+        },
     )
     seed: int = 1
 

@@ -36,8 +36,7 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
         loss, sample_size, logged = super().forward(model, sample, reduce=reduce)
         gates = getattr(dsp_model, "head_gates", None)
         if gates is not None and model.training:
-            # fixed heads cost nothing that training could save
-            penalty = None if gates.is_fixed else gates.method.penalty(gates.importance, gates.update)
+            penalty = gates.penalty()
             if penalty is not None:
                 loss = loss + sample_size * penalty
                 logged["head_penalty"] = penalty.detach()

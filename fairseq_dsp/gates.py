@@ -44,6 +44,8 @@ class HeadGates(nn.Module):
         importance: [H] float32, whatever the model's precision.
         fixed_mask: [H] float32, the chosen heads (0/1) once the cooldown is over, -1 everywhere before. A float, because
             fairseq's moving average multiplies every entry of the state.
+
+    What a method declares as its `variables` and `records` are further parameters and buffers, named as there.
     """
 
     def __init__(self, grid: HeadGrid, kept: int | None, method: Method, floors: Floors = ()) -> None:
@@ -56,6 +58,11 @@ class HeadGates(nn.Module):
         self.importance = nn.Parameter(initial_importance(grid))
         self.importance.param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
         self.register_buffer("fixed_mask", torch.full((grid.total,), _UNDECIDED))
+        for name, value in method.variables().items():
+            self.register_parameter(name, nn.Parameter(value))
+            self.get_parameter(name).param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
+        for name, value in method.records().items():
+            self.register_buffer(name, value)
         self._drawn: Tensor | None = None
         # what was read from the device, with the state of the tensors that it was read from
         self._fixed: tuple[Any, tuple[bool, ...]] | None = None
@@ -90,6 +97,14 @@ class HeadGates(nn.Module):
         """`decided_mask` as a layout of the grid."""
         return HeadLayout.of_mask(self.grid, self.decided_mask())
 
+    def own_state(self) -> dict[str, Tensor]:
+        """What the method keeps beside the importance, by name; see `Method.variables` and `Method.records`."""
+        return {name: getattr(self, name) for name in (*self.method.variables(), *self.method.records())}
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss of this update; None once heads are fixed, which cost nothing that could be saved."""
+        return None if self.is_fixed else self.method.penalty(self.importance, self.update, **self.own_state())
+
     def mean_importance(self) -> dict[str, float]:
         """Mean importance of all heads of an attention type; a type that has none is left out."""
         values = self.importance.detach().tolist()
@@ -113,15 +128,22 @@ class HeadGates(nn.Module):
                     )
                 self.fixed_mask.fill_(_UNDECIDED)
                 self._loaded = False
-            return self.method.gates(self.importance, self.kept, self.update)
+            with torch.no_grad():
+                self.method.begin_update(self.importance, self.update, **self.own_state())
+            return self._in_graph(self.method.gates(self.importance, self.kept, self.update))
         if self._fixed is None or self._fixed[0] != _stamp(self.fixed_mask):
             decided = self.decided_mask()
             before, marks = torch.stack([self.fixed_mask, decided]).tolist()
             self._refuse_other_number(before)
             self.fixed_mask.copy_(decided)
             self._fixed = _stamp(self.fixed_mask), tuple(map(bool, marks))
-        # Zero times the importance keeps it in the graph: DistributedDataParallel waits for its gradient.
-        return self.fixed_mask + 0.0 * self.importance
+        return self._in_graph(self.fixed_mask + 0.0 * self.importance)
+
+    def _in_graph(self, gates: Tensor) -> Tensor:
+        """Zero times a variable keeps it in the graph: DistributedDataParallel waits for its gradient."""
+        for name in self.method.variables():
+            gates = gates + 0.0 * self.get_parameter(name).sum()
+        return gates
 
     def _refuse_other_number(self, fixed: list[float]) -> None:
         """Training goes on with the heads that a checkpoint had fixed: with as many as these."""

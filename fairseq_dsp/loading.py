@@ -1,7 +1,8 @@
 """Fits a state to a model before it is loaded: names of today, the model's heads, importance variables. Called by `model`.
 
 A state of the same heads passes as it is. A dense one is shrunk to the model's layout, or given fresh importance variables
-where training starts on it. Anything else is refused with the option that would make it fit.
+where training starts on it; what another method kept beside them is left behind. Anything else is refused with the option
+that would make it fit.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ def _with_gates_of(model: DspTransformerModel, state: dict[str, Tensor]) -> dict
         if not model.adopts_dense_state:
             raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
         return {**state, **{STATE_PREFIX + name: value for name, value in gates.state_dict().items()}}
+    if model.adopts_dense_state:  # of another method's checkpoint training takes importance and marks
+        ours = {STATE_PREFIX + name: value for name, value in gates.state_dict().items()}
+        own = {STATE_PREFIX + name: ours[STATE_PREFIX + name] for name in gates.own_state()}
+        state = {name: value for name, value in state.items() if name in ours or not name.startswith(STATE_PREFIX)}
+        return {**own, **state}
     return state
 
 

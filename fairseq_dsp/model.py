@@ -26,7 +26,7 @@ from fairseq_dsp.compat import (
 from fairseq_dsp.config import PruningConfig, add_arguments, flag, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.floors import floors_of, parse_floor
-from fairseq_dsp.gates import STATE_PREFIX, HeadGates
+from fairseq_dsp.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
 from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.initial_layout import initial_layout, objections_to_floor
 from fairseq_dsp.loading import fit_state, parameter_names
@@ -146,7 +146,7 @@ class DspTransformerModel(TransformerModel):
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
-                        parameter.requires_grad_(parameter is gates.importance)
+                        parameter.requires_grad_(getattr(parameter, "param_group", None) == IMPORTANCE_GROUP)
             else:
                 # Nothing of this model is grouped, but the optimizer can tell by it that the model is one of ours.
                 for _, attention in attentions(model, model.layout.grid):

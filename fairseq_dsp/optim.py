@@ -69,6 +69,13 @@ class DspAdam(FairseqAdam):
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
         """Loads the moments; the importance variables' learning rate is the command's, not the checkpoint's."""
+        theirs = [len(group["params"]) for group in state_dict["param_groups"]]
+        if theirs[:1] == [len(self.weights)] and theirs[1:] != [len(self.importance)] * bool(self.importance):
+            with exit_on_refusal():
+                raise Refusal(
+                    "`--head-selection` must stay the method that the checkpoint was trained with (or add `--reset-optimizer`): "
+                    f"its optimizer has {sum(theirs[1:])} variables beside the weights, and this method's has {len(self.importance)}."
+                )
         super().load_state_dict(state_dict, optimizer_overrides)
         self._restore_importance_options()
 

@@ -74,19 +74,20 @@ def logistic_noise(count: int, seed: int, update: int) -> Tensor:
     return torch.logit(_uniform_noise(count, seed, update), eps=_CONCRETE_EPSILON)
 
 
-def hard_concrete(log_alpha: Tensor, noise: Tensor) -> Tensor:
+def hard_concrete(log_alpha: Tensor, noise: Tensor, temperature: float = _CONCRETE_TEMPERATURE) -> Tensor:
     """Gates that are exactly 0 or 1 with positive probability (Voita et al. 2019; Louizos et al. 2018, eq. 10-11).
 
-        s = sigmoid((noise + log_alpha) / 0.33),  g = min(1, max(0, 1.2 s - 0.1))
+        s = sigmoid((noise + log_alpha) / temperature),  g = min(1, max(0, 1.2 s - 0.1))
 
     Args:
         log_alpha: [n].
         noise: [n], logistic.
+        temperature: 0.33 as Voita et al. have it, or another's.
 
     Returns:
         tensor [n] in 0..1, with gradient wherever 0 < g < 1.
     """
-    return _stretch(torch.sigmoid((noise + log_alpha) / _CONCRETE_TEMPERATURE))
+    return _stretch(torch.sigmoid((noise + log_alpha) / temperature))
 
 
 def hard_concrete_without_noise(log_alpha: Tensor) -> Tensor:
@@ -97,9 +98,9 @@ def hard_concrete_without_noise(log_alpha: Tensor) -> Tensor:
     return _stretch(torch.sigmoid(log_alpha))
 
 
-def probability_open(log_alpha: Tensor) -> Tensor:
-    """P(g != 0) = sigmoid(log_alpha - 0.33 log(0.1 / 1.1)) of a hard concrete gate (Louizos et al. 2018, eq. 12): [n]."""
-    return torch.sigmoid(log_alpha - _CONCRETE_TEMPERATURE * math.log(-_LOW / _HIGH))
+def probability_open(log_alpha: Tensor, temperature: float = _CONCRETE_TEMPERATURE) -> Tensor:
+    """P(g != 0) = sigmoid(log_alpha - temperature · log(0.1 / 1.1)) of a hard concrete gate (Louizos et al. 2018, eq. 12): [n]."""
+    return torch.sigmoid(log_alpha - temperature * math.log(-_LOW / _HIGH))
 
 
 def _stretch(concrete: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from fairseq_dsp.checkpoint import (
 )
 from fairseq_dsp.config import architecture_of, grid_of_options
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.gates import IMPORTANCE_GROUP
 from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.model import DspTransformerModel
 from fairseq_dsp.native import build_native, native_cfg
@@ -101,12 +102,13 @@ def facts_of(model: nn.Module) -> Facts:
     layout = model.deployed_layout() if ours else HeadLayout.full(grid_of(model))
     gates = model.head_gates if ours else None
     phases: tuple[str, ...] = ("",)
+    weights = [p for p in model.parameters() if getattr(p, "param_group", None) != IMPORTANCE_GROUP]
     if gates is not None:
-        trained = any(p.requires_grad for p in model.parameters() if p is not gates.importance)
+        trained = any(p.requires_grad for p in weights)
         phases = ("choosing heads" if trained else "pipelined",)
         if trained and gates.method.fixes_at is not None:  # pipelined training ends where the heads are fixed
             phases += ("heads fixed",)
-    counted = sum(p.numel() for p in model.parameters() if gates is None or p is not gates.importance)
+    counted = sum(p.numel() for p in weights)
     words = (len(model.encoder.embed_tokens.weight), len(model.decoder.embed_tokens.weight))
     return Facts(counted, layout.count, layout.grid.total, str(layout), words, phases, gates is not None)
 

@@ -11,10 +11,22 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods.dsp import DifferentiableSubset, StraightThrough
 from fairseq_dsp.methods.fixed import Fixed
 from fairseq_dsp.methods.hard_concrete import HardConcrete
+from fairseq_dsp.methods.lagrangian import Lagrangian
 from fairseq_dsp.methods.method import Method
+from fairseq_dsp.methods.pass_ import Pass
+from fairseq_dsp.methods.simple import Simple
 from fairseq_dsp.methods.stratified import Stratified
 
-_CLASSES: tuple[type[Method], ...] = (DifferentiableSubset, StraightThrough, HardConcrete, Fixed, Stratified)
+_CLASSES: tuple[type[Method], ...] = (
+    DifferentiableSubset,
+    StraightThrough,
+    HardConcrete,
+    Simple,
+    Lagrangian,
+    Pass,
+    Fixed,
+    Stratified,
+)
 METHODS = {method.name: method for method in _CLASSES}
 
 

@@ -53,5 +53,5 @@ class HardConcrete(Method):
     def own_number(self, importance: Tensor) -> int:
         return int((hard_concrete_without_noise(importance.detach()) > 0).sum())
 
-    def penalty(self, importance: Tensor, update: int) -> Tensor:
+    def penalty(self, importance: Tensor, update: int, **own: Tensor) -> Tensor:
         return self.l0_penalty * probability_open(importance).sum()

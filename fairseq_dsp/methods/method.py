@@ -55,12 +55,28 @@ class Method(ABC):
         """How many heads the method itself would keep; None where it has no say."""
         return None
 
+    def variables(self) -> dict[str, Tensor]:
+        """What is trained beside the importance, in its group: initial values by their name in the state. Few have any."""
+        return {}
+
+    def records(self) -> dict[str, Tensor]:
+        """What the method notes beside the importance and no optimizer touches: initial values, floats, by name."""
+        return {}
+
+    def begin_update(self, importance: Tensor, update: int, **own: Tensor) -> None:
+        """Before the gates of an update are drawn: may change the importance and what is its own, in place.
+
+        Called for every micro-batch of an update, in every process; a second call must change nothing. `own` are
+        `variables` and `records`, all of which the checkpoint carries.
+        """
+        return None
+
     def temperature(self, update: int) -> float | None:
         """What is annealed, for the log; None where nothing is."""
         return None
 
-    def penalty(self, importance: Tensor, update: int) -> Tensor | None:
-        """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none."""
+    def penalty(self, importance: Tensor, update: int, **own: Tensor) -> Tensor | None:
+        """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none. `own` as above."""
         return None
 
 

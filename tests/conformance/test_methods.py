@@ -142,6 +142,30 @@ class TestState:
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
+    def test_carries_what_the_method_keeps_beside_the_importance(self, method):
+        model = choosing(method, 7, update=3)
+        scores(model.train())
+        resumed = choosing(method, 7, update=3, seed=1)
+        resumed.load_state_dict(through_a_file(model.state_dict()), strict=True)
+        ours, theirs = resumed.head_gates.own_state(), model.head_gates.own_state()
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert value.dtype == torch.float32  # an average, or fairseq's moving one, multiplies every entry
+            assert torch.equal(value, theirs[name])
+            assert f"head_gates.{name}" in model.state_dict()
+        penalties = [each.head_gates.penalty() for each in (model, resumed)]
+        assert penalties[0] is None or torch.equal(*penalties)
+
+    def test_of_another_method_is_started_on_without_what_is_its_own(self, method):
+        for other in (name for name, each in METHODS.items() if each.learned):
+            start, model = choosing(other, 7), choosing(method, 7, seed=1)
+            own = {name: value.clone() for name, value in model.head_gates.own_state().items()}
+            model.adopts_dense_state = True
+            model.load_state_dict(through_a_file(start.state_dict()), strict=True)
+            assert torch.equal(model.head_gates.importance, start.head_gates.importance)
+            expected = start.head_gates.own_state() if other == method else own
+            assert all(torch.equal(expected[name], value) for name, value in model.head_gates.own_state().items())
+
     def test_carries_the_fixed_heads(self, method):
         model = fixed(method, 7)
         resumed = choosing(method, 7, seed=1)
@@ -154,9 +178,20 @@ class TestTraining:
     @choices
     def test_moves_the_importance_before_the_heads_are_fixed(self, method, kept):
         for update in range(3):
-            found = gradients(choosing(method, kept, update=update))["head_gates.importance"]
+            model = choosing(method, kept, update=update)
+            gradients(model)
+            penalty = model.head_gates.penalty()
+            if penalty is not None:
+                penalty.backward()
+            found = model.head_gates.importance.grad
             assert torch.isfinite(found).all()
             assert found.any()
+
+    def test_draws_the_same_in_every_micro_batch_of_an_update(self, method):
+        model = choosing(method, 7, update=0).train()
+        first, state = model.head_gates._draw(), copy.deepcopy(model.head_gates.state_dict())
+        assert torch.equal(model.head_gates._draw(), first)
+        assert all(torch.equal(state[name], value) for name, value in model.head_gates.state_dict().items())
 
     @budgets
     def test_gives_every_parameter_a_finite_gradient(self, method, kept):
@@ -174,7 +209,7 @@ class TestTraining:
 
     def test_penalty_is_none_or_a_finite_number(self, method):
         gates = choosing(method, 7).head_gates
-        penalty = gates.method.penalty(gates.importance, gates.update)
+        penalty = gates.penalty()
         assert penalty is None or (penalty.dim() == 0 and torch.isfinite(penalty))
 
 

@@ -63,6 +63,7 @@ def distance(one: Path, other: Path) -> float:
 
 
 METHODS = {
+    "lagrangian": ["--head-selection", "lagrangian", *budget(5, cooldown=4)],
     "gates": budget(5, cooldown=3),
     "gates on what a layout leaves": [*budget(2, cooldown=3), "--head-layout", EMPTY],
     "empty sublayers": ["--head-layout", EMPTY],
@@ -88,6 +89,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     [
         ("pytorch_ddp", "gates"),  # the stricter of the two
         ("pytorch_ddp", "gates on what a layout leaves"),
+        ("pytorch_ddp", "lagrangian"),  # variables beside the importance
         ("c10d", "empty sublayers"),  # another name of it
         ("pytorch_ddp", "no head at all"),
         ("legacy_ddp", "gates"),

@@ -68,6 +68,13 @@ def attempt(data: Path, tmp_path: Path):
         (["--head-selection", "hard-concrete", "--l0-penalty", "-1"], ["`--l0-penalty`", "at least 0", "-1.0"]),
         (["--head-selection", "hard-concrete", "--keep-sampling"], ["`--keep-sampling`", "hard-concrete"]),
         (["--head-selection", "hard-concrete", "--final-temperature", "1"], ["`--final-temperature`", "1.0"]),
+        (["--lagrangian-warmup", "9"], ["`--lagrangian-warmup` belongs to lagrangian", "dsp", "but is 9"]),
+        (
+            ["--head-selection", "lagrangian", "--lagrangian-warmup", "15001"],
+            ["`--lagrangian-warmup`", "15000", "15001"],
+        ),
+        (["--head-selection", "pass", "--l0-penalty", "1"], ["`--l0-penalty`", "pass", "1.0"]),
+        (["--head-selection", "simple", "--relaxation", "projection"], ["`--relaxation`", "simple", "projection"]),
         (["--initial-temperature", "0"], ["`--initial-temperature`", "above 0", "0.0"]),
         (["--initial-temperature", "nan"], ["`--initial-temperature`", "nan"]),
         (["--final-temperature", "-1"], ["`--final-temperature`", "-1"]),

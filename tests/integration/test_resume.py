@@ -13,7 +13,8 @@ from fairseq_dsp.subset import hard_top_k
 
 COOLDOWN, END = 10, 14  # 8 updates an epoch
 SCHEDULE = [*QUIET, *budget(5, cooldown=COOLDOWN), "--save-interval-updates", 1]
-METHODS = {"dsp": [], "ste": ["--head-selection", "ste"], "sampling": ["--keep-sampling"]}
+METHODS = {name: ["--head-selection", name] for name in ("dsp", "ste", "simple", "lagrangian", "pass")}
+METHODS["sampling"] = ["--keep-sampling"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,9 @@ def test_resuming_from_any_update_equals_the_uninterrupted_run(
     assert different(ours, theirs) == []
 
 
-@pytest.mark.parametrize(("method", "update"), [("dsp", 11), ("ste", 3), ("sampling", 11)])
+@pytest.mark.parametrize(
+    ("method", "update"), [("dsp", 11), ("ste", 3), ("sampling", 11), ("simple", 7), ("lagrangian", 7), ("pass", 7)]
+)
 def test_a_run_that_was_stopped_and_started_again_equals_one_that_was_not(
     method: str, update: int, data: Path, tmp_path: Path
 ):
@@ -127,6 +130,42 @@ def test_in_half_precision_a_resumed_run_has_the_same_temperature_and_layout(fla
     temperatures = resumed.logged("temperature")
     assert temperatures
     assert temperatures == whole.logged("temperature")[-len(temperatures) :]
+
+
+def test_what_a_method_keeps_beside_the_importance_is_trained_until_the_cooldown_is_over(data: Path, tmp_path: Path):
+    schedule = [*QUIET, *budget(5, cooldown=4), *METHODS["lagrangian"], "--save-interval-updates", 1, "--max-update", 7]
+    train(data, tmp_path / "save", *schedule)
+    values = [
+        load(tmp_path / f"save/checkpoint_1_{update}.pt")["model"]["head_gates.multipliers"] for update in (1, 3, 4, 6)
+    ]
+    assert not values[0].equal(values[1])
+    assert values[2].any()
+    assert values[3].equal(values[2])
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "words"),
+    [
+        ([], 2, ["`--head-selection` must stay", "has 1 variables", "has 2"]),
+        (["--reset-optimizer"], 0, []),
+    ],
+)
+def test_going_on_with_a_method_of_other_variables_needs_a_new_optimizer(
+    extra: list[str], code: int, words: list[str], uninterrupted: Path, data: Path, tmp_path: Path
+):
+    start = uninterrupted / "checkpoint_1_5.pt"
+    schedule = [
+        *QUIET,
+        *budget(5, cooldown=COOLDOWN),
+        *METHODS["lagrangian"],
+        "--max-update",
+        7,
+        "--restore-file",
+        start,
+    ]
+    done = train(data, tmp_path / "save", *schedule, *extra, ok=False)
+    assert done.code == code, done.err
+    assert all(word in done.refusals[0] for word in words)
 
 
 def test_a_budget_that_changed_after_the_cooldown_is_refused(uninterrupted: Path, data: Path, tmp_path: Path):

@@ -46,6 +46,7 @@ class TestReading:
             "cooldown_updates": 0,
             "keep_sampling": True,
             "l0_penalty": 0.5,
+            "lagrangian_warmup": 0,
             "seed": 7,
         }
         assert set(options) == {option.name for option in fields(PruningConfig)}

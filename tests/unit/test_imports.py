@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "json_values": set(),
     "scoring": {"heads", "attention", "errors", "json_values", "scoring"},
     "floors": {"errors", "heads", "subset"},
-    "methods": {"heads", "subset", "config", "errors", "methods"},
+    "marginals": {"subset"},
+    "methods": {"heads", "subset", "marginals", "config", "errors", "methods"},
 }
 
 OPTIONAL = {"matplotlib", "rich", "sacremoses", "sentencepiece", "subword_nmt", "ctranslate2", "jinja2"}

@@ -1,0 +1,41 @@
+"""SIMPLE (Ahmed et al., ICLR 2023): a hard draw of K heads whose gradient is that of the exact marginals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.marginals import exact_straight_through_top_k
+from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
+from fairseq_dsp.methods.method import Method
+from fairseq_dsp.subset import gumbel_noise
+
+
+@dataclass(frozen=True)
+class Simple(Method):
+    """Gates are a hard sample of K heads; backwards they are the probabilities that heads have of being in one.
+
+        g = hard_top_k(w + Gumbel(seed, update), K),        dL/dw = Cov(z) dL/dg        (arXiv 2210.01941)
+
+    z is a subset of K heads with probability proportional to exp(sum of its w), and Cov(z) v the derivative of its exact
+    marginals in direction v. As in the authors' `v2/simple.py` the sample is the Gumbel top-K of w, whose law
+    (Plackett-Luce) is near that of z but another one; there is no temperature. A gate is 0 or 1 from the first update, so
+    what trains is what is deployed. The noise is one draw an update.
+    """
+
+    name: ClassVar[str] = "simple"
+    options: ClassVar[tuple[str, ...]] = StraightThrough.options
+    seed: int
+    fixes_at: int | None
+
+    @classmethod
+    def from_config(cls, config: PruningConfig) -> Simple:
+        return cls(config.seed, None if config.keep_sampling else cooldown_of(config))
+
+    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+        assert kept is not None
+        noise = gumbel_noise(importance.numel(), self.seed, update).to(importance)
+        return exact_straight_through_top_k(importance, noise, kept)
