@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
-from fairseq_dsp.methods.method import Method
+from fairseq_dsp.methods.method import Method, noise_for
 from fairseq_dsp.subset import hard_concrete, logistic_noise, probability_open
 
 # As in the authors' code (princeton-nlp/CoFiPruning): temperature of the gates, and the range of log alpha, at whose end it starts.
@@ -68,7 +68,7 @@ class Lagrangian(Method):
             own["multipliers"].zero_()
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        noise = logistic_noise(importance.numel(), self.seed, update).to(importance)
+        noise = noise_for(importance, logistic_noise, self.seed, update)
         return hard_concrete(log_alpha(importance), noise, TEMPERATURE)
 
     def penalty(self, importance: Tensor, update: int, **own: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
-from fairseq_dsp.methods.method import Method
+from fairseq_dsp.methods.method import Method, noise_for
 from fairseq_dsp.subset import hard_concrete, logistic_noise, probability_open
 
 # Of the authors' code (DujianDing/PASS): epochs of its training, the penalty before the first of them, where log alpha is cut
@@ -74,7 +74,7 @@ class Pass(Method):
         rounds_begun.fill_(round_)
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        return hard_concrete(importance, logistic_noise(importance.numel(), self.seed, update).to(importance))
+        return hard_concrete(importance, noise_for(importance, logistic_noise, self.seed, update))
 
     def penalty(self, importance: Tensor, update: int, **own: Tensor) -> Tensor:
         zero = 1.0 - probability_open(importance)

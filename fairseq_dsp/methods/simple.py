@@ -10,7 +10,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.marginals import exact_straight_through_top_k
 from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
-from fairseq_dsp.methods.method import Method
+from fairseq_dsp.methods.method import Method, noise_for
 from fairseq_dsp.subset import gumbel_noise
 
 
@@ -37,5 +37,5 @@ class Simple(Method):
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         assert kept is not None
-        noise = gumbel_noise(importance.numel(), self.seed, update).to(importance)
+        noise = noise_for(importance, gumbel_noise, self.seed, update)
         return exact_straight_through_top_k(importance, noise, kept)

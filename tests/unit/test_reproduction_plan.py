@@ -200,7 +200,7 @@ class TestEveryMethodIs:
 class TestFromADenseModel:
     def test_heads_by_the_joint_score_are_cut_rescaled_and_trained_with_all_updates(self, seed: int):
         name = f"joint-fisher-rescaled-finetune-k4-s{seed}"
-        run = runs("joint-fisher-rescaled-finetune", finetune=2, finetune_decays=True)[name]
+        run = runs("joint-fisher-rescaled-finetune", finetune=2, decays=True)[name]
         cut, train, _ = run.steps
         scores = f"runs/joint-fisher-scores-s{seed}/scores.json"
         options = ("--scores", scores, "--unpruned-heads", "4", "--rescale", "DATA-BIN")

@@ -61,19 +61,24 @@ class Commands:
 
     def train(self, name: str, parts: Sequence[Any], seed: int, epochs: int, warmup: int) -> Step:
         """A training from the start."""
-        schedule = ["--lr", f"{self.preset.learning_rate:g}", "--lr-scheduler", "inverse_sqrt"]
-        return self._training(name, parts, seed, epochs, [*schedule, "--warmup-updates", warmup])
+        return self._training(name, parts, seed, epochs, self._rate(self.preset.learning_rate, epochs, warmup))
 
     def finetune(self, name: str, parts: Sequence[Any], seed: int) -> Step:
         """A shorter training of what is trained already."""
-        preset, schedule = self.preset, self.settings.schedule
-        words = ["--lr", f"{preset.learning_rate * preset.finetune_rate:g}", "--lr-scheduler"]
-        if preset.finetune_decays:
-            words += ["polynomial_decay", "--total-num-update", preset.finetune * schedule.updates_an_epoch]
+        preset = self.preset
+        rate = self._rate(
+            preset.learning_rate * preset.finetune_rate, preset.finetune, self.settings.schedule.finetune_warmup
+        )
+        return self._training(name, parts, seed, preset.finetune, rate)
+
+    def _rate(self, peak: float, epochs: int, warmup: int) -> list[Any]:
+        """Learning rate and its schedule."""
+        words: list[Any] = ["--lr", f"{peak:g}", "--lr-scheduler"]
+        if self.preset.decays:
+            words += ["polynomial_decay", "--total-num-update", epochs * self.settings.schedule.updates_an_epoch]
         else:
             words += ["inverse_sqrt"]
-        words += ["--warmup-updates", schedule.finetune_warmup]
-        return self._training(name, parts, seed, preset.finetune, words)
+        return [*words, "--warmup-updates", warmup]
 
     def _training(self, name: str, parts: Sequence[Any], seed: int, epochs: int, rate: Sequence[Any]) -> Step:
         preset, settings = self.preset, self.settings

@@ -41,8 +41,8 @@ class Preset:
         shape: options that change it: (layers, heads, width, inner width); None for the architecture's own.
         cooldown: updates, at most; likewise warmup.
         pipelined: epochs that train the importance variables alone.
-        finetune: epochs after pruning by scores; finetune_rate: their share of the learning rate; finetune_decays: it falls to
-            zero in a straight line, instead of as the training's does.
+        finetune: epochs after pruning by scores; finetune_rate: their share of the learning rate.
+        decays: the learning rate falls to zero in a straight line, instead of by the square root of the updates.
         l0_penalties: of hard-concrete, whose penalty decides how many heads stay open: (share of the heads, penalty for budgets
             up to it), in rising order up to 1; None for its default.
         select: what chooses the best checkpoint: bleu or loss, in validation.
@@ -69,7 +69,7 @@ class Preset:
     pre_norm: bool = False
     beam: int = 5
     finetune_rate: float = 0.2
-    finetune_decays: bool = False
+    decays: bool = False
 
     @property
     def heads_per_layer(self) -> int:
@@ -111,10 +111,10 @@ PRESETS: Mapping[str, Preset] = {
     ),
     # Trained until validation has flattened, so that pruning costs something and choosing can show.
     "converged": Preset(
-        architecture="transformer", shape=(3, 8, 128, 256), max_tokens=4096, epochs=12, learning_rate=3e-3, dropout=0.2,
+        architecture="transformer", shape=(3, 8, 128, 256), max_tokens=4096, epochs=12, learning_rate=4e-3, dropout=0.2,
         warmup=400, cooldown=1200, pipelined=1, finetune=2, select="loss", budgets=("24", "12", "6"), seeds=(1, 2, 3, 4, 5, 6),
         methods=("dense", *CHOICES[:5], *FROM_DENSE, "stratified", "even", "dsp", "dsp-paper", "dsp-projection"), pre_norm=True,
-        finetune_rate=4 / 3, finetune_decays=True,
+        finetune_rate=1.0, decays=True,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
