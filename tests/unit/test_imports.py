@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "attention": {"errors", "heads", "live", "masks", "sharing"},
     "sharing": set(),
     "json_values": set(),
-    "scoring": {"heads", "attention", "errors", "json_values", "scoring"},
+    "scoring": {"floors", "heads", "attention", "errors", "json_values", "scoring"},
     "floors": {"errors", "heads", "subset"},
     "marginals": {"subset"},
     "methods": {"heads", "subset", "marginals", "config", "errors", "methods"},
