@@ -105,7 +105,7 @@ class Demo:
         table, bleu = self._compare(rows)
         kept_heads_grid({f"DSP, {self.budget} heads": layout, "random": control}, str(self.out / "heads.png"))
         Console().print(table)
-        if others:  # which heads are chosen decides the score, and rounding decides between them
+        if others:  # heads chosen and rounding move the score of one seed by many points
             found = [score for name, score in bleu.items() if name.startswith("budget, rewritten")]
             seeds = ", ".join(map(str, self.seeds))
             print(f"BLEU with {self.budget} heads over seeds {seeds}: {min(found):.1f} to {max(found):.1f}")
