@@ -73,8 +73,8 @@ def draw_wish(draw: random.Random, made: Material, folder: Path) -> Wish:
     for name in method.options:
         if name in _VALUES and draw.random() < 0.4:
             options[name] = draw.choice(_VALUES[name])
-    words: list[Any] = ["--max-update", draw.choice([3, 6, 9]), *draw.choice([[], [], ["--no-save-optimizer-state"]])]
-    way = draw.choice(["as it comes", "as it comes", "reset", "reset but the data", "restore", "finetune"])
+    words: list[Any] = ["--max-update", draw.choice([3, 6]), *draw.choice([[], [], ["--no-save-optimizer-state"]])]
+    way = draw.choice([*["as it comes"] * 5, "reset", "reset but the data", "restore", "finetune"])
     if way.startswith("reset"):
         words += ["--reset-optimizer", *([] if "but" in way else ["--reset-dataloader"])]
         words += ["--max-epoch", draw.choice([1, 2, 3])]
@@ -123,8 +123,10 @@ def use_again(made: Material, folder: Path, count: int, draw: random.Random, tal
         if number % _IN_A_FOLDER == 0:
             shutil.rmtree(save, ignore_errors=True)
         earlier, wish, path = wish, draw_wish(draw, made, save), save / "checkpoint_last.pt"
-        if number % _IN_A_FOLDER and draw.random() < 0.4:
-            wish = replace(wish, options=earlier.options)  # for the same as before
+        same = draw.random()
+        if number % _IN_A_FOLDER and same < 0.6:  # for the same as before, or for another number of heads alone
+            other = {} if same < 0.3 else {"unpruned_heads": draw.choice([1, 2, 4])}
+            wish = replace(wish, options={**earlier.options, **other})
         before = path.read_bytes() if path.exists() else None
         done = train(made.data, save, *QUIET, *wish.command_line, ok=False)
         tally.count(wish.way, f"{'refused' if done.code == 2 else 'done'}{'' if before else ' in a new folder'}")
