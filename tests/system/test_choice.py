@@ -12,7 +12,7 @@ PROJECTION = "dsp:relaxation=projection,initial_temperature=1,final_temperature=
 
 
 def test_heads_that_suffice_learn_the_roles_and_without_cross_attention_nothing_of_the_source_is_known() -> None:
-    bench = Bench(Setting(variant="roles", updates=150), seed=1)
+    bench = Bench(Setting(variant="roles", updates=300), seed=1)
     good = bench.run(parse_arm("sufficient"), K)
     blind = bench.run(parse_arm("fixed:head_layout=enc:1000.0000/dec:1100.1000/cross:0000.0000"), K)
     assert good.accuracy >= 0.95
