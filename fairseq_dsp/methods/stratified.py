@@ -38,7 +38,7 @@ class Stratified(Method):
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         found = super().objections(config)
-        if config.budget is None and config.head_layout is None:
+        if config.unpruned_heads is None and config.head_layout is None:
             found.append(
                 f"{flag('unpruned_heads')} must be given for `--head-selection stratified`: how many heads to keep."
             )

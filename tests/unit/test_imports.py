@@ -33,7 +33,9 @@ MAY_TOUCH_FAIRSEQ = {
     "computation",
     "starting",
 }
-MAY_TOUCH_FAIRSEQ |= {f"benchmark/{name}" for name in ("comparison", "sentences", "subjects", "training", "workloads")}
+MAY_TOUCH_FAIRSEQ |= {
+    f"benchmark/{name}" for name in ("choosing", "comparison", "sentences", "subjects", "training", "workloads")
+}
 
 # What each may import of this package; modules that are not named here may import what they like, except cli.
 MAY_IMPORT = {

@@ -1,0 +1,130 @@
+"""The arms of `choice`: methods by name with their options, and controls that tell what a method has won.
+
+    [LABEL=]NAME[:option=value,…]
+
+NAME is one of `--head-selection`, a scorer, which cuts a dense model, or a control: `dense`, `sufficient`, `cross-first`, or
+`shuffled:ARM`, which draws anew which heads of every site another arm of the list keeps.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from fairseq_dsp.benchmark.lookup import Head, sufficient_layout
+from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.heads import HeadGrid, HeadLayout, Site
+from fairseq_dsp.methods import METHODS
+from fairseq_dsp.scoring import SCORERS
+
+DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED = "dense", "sufficient", "cross-first", "shuffled"
+CONTROLS = (DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED)
+# Of the optimizer; all others are the model's.
+OPTIMIZER_OPTIONS = ("importance_lr", "importance_lr_follows_scheduler")
+_OPTIONS = {option.name for option in fields(PruningConfig)} - {"head_selection", "unpruned_heads", "seed"}
+_OPTIONS |= set(OPTIMIZER_OPTIONS)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table.
+
+    Attributes:
+        label: what the table calls it.
+        name: of a method, a scorer or a control.
+        options: of the method, as text.
+        source: of `shuffled`: the arm whose counts by site it takes.
+    """
+
+    label: str
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+    source: Arm | None = None
+
+    @property
+    def spec(self) -> str:
+        """The text that gives this arm, without a label; what a line of results is found by."""
+        if self.source is not None:
+            return f"{SHUFFLED}:{self.source.spec}"
+        return self.name + ":" * bool(self.options) + ",".join(f"{name}={value}" for name, value in self.options)
+
+    @property
+    def is_scorer(self) -> bool:
+        # `random` cuts as `fixed` does
+        return self.name in SCORERS and self.name not in METHODS
+
+
+def parse_arm(text: str) -> Arm:
+    """Reads `[LABEL=]NAME[:option=value,…]`.
+
+    Raises:
+        Refusal: no such name, or an option that is none; all reasons.
+    """
+    head, _, rest = text.partition(":")
+    label, named, name = head.rpartition("=")
+    label = label if named else text
+    if name == SHUFFLED:
+        source = parse_arm(rest)
+        if source.name in (SHUFFLED, DENSE):
+            raise Refusal(f"`{SHUFFLED}` must take the counts of an arm that cuts heads, but is {text}.")
+        return Arm(label, SHUFFLED, source=source)
+    known = (*METHODS, *(scorer for scorer in SCORERS if scorer not in METHODS), *CONTROLS)
+    reasons = []
+    if name not in known:
+        reasons.append(f"`--methods` must name one of {', '.join(known)}, but is {text}.")
+    # a comma inside a value is none before an option
+    parts = re.split(r",(?=(?:" + "|".join(_OPTIONS) + r")=)", rest) if rest else []
+    options = [(option, value) for option, _, value in (part.partition("=") for part in parts)]
+    reasons += [
+        f"`--methods` must give options of a method as option=value, but {part!r} in {text} is none."
+        for part, (option, value) in zip(parts, options, strict=True)
+        if option not in _OPTIONS or not value
+    ]
+    if options and name in (*CONTROLS, *SCORERS) and name not in METHODS:
+        reasons.append(f"`--methods {name}` takes no options, but is {text}.")
+    if reasons:
+        raise Refusal(*reasons)
+    return Arm(label, name, tuple(sorted(options)))
+
+
+def control_layout(
+    arm: Arm, grid: HeadGrid, k: int, seed: int, needed: Sequence[Head], source: HeadLayout | None
+) -> HeadLayout:
+    """The heads of a control, decided before it trains.
+
+    Args:
+        needed: heads without which the task cannot be learned.
+        source: what `shuffled` takes its counts from.
+    """
+    if arm.name == DENSE:
+        return HeadLayout.full(grid)
+    if arm.name == SUFFICIENT:
+        return sufficient_layout(grid, k, needed)
+    if arm.name == CROSS_FIRST:
+        return draw_within(grid, cross_first(grid, k), seed)
+    assert source is not None
+    return draw_within(grid, {site: len(source.heads(site)) for site in grid.sites}, seed)
+
+
+def cross_first(grid: HeadGrid, k: int) -> dict[Site, int]:
+    """Heads by site: one of cross-attention in every decoder layer, then one of decoder self-attention in every decoder
+    layer, then one of encoder self-attention in every encoder layer, and so on until they are k."""
+    counts = dict.fromkeys(grid.sites, 0)
+    while sum(counts.values()) < k:
+        open_sites = [site for site in grid.sites if counts[site] < grid.heads(site)]
+        if not open_sites:
+            raise Refusal(f"{flag('kept')} must be at most {grid.total}, but is {k}.")
+        for stack in ("cross", "dec", "enc"):
+            for site in (site for site in open_sites if site.stack == stack):
+                counts[site] += sum(counts.values()) < k
+    return counts
+
+
+def draw_within(grid: HeadGrid, counts: Mapping[Site, int], seed: int) -> HeadLayout:
+    """The layout with so many heads at every site, drawn with the seed."""
+    generator = random.Random(seed)
+    kept = {site: set(generator.sample(range(grid.heads(site)), counts[site])) for site in grid.sites}
+    return HeadLayout(grid, tuple(head in kept[site] for site in grid.sites for head in range(grid.heads(site))))

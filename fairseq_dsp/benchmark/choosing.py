@@ -1,0 +1,278 @@
+"""Trains the arms of one seed on the lookup task and tells what is deployed. Called by `choice`.
+
+The model, the gates, the methods, the criterion and the optimizer are those that fairseq-train uses. Arms of a seed share the
+task, the initial weights and the batches, so that they can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from torch import Tensor
+
+from fairseq_dsp.benchmark import lookup, roles
+from fairseq_dsp.benchmark.arms import DENSE, OPTIMIZER_OPTIONS, Arm, control_layout
+from fairseq_dsp.benchmark.lookup import SPECIAL, WORDS, Lookup, digits
+from fairseq_dsp.checkpoint import VocabularyTask
+from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.errors import Refusal, noted
+from fairseq_dsp.finished import loss_of
+from fairseq_dsp.heads import HeadGrid, HeadLayout, HeadScores
+from fairseq_dsp.methods import METHODS
+from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.objections import budget_out_of_range, objections
+from fairseq_dsp.optim import DspAdam, DspAdamConfig
+from fairseq_dsp.scoring import SCORERS, Subject
+from fairseq_dsp.surgery import KEPT_MASK, attentions
+
+_SIDES = ("encoder", "decoder")
+_WINDOW = 0.4  # of the updates, until the heads are fixed, where the arm does not say
+_WARM_UP, _CONSTANT = 0.1, 0.5  # of the updates, of the weights' learning rate; then it falls to zero
+_VALIDATION_SEED, _SCORING_SEED = 1_000_003, 2_000_003  # added to the arm's: sentences that training does not see
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms share; results of another setting are never compared.
+
+    Attributes:
+        variant: `plain`, or `roles`: heads attend where they must, and are not exchangeable.
+        start: `scratch`, or `dense`: from the weights of a dense model of the same seed.
+        layers: of the encoder, and of the decoder.
+        heads: of a sublayer.
+        width: of the model, and of its feed-forward layers.
+        length: words of a sentence.
+        batch: sentences of an update.
+        updates: of every arm.
+        dense_updates: of the dense model that arms start from; 0 from scratch.
+        lr: the largest learning rate of an arm's weights.
+        dense_lr: likewise of the dense model.
+        validated: sentences of the validation.
+    """
+
+    variant: str = "plain"
+    start: str = "scratch"
+    layers: int = 2
+    heads: int = 4
+    width: int = 64
+    length: int = 16
+    batch: int = 32
+    updates: int = 1000
+    dense_updates: int = 0
+    lr: float = 5e-3
+    dense_lr: float = 3e-3
+    validated: int = 256
+
+    @property
+    def grid(self) -> HeadGrid:
+        sites = (self.heads,) * self.layers
+        return HeadGrid(sites, sites, sites)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The deployed model of an arm on sentences that it was not trained on.
+
+    Attributes:
+        accuracy: share of the words that are right.
+        loss: nats a word.
+        lookups: share of each of the three digits that is right: source_t, source_p(t), target_t-3.
+        layout: the heads that are deployed.
+        seconds: of the arm's updates and scoring, of the process alone.
+    """
+
+    accuracy: float
+    loss: float
+    lookups: tuple[float, float, float]
+    layout: HeadLayout
+    seconds: float
+
+
+class Bench:
+    """The task, the batches and, where arms start from it, the dense model of one seed.
+
+    Args:
+        setting: what all arms share.
+        seed: of the task, the initial weights, the batches, and what methods draw.
+    """
+
+    def __init__(self, setting: Setting, seed: int) -> None:
+        self.setting, self.seed = setting, seed
+        self.lookup = Lookup.draw(seed, setting.length)
+        self._dense: dict[str, Tensor] | None = None
+
+    def run(self, arm: Arm, k: int, source: HeadLayout | None = None) -> Outcome:
+        """Trains an arm with k heads, deploys it, measures it.
+
+        Args:
+            source: of `shuffled`: what the arm that it takes its counts from has deployed.
+
+        Raises:
+            SystemExit: the arm's options are not fit; `objections` knows the reasons.
+        """
+        state = self._dense_state() if self.setting.start == DENSE else None
+        begin = time.process_time()
+        options = self._options(arm, k, source)
+        model = self.build(options, state)
+        self.train(model, self.setting.updates, self.setting.lr, options)
+        seconds = time.process_time() - begin
+        model.eval()
+        model.bake()
+        return self.measure(model, seconds)
+
+    def objections(self, arm: Arm, k: int) -> list[str]:
+        """Sentences on an arm that cannot be run; empty if it can."""
+        found: list[str] = []
+        if not 0 <= k <= self.setting.grid.total:
+            return [budget_out_of_range(k, self.setting.grid.total)]
+        if arm.is_scorer and self.setting.start != DENSE:
+            return [f"`--start` must be {DENSE} for `--methods {arm.name}`, which scores a trained model's heads."]
+        if arm.source is not None or arm.is_scorer:
+            return []
+        try:
+            with noted(found):
+                _optimizer_options(dict(arm.options))
+                found += objections(self._cfg(self._options(arm, k)))
+        except ValueError as error:
+            found.append(f"`--methods {arm.name}` cannot keep {k} heads: {error}")
+        return found
+
+    def build(self, options: dict[str, Any], state: dict[str, Tensor] | None = None) -> DspTransformerModel:
+        """A model of the setting.
+
+        Args:
+            options: ours, as a user gives them.
+            state: of a dense model to start from.
+        """
+        cfg = self._cfg(options)
+        embeddings = {f"{side}.embed_tokens.weight": torch.empty(WORDS + SPECIAL, 0) for side in _SIDES}
+        torch.manual_seed(self.seed)
+        model = ARCH_MODEL_REGISTRY[cfg.arch].build_model(cfg, VocabularyTask(embeddings, cfg))
+        if self.setting.variant == "roles":
+            roles.freeze_roles(model, self.lookup, self.seed)
+        if state is not None:
+            model.adopts_dense_state = True
+            model.load_state_dict(dict(state))
+        return model
+
+    def train(self, model: DspTransformerModel, updates: int, lr: float, options: dict[str, Any]) -> None:
+        """Trains the model in place, as fairseq's trainer and our task do."""
+        setting = self.setting
+        criterion = LabelSmoothedCrossEntropyDspCriterion(
+            argparse.Namespace(target_dictionary=model.decoder.dictionary), sentence_avg=False, label_smoothing=0.0
+        )
+        optimizer = _optimizer(model, lr, options)
+        generator = torch.Generator().manual_seed(self.seed)
+        model.train()
+        for update in range(updates):
+            rising, falling = (update + 1) / (_WARM_UP * updates), (updates - update) / ((1 - _CONSTANT) * updates)
+            optimizer.set_lr(lr * min(1.0, rising, falling))
+            model.set_num_updates(update)
+            loss, sample_size, _ = criterion(model, self.lookup.batch(setting.batch, generator))
+            optimizer.zero_grad()
+            (loss / sample_size).backward()
+            optimizer.clip_grad_norm(1.0)
+            optimizer.importance_is_fixed = model.head_gates is not None and model.head_gates.is_fixed
+            optimizer.step()
+        model.set_num_updates(updates)
+
+    @torch.no_grad()
+    def measure(self, model: DspTransformerModel, seconds: float) -> Outcome:
+        """The model, in evaluation mode, on the validation's sentences."""
+        generator = torch.Generator().manual_seed(_VALIDATION_SEED + self.seed)
+        batch = self.lookup.batch(self.setting.validated, generator)
+        target = batch["target"]
+        found = model(**batch["net_input"])[0].argmax(dim=-1)
+        lookups = (digits(found) == digits(target)).double().mean(dim=(1, 2)).tolist()
+        return Outcome(
+            accuracy=float((found == target).double().mean()),
+            loss=float(loss_of(model, batch).sum()) / target.numel(),
+            lookups=tuple(lookups),  # type: ignore[arg-type]
+            layout=model.deployed_layout(),
+            seconds=seconds,
+        )
+
+    def _options(self, arm: Arm, k: int, source: HeadLayout | None = None) -> dict[str, Any]:
+        """The arm as options of ours."""
+        if arm.name in METHODS:
+            given = dict(arm.options)
+            budget = {} if "head_layout" in given else {"unpruned_heads": k}
+            return {**given, **budget, "head_selection": arm.name}
+        if arm.is_scorer:
+            return {"head_layout": str(self._scored(arm.name, k))}
+        grid = self.setting.grid
+        needed = roles.needed_heads(grid, self.seed) if self.setting.variant == "roles" else lookup.needed_heads(grid)
+        return {"head_layout": str(control_layout(arm, grid, k, self.seed, needed, source))}
+
+    def _cfg(self, options: dict[str, Any]) -> argparse.Namespace:
+        """The model's cfg, as fairseq-train would have it."""
+        setting = self.setting
+        values: dict[str, Any] = {
+            "arch": "dsp_transformer", "task": "translation_dsp", "criterion": "label_smoothed_cross_entropy_dsp",
+            "optimizer": "dsp_adam", "share_decoder_input_output_embed": True, "seed": self.seed, "max_update": setting.updates,
+            "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
+            "max_source_positions": setting.length, "max_target_positions": setting.length,
+        }  # fmt: skip
+        sizes = {"embed_dim": setting.width, "ffn_embed_dim": setting.width, "layers": setting.layers}
+        sizes |= {"attention_heads": setting.heads, "learned_pos": True}
+        values |= {f"{side}_{name}": size for side in _SIDES for name, size in sizes.items()}
+        cfg = argparse.Namespace(**values | {k: v for k, v in options.items() if k not in OPTIMIZER_OPTIONS})
+        method = METHODS.get(options.get("head_selection", ""))
+        window_given = {"cooldown_updates", "recipe"} & set(options)
+        if method is not None and "cooldown_updates" in method.options and not window_given:
+            cfg.cooldown_updates = round(_WINDOW * setting.updates)
+        ARCH_CONFIG_REGISTRY[cfg.arch](cfg)
+        return cfg
+
+    def _dense_state(self) -> dict[str, Tensor]:
+        """Weights of the seed's dense model, without marks of a layout; trained when they are first asked for."""
+        if self._dense is None:
+            model = self.build({"head_layout": str(HeadLayout.full(self.setting.grid))})
+            self.train(model, self.setting.dense_updates, self.setting.dense_lr, {})
+            state = model.state_dict()
+            self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(KEPT_MASK)}
+        return self._dense
+
+    def _scored(self, name: str, k: int) -> HeadLayout:
+        """The k heads of the dense model to which a scorer gives most."""
+        model = self.build({"head_layout": str(HeadLayout.full(self.setting.grid))}, self._dense_state()).eval()
+        generator = torch.Generator().manual_seed(_SCORING_SEED + self.seed)
+        subject = Subject(
+            grid=self.setting.grid,
+            attentions=dict(attentions(model, self.setting.grid)),
+            batches=[self.lookup.batch(self.setting.batch, generator) for _ in range(10)],
+            loss=lambda batch: loss_of(model, batch),
+            seed=self.seed,
+        )
+        scores = SCORERS[name]().score(subject, torch.ones(self.setting.grid.total))
+        return HeadScores(self.setting.grid, scores).keep_top(k)
+
+
+def _optimizer(model: DspTransformerModel, lr: float, options: dict[str, Any]) -> DspAdam:
+    cfg = DspAdamConfig(
+        lr=[lr], adam_betas="(0.9, 0.98)", clip_norm=1.0, fp16=False, memory_efficient_fp16=False,
+        fp16_no_flatten_grads=False, **_optimizer_options(options),
+    )  # fmt: skip
+    return DspAdam(cfg, [parameter for parameter in model.parameters() if parameter.requires_grad])
+
+
+def _optimizer_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of an arm's options that are the optimizer's.
+
+    Raises:
+        Refusal: a value of the wrong type.
+    """
+    found: dict[str, Any] = {}
+    if "importance_lr" in options:
+        try:
+            found["importance_lr"] = float(options["importance_lr"])
+        except ValueError:
+            raise Refusal(f"`--importance-lr` must be a number, but is {options['importance_lr']}.") from None
+    if "importance_lr_follows_scheduler" in options:
+        found["importance_lr_follows_scheduler"] = str(options["importance_lr_follows_scheduler"]).lower() == "true"
+    return found
