@@ -6,9 +6,9 @@ criterion and the optimizer with fairseq.
 
 __version__ = "0.1.0"
 
-import fairseq_dsp.compat  # isort: skip  # first: refuses what the others cannot work with
-import fairseq_dsp.untrusted  # isort: skip  # before anything reads a checkpoint
-import fairseq_dsp.criterion
-import fairseq_dsp.model
-import fairseq_dsp.optim
-import fairseq_dsp.task
+import fairseq_dsp.guards.versions  # isort: skip  # first: refuses what the others cannot work with
+import fairseq_dsp.guards.untrusted  # isort: skip  # before anything reads a checkpoint
+import fairseq_dsp.plugin.criterion
+import fairseq_dsp.plugin.model
+import fairseq_dsp.plugin.optimizer
+import fairseq_dsp.plugin.task

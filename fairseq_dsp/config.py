@@ -1,4 +1,4 @@
-"""Every option of ours that travels with the model, declared once. Read by `model`, `task`, `methods` and `checkpoint`.
+"""Every option of ours that travels with the model, declared once. Read by `methods`, `plugin` and `checkpoints`.
 
 The options live in the checkpoint's `cfg.model`, next to fairseq's own, because plain `fairseq-generate` builds its task
 from the command line and would lose anything that only the task knows. `cfg.model` is an argparse Namespace after
@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadGrid
 
 # What `--unpruned-heads` takes for a number in a method that finds its own.
 AUTO = "auto"
@@ -157,17 +156,6 @@ def architecture_of(cfg: argparse.Namespace | DictConfig | dict[str, Any]) -> st
     """Name of the architecture that a cfg describes; None where it gives none, or no text."""
     name = get_option(cfg, "_name") or get_option(cfg, "arch")
     return name if isinstance(name, str) else None
-
-
-def grid_of_options(cfg: argparse.Namespace | DictConfig) -> HeadGrid | None:
-    """The heads of the transformer that a cfg of either kind describes; None where it does not say yet."""
-    heads = {}
-    for side in ("encoder", "decoder"):
-        layers, width = get_option(cfg, f"{side}_layers"), get_option(cfg, f"{side}_attention_heads")
-        if layers is None or width is None:
-            return None
-        heads[side] = (int(width),) * int(layers)
-    return HeadGrid(heads["encoder"], heads["decoder"], heads["decoder"])
 
 
 def set_option(cfg: argparse.Namespace | DictConfig, name: str, value: Any) -> None:

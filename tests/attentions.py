@@ -10,7 +10,7 @@ from fairseq.modules import MultiheadAttention
 from models import randomise
 from torch import Tensor
 
-from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.modules.attention import PrunableAttention
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 12, 3, 4, 5, 6
 

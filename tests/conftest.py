@@ -10,7 +10,7 @@ import torch
 from fairseq.models.transformer import TransformerModel
 
 import fairseq_dsp  # noqa: F401  silences what it silences for users, and registers our model
-from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.plugin.model import DspTransformerModel
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

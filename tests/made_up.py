@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 GRID = HeadGrid((4, 4, 4), (4, 4, 4), (4, 4, 4))
 BUDGETS = (24, 12, 6, 3, 0)

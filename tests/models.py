@@ -18,8 +18,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fairseq_dsp.checkpoint import VocabularyTask
-from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.checkpoints.building import VocabularyTask
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 # Every example builds or runs a model, so few of them, and the same ones every time.
 few_examples = settings(max_examples=8, deadline=None, derandomize=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import without_fairseq  # noqa: F401  before the imports below
 
 from fairseq_dsp.errors import Refusal, as_command, refused_disk
-from fairseq_dsp.output import checked_folder
+from fairseq_dsp.files.output import checked_folder
 
 SUBSETS = ("train", "valid", "test")
 INFO, REFERENCE = "data.json", "reference."  # beside the dictionaries: what reproduce.py has to know of the text

@@ -35,7 +35,7 @@ from reproduction.steps import Run
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, as_command, refused_disk
-from fairseq_dsp.output import refuse_no_name
+from fairseq_dsp.files.output import refuse_no_name
 
 MARKER = "reproduce.json"
 GPU_MAX_TOKENS = 16384  # the paper's batches leave a GPU idle

@@ -35,7 +35,7 @@ from pathlib import Path
 import without_fairseq  # noqa: F401  before the imports below
 
 from fairseq_dsp.errors import as_command, refused_disk
-from fairseq_dsp.output import checked_file, refuse_no_name
+from fairseq_dsp.files.output import checked_file, refuse_no_name
 
 SOURCE, TARGET = "qar", "qte"
 HELD_OUT = 500  # sentence pairs in each of valid and test

@@ -1,4 +1,4 @@
-"""Lets scripts import `fairseq_dsp.errors`, `.room` and `.output` without fairseq, which would take seconds or is not installed.
+"""Lets scripts import `fairseq_dsp.errors` and `fairseq_dsp.files.output` without fairseq, which would take seconds or is not installed.
 
     import without_fairseq  # before the line that imports them
 
@@ -12,10 +12,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
-for _name in ("errors", "room", "output"):  # in this order: each imports those before it
+for _name in ("errors", "files.hidden_folder", "files.output"):  # in this order: each imports those before it
     _module = f"fairseq_dsp.{_name}"
     if _module not in sys.modules:
-        _path = Path(__file__).resolve().parents[2] / "fairseq_dsp" / f"{_name}.py"
+        _path = Path(__file__).resolve().parents[2] / "fairseq_dsp" / f"{_name.replace('.', '/')}.py"
         _spec = importlib.util.spec_from_file_location(_module, _path)
         assert _spec is not None
         assert _spec.loader is not None

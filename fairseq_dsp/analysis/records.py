@@ -19,8 +19,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.json_values import excerpt, is_finite, is_whole
+from fairseq_dsp.files.json_values import excerpt, is_finite, is_whole
+from fairseq_dsp.units.layout import HeadLayout
 
 DENSE = "dense"
 # the figures that are scores of translations, and what readers call them

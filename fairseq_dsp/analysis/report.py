@@ -15,8 +15,8 @@ from fairseq_dsp.analysis.records import Record, describe, grouped, name_of, res
 from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import STACK_NAMES
-from fairseq_dsp.output import OutputFolder
+from fairseq_dsp.files.output import OutputFolder
+from fairseq_dsp.units.layout import STACK_NAMES
 
 MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
 _PIXELS_PER_INCH = 165  # of figures on the page; their text is then about as large as the page's

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fairseq_dsp.analysis.records import SCORES, Group, Record, describe, grouped, mean_and_spread
 from fairseq_dsp.analysis.significance import PairedTests
-from fairseq_dsp.heads import STACK_NAMES, STACKS
+from fairseq_dsp.units.layout import STACK_NAMES, STACKS
 
 NONE = "–"
 

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from fairseq_dsp.heads import STACKS
+from fairseq_dsp.units.layout import STACKS
 
 FIGURES = (
     "temperature", "importance_gnorm", "heads_changed",

@@ -16,9 +16,9 @@ from dataclasses import dataclass, fields
 from fairseq_dsp.benchmark.lookup import Head, sufficient_layout
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadGrid, HeadLayout, Site
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
 
 DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED = "dense", "sufficient", "cross-first", "shuffled"
 CONTROLS = (DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED)

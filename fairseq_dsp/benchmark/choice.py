@@ -29,7 +29,7 @@ from fairseq_dsp.benchmark.arms import DENSE, SUFFICIENT, Arm, parse_arm
 from fairseq_dsp.benchmark.choice_lines import by_seed, is_line_of, line_of, read_lines, tables
 from fairseq_dsp.benchmark.choosing import Bench, Setting
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
-from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.units.layout import HeadLayout
 
 _TABLE_WIDTH = 150
 _SHORT = 300  # updates of arms that begin with heads that know their places

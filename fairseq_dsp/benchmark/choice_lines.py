@@ -21,7 +21,7 @@ from fairseq_dsp import __version__
 from fairseq_dsp.benchmark.arms import Arm
 from fairseq_dsp.benchmark.choosing import Outcome, Setting
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadLayout
+from fairseq_dsp.units.layout import HeadLayout
 
 _BEGIN = b'{"method"'
 _LINE = {"method", "kept", "seed", "accuracy", "loss", "lookups", "counts", "layout", "setting"}

@@ -18,17 +18,19 @@ from torch import Tensor
 from fairseq_dsp.benchmark import lookup, roles
 from fairseq_dsp.benchmark.arms import DENSE, OPTIMIZER_OPTIONS, Arm, control_layout
 from fairseq_dsp.benchmark.lookup import SPECIAL, WORDS, Lookup, digits
-from fairseq_dsp.checkpoint import VocabularyTask
-from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.checkpoints.batches import loss_of
+from fairseq_dsp.checkpoints.building import VocabularyTask
 from fairseq_dsp.errors import Refusal, noted
-from fairseq_dsp.finished import loss_of
-from fairseq_dsp.heads import HeadGrid, HeadLayout, HeadScores
 from fairseq_dsp.methods import METHODS
-from fairseq_dsp.model import DspTransformerModel
-from fairseq_dsp.objections import budget_out_of_range, objections
-from fairseq_dsp.optim import DspAdam, DspAdamConfig
-from fairseq_dsp.scoring import SCORERS, Subject
-from fairseq_dsp.surgery import KEPT_MASK, attentions
+from fairseq_dsp.modules.surgery import KEPT_MASK, attentions
+from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.objections import budget_out_of_range, objections
+from fairseq_dsp.plugin.optimizer import DspAdam, DspAdamConfig
+from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.scoring.subject import Subject
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.subset import hard_top_k
 
 _SIDES = ("encoder", "decoder")
 _WINDOW = 0.4  # of the updates, until the heads are fixed, where the arm does not say
@@ -250,7 +252,7 @@ class Bench:
             seed=self.seed,
         )
         scores = SCORERS[name]().score(subject, torch.ones(self.setting.grid.total))
-        return HeadScores(self.setting.grid, scores).keep_top(k)
+        return HeadLayout.of_mask(self.setting.grid, hard_top_k(scores, k))
 
 
 def _optimizer(model: DspTransformerModel, lr: float, options: dict[str, Any]) -> DspAdam:

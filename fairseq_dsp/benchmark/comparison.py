@@ -15,6 +15,7 @@ import fairseq
 import torch
 
 import fairseq_dsp
+from fairseq_dsp.benchmark.candidates import Candidate, Facts
 from fairseq_dsp.benchmark.flops import count
 from fairseq_dsp.benchmark.measuring import (
     Estimate,
@@ -30,7 +31,6 @@ from fairseq_dsp.benchmark.memory import peak
 from fairseq_dsp.benchmark.profiling import seconds_by_operator
 from fairseq_dsp.benchmark.serving import translate
 from fairseq_dsp.benchmark.settings import Case, Settings
-from fairseq_dsp.benchmark.subjects import Facts, Subject
 from fairseq_dsp.benchmark.workloads import WORKLOADS, Run
 
 
@@ -60,7 +60,7 @@ class Row:
     Args:
         model: label.
         phase: stage of training; empty where there is one only.
-        parameters, heads, total, layout: see `subjects.Facts`.
+        parameters, heads, total, layout: see `candidates.Facts`.
         seconds: of every turn, for what the workload's time is of: a batch, a step, an update, a draw.
         median: of `seconds`.
         engine: `fairseq`, or CTranslate2 and the type of its weights.
@@ -104,22 +104,22 @@ class _Entry:
     """A model in one phase."""
 
     label: str
-    subject: Subject
+    candidate: Candidate
     facts: Facts
     phase: str
 
     @property
     def engine(self) -> str:
-        return f"CTranslate2 {self.subject.ctranslate2}" if self.subject.ctranslate2 else "fairseq"
+        return f"CTranslate2 {self.candidate.ctranslate2}" if self.candidate.ctranslate2 else "fairseq"
 
 
 def compare(
-    subjects: list[tuple[str, Subject, Facts]], settings: Settings, plan: Plan, case: Case, watch: Watch = unwatched
+    candidates: list[tuple[str, Candidate, Facts]], settings: Settings, plan: Plan, case: Case, watch: Watch = unwatched
 ) -> list[Row]:
     """Measures all models in turn; the first is the baseline.
 
     Args:
-        subjects: label, model, and what is known of it.
+        candidates: label, model, and what is known of it.
         watch: is told how far each part of the work is.
 
     Returns:
@@ -127,7 +127,7 @@ def compare(
     """
     entries = [
         _Entry(*each, phase)
-        for each in subjects
+        for each in candidates
         if case.workload == "generate" or not each[1].ctranslate2
         for phase in WORKLOADS[case.workload].phases(each[2])
     ]
@@ -139,7 +139,7 @@ def compare(
         measures = [lambda run=run: timed(run.call, plan.clock, settings.device) / run.times for run in runs]
         seconds = take_turns(measures, plan.pairs, plan.warmup, watch)
         profiles = [
-            None if entry.subject.ctranslate2 or not plan.profile else seconds_by_operator(run.call, settings.device)
+            None if entry.candidate.ctranslate2 or not plan.profile else seconds_by_operator(run.call, settings.device)
             for entry, run in watch("profiles", list(zip(entries, runs, strict=True)))
         ]
     sizes = [(run.times, run.tokens) for run in runs]
@@ -147,7 +147,7 @@ def compare(
     if settings.device == "cuda":
         torch.cuda.empty_cache()
     peaks = [
-        None if entry.subject.ctranslate2 or not plan.memory else peak(entry.subject, settings, case, entry.phase)
+        None if entry.candidate.ctranslate2 or not plan.memory else peak(entry.candidate, settings, case, entry.phase)
         for entry in watch("peak memory", entries)
     ]
     flops = [total / times for (total, _), (times, _) in zip(counts, sizes, strict=True)]
@@ -183,9 +183,9 @@ def compare(
 
 
 def _prepare(entry: _Entry, settings: Settings, case: Case) -> Run:
-    model = entry.subject.build(settings.words)
-    if entry.subject.ctranslate2:
-        return translate(model, settings, case, entry.subject.ctranslate2)
+    model = entry.candidate.build(settings.words)
+    if entry.candidate.ctranslate2:
+        return translate(model, settings, case, entry.candidate.ctranslate2)
     return WORKLOADS[case.workload].prepare(model, settings, case, entry.phase)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fairseq_dsp.heads import STACKS, HeadGrid, HeadLayout, Site
+from fairseq_dsp.units.layout import STACKS, HeadGrid, HeadLayout, Site
 
 
 def spread(grid: HeadGrid, k: int) -> HeadLayout:

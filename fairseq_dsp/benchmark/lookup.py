@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.heads import HeadGrid, HeadLayout, Site
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
 
 VALUES = 4  # of a digit
 WORDS = VALUES**3

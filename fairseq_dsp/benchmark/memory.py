@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from fairseq_dsp.benchmark.candidates import Candidate
 from fairseq_dsp.benchmark.settings import Case, Settings
-from fairseq_dsp.benchmark.subjects import Subject
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.errors import Refusal
 
@@ -25,7 +25,7 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-def peak(subject: Subject, settings: Settings, case: Case, phase: str) -> int:
+def peak(candidate: Candidate, settings: Settings, case: Case, phase: str) -> int:
     """Bytes that model and run need at the highest, without the libraries and without what loading needs.
 
     On a GPU the peak of torch's allocations. On a CPU that of the process's resident size, less what it was before the
@@ -34,7 +34,7 @@ def peak(subject: Subject, settings: Settings, case: Case, phase: str) -> int:
     Raises:
         Refusal: the process failed; its last line says why.
     """
-    request = {"subject": asdict(subject), "settings": asdict(settings), "case": asdict(case), "phase": phase}
+    request = {"candidate": asdict(candidate), "settings": asdict(settings), "case": asdict(case), "phase": phase}
     done = subprocess.run(
         [sys.executable, "-m", "fairseq_dsp.benchmark.memory"],
         input=json.dumps(request),
@@ -43,17 +43,21 @@ def peak(subject: Subject, settings: Settings, case: Case, phase: str) -> int:
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise Refusal(f"the memory of {subject.text} could not be measured: {reason}")
+        raise Refusal(f"the memory of {candidate.text} could not be measured: {reason}")
     return int(done.stdout.strip().splitlines()[-1])
 
 
 def _answer() -> None:
     request = json.load(sys.stdin)
     request["settings"]["words"] = tuple(request["settings"]["words"])
-    subject, settings, case = Subject(**request["subject"]), Settings(**request["settings"]), Case(**request["case"])
+    candidate, settings, case = (
+        Candidate(**request["candidate"]),
+        Settings(**request["settings"]),
+        Case(**request["case"]),
+    )
     torch.set_num_threads(settings.threads)
     before = _resident_peak()
-    model = subject.build(settings.words)
+    model = candidate.build(settings.words)
     gc.collect()
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")  # the peak is the present size from here on

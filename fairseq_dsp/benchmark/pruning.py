@@ -24,14 +24,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fairseq_dsp.benchmark.candidates import Candidate, facts_of, options_of
 from fairseq_dsp.benchmark.measuring import median
 from fairseq_dsp.benchmark.sentences import batch_of
 from fairseq_dsp.benchmark.settings import Settings
-from fairseq_dsp.benchmark.subjects import Subject, facts_of, options_of
 from fairseq_dsp.benchmark.training import trainer_of, update
-from fairseq_dsp.checkpoint import family_of
 from fairseq_dsp.errors import Refusal, as_command, noted
-from fairseq_dsp.output import checked_file
+from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.plugin.options import family_of
 
 KINDS = ("training", "weights only")
 _COMMAND = "from fairseq_dsp.cli.prune import cli_main; cli_main()"
@@ -61,12 +61,12 @@ def make_checkpoint(path: str, kind: str, megabytes: int, architecture: str) -> 
     for talker in ("fairseq", "hydra"):
         logging.getLogger(talker).setLevel(logging.WARNING)
     words = 100
-    smallest = Subject(f"{architecture}:words={words}/{words}", True).build()
+    smallest = Candidate(f"{architecture}:words={words}/{words}", True).build()
     copies = 3 if kind == "training" else 1  # Adam keeps two numbers for each
     facts = facts_of(smallest)
     per_word = smallest.encoder.embed_tokens.embedding_dim + smallest.decoder.embed_tokens.embedding_dim
     words += max(int(megabytes * 1e6 / 4 / copies - facts.parameters) // per_word, 0)
-    model = Subject(f"{architecture}:spread={facts.total // 4},gated,words={words}/{words}", True).build()
+    model = Candidate(f"{architecture}:spread={facts.total // 4},gated,words={words}/{words}", True).build()
     settings = Settings(length=2, words=(words, words))
     trainer = trainer_of(model, settings)
     update(trainer, batch_of(settings, 1), heads_fixed=False)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.benchmark.lookup import DISTANCE, Head, Lookup
-from fairseq_dsp.heads import HeadGrid, head_rows
-from fairseq_dsp.model import DspTransformerModel
-from fairseq_dsp.surgery import attentions
+from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.units.layout import HeadGrid, head_rows
 
 _SHARPNESS = 20.0  # logit of the right place where embeddings have their first size; it shrinks in deeper layers
 _FIRST_POSITION = 2  # rows of fairseq's learned positions before the first

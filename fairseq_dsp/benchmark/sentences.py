@@ -10,8 +10,8 @@ from fairseq.data.language_pair_dataset import collate
 from torch import Tensor
 
 from fairseq_dsp.benchmark.settings import Settings
-from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.data_folder import DataFolder
 
 _PAD, _END, _FIRST_WORD = 1, 2, 4
 

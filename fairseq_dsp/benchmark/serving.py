@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from types import SimpleNamespace
 
+from fairseq_dsp.benchmark.candidates import dictionaries_of, options_of
 from fairseq_dsp.benchmark.sentences import batch_of
 from fairseq_dsp.benchmark.settings import Case, Settings
-from fairseq_dsp.benchmark.subjects import dictionaries_of, options_of
 from fairseq_dsp.benchmark.workloads import Run
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.ctranslate2 import objections
 from fairseq_dsp.export.specification import Vocabularies, build_spec, import_ctranslate2
-from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.plugin.model import DspTransformerModel
 
 
 def translate(model: DspTransformerModel, settings: Settings, case: Case, weights: str) -> Run:

@@ -10,9 +10,9 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq.trainer import Trainer
 from torch import nn
 
+from fairseq_dsp.benchmark.candidates import dictionaries_of
 from fairseq_dsp.benchmark.settings import Settings
-from fairseq_dsp.benchmark.subjects import dictionaries_of
-from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.plugin.model import DspTransformerModel
 
 # The README's recipe for IWSLT14 German-English.
 _RECIPE = (

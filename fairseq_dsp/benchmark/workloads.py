@@ -11,11 +11,11 @@ from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
 from torch import nn
 
+from fairseq_dsp.benchmark.candidates import Facts, dictionaries_of
 from fairseq_dsp.benchmark.sentences import batch_of, batch_of_tokens, to_device
 from fairseq_dsp.benchmark.settings import Case, Settings
-from fairseq_dsp.benchmark.subjects import Facts, dictionaries_of
 from fairseq_dsp.benchmark.training import trainer_of, update
-from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.plugin.model import DspTransformerModel
 
 _DRAWS = 20
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from fairseq_dsp.averaging import average
-from fairseq_dsp.checkpoint import write_checkpoint
+from fairseq_dsp.checkpoints.averaging import average
+from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.errors import as_command
-from fairseq_dsp.output import checked_file
+from fairseq_dsp.files.output import checked_file
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fairseq_dsp.benchmark.candidates import RANDOM_SYNTAX, Candidate, Facts, facts_of, labels
 from fairseq_dsp.benchmark.comparison import Plan, compare, signature
 from fairseq_dsp.benchmark.measuring import CLOCKS
 from fairseq_dsp.benchmark.sentences import dictionary_sizes
 from fairseq_dsp.benchmark.settings import Case, Settings
-from fairseq_dsp.benchmark.subjects import RANDOM_SYNTAX, Facts, Subject, facts_of, labels
 from fairseq_dsp.benchmark.tables import show, show_profile, title_of
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.arguments import add_languages, whole_number, whole_numbers
 from fairseq_dsp.cli.waiting import watch_within, watched
 from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
-from fairseq_dsp.output import checked_file
+from fairseq_dsp.files.output import checked_file
 
 _NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
 
@@ -38,10 +38,16 @@ def get_parser() -> argparse.ArgumentParser:
     )
     models = parser.add_argument_group("models, in the order given")
     models.add_argument(
-        "--path", dest="subjects", nargs="+", type=Subject, action="extend", metavar="CHECKPOINT", help="dense or ours"
+        "--path",
+        dest="candidates",
+        nargs="+",
+        type=Candidate,
+        action="extend",
+        metavar="CHECKPOINT",
+        help="dense or ours",
     )
     models.add_argument(
-        "--random", dest="subjects", nargs="+", type=lambda text: Subject(text, True), action="extend", metavar="MODEL",
+        "--random", dest="candidates", nargs="+", type=lambda text: Candidate(text, True), action="extend", metavar="MODEL",
         help="random weights: " + RANDOM_SYNTAX,
     )  # fmt: skip
     models.add_argument(
@@ -100,22 +106,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings, plan, cases = _read(args)
     torch.set_num_threads(settings.threads)
     words = dictionary_sizes(settings) if settings.data else None
-    given = args.subjects
+    given = args.candidates
     if args.ctranslate2:
-        given = given + [replace(subject, ctranslate2=args.ctranslate2) for subject in given]
+        given = given + [replace(candidate, ctranslate2=args.ctranslate2) for candidate in given]
     facts = [
-        facts_of(subject.build(words, reads_data=words is not None))
-        for subject in watched("reading the models", given, len(given))
+        facts_of(candidate.build(words, reads_data=words is not None))
+        for candidate in watched("reading the models", given, len(given))
     ]
     settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
-    subjects = list(zip(labels(given), given, facts, strict=True))
+    candidates = list(zip(labels(given), given, facts, strict=True))
     sign = signature(settings, plan)
     plain = {"markup": False, "emoji": False}  # a path may hold what looks like either
     console = Console(**plain) if Console().is_terminal else Console(width=_UNFOLDED, **plain)
     records: list[dict[str, Any]] = []
     for number, case in enumerate(cases, 1):
         watch = watch_within(f"{title_of(case)} (case {number} of {len(cases)})")
-        rows = compare(subjects, settings, plan, case, watch)
+        rows = compare(candidates, settings, plan, case, watch)
         records += [row.record(case, sign) for row in rows]
         if rows:
             show(console, case, rows)
@@ -135,7 +141,7 @@ def cli_main() -> None:
         main()
 
 
-def _common_words(measured: list[tuple[Subject, Facts]], words: tuple[int, int] | None) -> tuple[int, int]:
+def _common_words(measured: list[tuple[Candidate, Facts]], words: tuple[int, int] | None) -> tuple[int, int]:
     """The dictionary sizes that all models share; of synthetic sentences, words that all of them know.
 
     Raises:
@@ -143,8 +149,8 @@ def _common_words(measured: list[tuple[Subject, Facts]], words: tuple[int, int] 
     """
     wrong = [
         f"`--data` must have the model's dictionaries, but has {words[0]} and {words[1]} entries for {facts.words[0]} and "
-        f"{facts.words[1]} embeddings of {subject.text}."
-        for subject, facts in measured
+        f"{facts.words[1]} embeddings of {candidate.text}."
+        for candidate, facts in measured
         if words is not None and facts.words != words
     ]
     if wrong:
@@ -160,7 +166,7 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         Refusal: options that cannot be honoured, all at once.
     """
     reasons: list[str] = []
-    if not args.subjects:
+    if not args.candidates:
         reasons.append("`--path` or `--random` must name a model, but neither is given.")
     names = args.workloads.split(",")
     for name in names:
@@ -184,7 +190,7 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         reasons.append("`--dtype float16` needs a GPU, but the device is the CPU: use bfloat16 or float32.")
     if args.data and args.length:
         reasons.append(f"`--length` is of synthetic sentences and must not come with `--data`, but is {args.length}.")
-    untrained = [subject.text for subject in args.subjects or () if subject.random]
+    untrained = [candidate.text for candidate in args.candidates or () if candidate.random]
     if args.data and untrained and not args.output_length and "generate" in names:
         reasons.append(
             f"`--output-length` must be given with `--data` for {untrained[0]}: random weights end a sentence anywhere."

@@ -10,16 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fairseq_dsp.checkpoint import write_checkpoint
+from fairseq_dsp.checkpoints.batches import draw_batches
+from fairseq_dsp.checkpoints.reading import write_checkpoint
+from fairseq_dsp.checkpoints.rewriting import Rewrite, rewrite
 from fairseq_dsp.cli.arguments import add_languages, megabytes, whole_number
 from fairseq_dsp.config import get_option, set_option
-from fairseq_dsp.data_folder import refuse_no_folder
 from fairseq_dsp.errors import Refusal, as_command
-from fairseq_dsp.finished import draw_batches
-from fairseq_dsp.heads import STACK_NAMES, HeadLayout
-from fairseq_dsp.output import checked_file
-from fairseq_dsp.rewriting import Rewrite, rewrite
-from fairseq_dsp.scoring.score_file import read_scores
+from fairseq_dsp.files.data_folder import refuse_no_folder
+from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.units.layout import STACK_NAMES, HeadLayout
+from fairseq_dsp.units.score_file import read_scores
 
 # Sentences that `--rescale` reads: some tens of contexts for every weight that it fits, at the usual sizes.
 _RESCALE_BATCHES, _RESCALE_TOKENS = 25, 4096

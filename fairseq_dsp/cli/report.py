@@ -21,7 +21,7 @@ from fairseq_dsp.analysis.report import (
 from fairseq_dsp.analysis.significance import disagreements, paired_tests
 from fairseq_dsp.cli.waiting import watched
 from fairseq_dsp.errors import as_command
-from fairseq_dsp.output import checked_folder
+from fairseq_dsp.files.output import checked_folder
 
 
 def get_parser() -> argparse.ArgumentParser:

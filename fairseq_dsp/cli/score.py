@@ -11,17 +11,19 @@ from typing import Any
 import torch
 
 import fairseq_dsp
+from fairseq_dsp.checkpoints.batches import draw_batches, loss_of
+from fairseq_dsp.checkpoints.building import ungated
 from fairseq_dsp.cli.arguments import add_languages, whole_number
 from fairseq_dsp.cli.waiting import steps
 from fairseq_dsp.config import flag, get_option, set_option
-from fairseq_dsp.data_folder import refuse_no_folder
 from fairseq_dsp.errors import Refusal, as_command, noted
-from fairseq_dsp.finished import draw_batches, loss_of, ungated
-from fairseq_dsp.model import DspTransformerModel
-from fairseq_dsp.output import checked_file
-from fairseq_dsp.scoring import SCORERS, Subject, finite_scores, removal_order
-from fairseq_dsp.scoring.score_file import ScoreFile
-from fairseq_dsp.surgery import attentions
+from fairseq_dsp.files.data_folder import refuse_no_folder
+from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.scoring import SCORERS, finite_scores, removal_order
+from fairseq_dsp.scoring.subject import Subject
+from fairseq_dsp.units.score_file import ScoreFile
 
 SUBSETS = ("train", "valid")
 _DEFAULTS = {"subset": "train", "batches": "100", "max_tokens": "4096", "seed": "1"}

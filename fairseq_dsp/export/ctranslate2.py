@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.checkpoints.reading import read_checkpoint
+from fairseq_dsp.checkpoints.stock import read_sentences, read_vocabularies
 from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, evenly, translate
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
-from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.native import read_sentences, read_vocabularies
-from fairseq_dsp.objections import objections_to_task
-from fairseq_dsp.output import OutputFolder
+from fairseq_dsp.files.output import OutputFolder
+from fairseq_dsp.plugin.objections import objections_to_task
+from fairseq_dsp.units.layout import HeadLayout
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
 
-    from fairseq_dsp.model import DspTransformerModel
+    from fairseq_dsp.plugin.model import DspTransformerModel
 
 # Types of weights, as CTranslate2 names them. Not its int16, which divides by the zeros of an empty sublayer.
 QUANTIZATIONS = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "float16", "bfloat16", "float32")

@@ -4,7 +4,7 @@
 
 so sum_i Attention_i runs over all heads and equals the sum over those that are kept. Nothing is saved by it, but the file
 loads where this package is not installed: in fairseq's commands, and in all that builds models through fairseq. (Tools that
-take the options for an argparse Namespace, as CTranslate2's own converter does, cannot read it: see `native`.)
+take the options for an argparse Namespace, as CTranslate2's own converter does, cannot read it: see `stock`.)
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.checkpoints.reading import read_checkpoint
+from fairseq_dsp.checkpoints.rewriting import TOLERANCE, largest_difference
+from fairseq_dsp.checkpoints.stock import STOCK_NAMES, build_stock, stock_cfg
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadLayout, Site, head_rows
-from fairseq_dsp.native import STOCK_NAMES, build_native, native_cfg
-from fairseq_dsp.rewriting import TOLERANCE, largest_difference
-from fairseq_dsp.surgery import KEPT_MASK, attentions, mask_heads, shrink_state, site_name
+from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, mask_heads, shrink_state, site_name
+from fairseq_dsp.units.layout import HeadLayout, Site, head_rows
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class DenseExport:
     """What `fold` made of a checkpoint.
 
     Attributes:
-        state: the native checkpoint, ready to be saved.
+        state: the stock checkpoint, ready to be saved.
         layout: heads that still compute something.
         difference: largest difference of log-probabilities to the model that was read.
     """
@@ -39,7 +40,7 @@ class DenseExport:
 
 
 def fold(path: str) -> DenseExport:
-    """The checkpoint as a native transformer of stock fairseq, checked against the model that was read.
+    """The checkpoint as a transformer of stock fairseq, checked against the model that was read.
 
     Args:
         path: a checkpoint of a transformer: trained with a budget, rewritten, or dense.
@@ -54,10 +55,10 @@ def fold(path: str) -> DenseExport:
     model.upgrade_state_dict(weights)
     dims = {site: attention.head_dim for site, attention in attentions(model, layout.grid)}
     weights = widen_state(shrink_state(weights, layout, dims, model.layout), layout, dims)
-    cfg = native_cfg(state["cfg"])
-    native = build_native(cfg, weights)
+    cfg = stock_cfg(state["cfg"])
+    stock = build_stock(cfg, weights)
     mask_heads(model, layout, model.layout)
-    difference = largest_difference(model, native)
+    difference = largest_difference(model, stock)
     if not difference <= TOLERANCE:
         raise Refusal(
             f"folded and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."

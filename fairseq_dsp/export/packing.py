@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.modules.attention import PrunableAttention
 
 # Size of a head where none is kept. Not 1: kernels for whole numbers like multiples of 4.
 EMPTY_SIZE = 8

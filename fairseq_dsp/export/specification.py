@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.packing import Affine, PackedAttention, pack
-from fairseq_dsp.heads import Site
-from fairseq_dsp.surgery import attentions
+from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.units.layout import Site
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
 
-    from fairseq_dsp.model import DspTransformerModel
+    from fairseq_dsp.plugin.model import DspTransformerModel
 
 # fairseq's activation functions that CTranslate2 has, with its names.
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "gelu_accurate": "GELUTanh", "gelu_fast": "GELUTanh", "tanh": "Tanh"}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method, noise_for
-from fairseq_dsp.subset import (
+from fairseq_dsp.units.subset import (
     annealed_temperature,
     gumbel_noise,
     projected_top_k,

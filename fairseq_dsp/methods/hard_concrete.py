@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method, noise_for
-from fairseq_dsp.subset import hard_concrete, hard_concrete_without_noise, logistic_noise, probability_open
+from fairseq_dsp.units.subset import hard_concrete, hard_concrete_without_noise, logistic_noise, probability_open
 
 # Li et al. (2021) train this baseline with 200 a batch of at most 4096 tokens.
 L0_PENALTY = 0.05

@@ -12,7 +12,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
 from fairseq_dsp.methods.method import Method, noise_for
-from fairseq_dsp.subset import hard_concrete, logistic_noise, probability_open
+from fairseq_dsp.units.subset import hard_concrete, logistic_noise, probability_open
 
 # As in the authors' code (princeton-nlp/CoFiPruning): temperature of the gates, and the range of log alpha, at whose end it starts.
 TEMPERATURE = 2 / 3

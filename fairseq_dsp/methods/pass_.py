@@ -11,7 +11,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
 from fairseq_dsp.methods.method import Method, noise_for
-from fairseq_dsp.subset import hard_concrete, logistic_noise, probability_open
+from fairseq_dsp.units.subset import hard_concrete, logistic_noise, probability_open
 
 # Of the authors' code (DujianDing/PASS): epochs of its training, the penalty before the first of them, where log alpha is cut
 # off, how near to 0 and 1 a probability comes.

@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
-from fairseq_dsp.marginals import exact_straight_through_top_k
 from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
 from fairseq_dsp.methods.method import Method, noise_for
-from fairseq_dsp.subset import gumbel_noise
+from fairseq_dsp.units.marginals import exact_straight_through_top_k
+from fairseq_dsp.units.subset import gumbel_noise
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
-from fairseq_dsp.heads import STACKS, HeadGrid, HeadLayout, Site
 from fairseq_dsp.methods.method import Method
+from fairseq_dsp.units.layout import STACKS, HeadGrid, HeadLayout, Site
 
 RULE, EVEN = "rule", "even"
 

@@ -6,40 +6,18 @@ file, add its class to `_CLASSES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadGrid, Site
 from fairseq_dsp.scoring.fisher import FisherScorer
 from fairseq_dsp.scoring.gradient import GradientScorer
 from fairseq_dsp.scoring.joint_fisher import JointFisherScorer
 from fairseq_dsp.scoring.magnitude import MagnitudeScorer
 from fairseq_dsp.scoring.random import RandomScorer
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A finished model, without gates, as scorers see it.
-
-    Attributes:
-        grid: the H heads that the model has.
-        attentions: the attention of every site.
-        batches: what the loss takes; gone over once a scoring.
-        loss: a batch's loss, a number a sentence: [B], with gradient.
-        seed: for what is drawn.
-    """
-
-    grid: HeadGrid
-    attentions: dict[Site, PrunableAttention]
-    batches: Iterable[Any]
-    loss: Callable[[Any], Tensor]
-    seed: int
+from fairseq_dsp.scoring.subject import Subject
 
 
 class Scorer(Protocol):
@@ -86,7 +64,7 @@ def finite_scores(scorer: Scorer, subject: Subject, live: Tensor) -> Tensor:
 def removal_order(scorer: Scorer, subject: Subject, step: int) -> tuple[Tensor, list[int]]:
     """Removes heads one after the other, the least important first, scoring anew after every `step` of them.
 
-    With `step` >= H this is the order of one scoring: what `HeadScores.keep_top` keeps, this removes last.
+    With `step` >= H this is the order of one scoring: what `hard_top_k` keeps, this removes last.
 
     Args:
         step: at least 1.

@@ -10,7 +10,7 @@ from torch import Tensor
 from fairseq_dsp.scoring.sentence_gates import loss_derivatives
 
 if TYPE_CHECKING:
-    from fairseq_dsp.scoring import Subject
+    from fairseq_dsp.scoring.subject import Subject
 
 
 class JointFisherScorer:

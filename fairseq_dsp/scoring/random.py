@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fairseq_dsp.scoring import Subject
+    from fairseq_dsp.scoring.subject import Subject
 
 
 class RandomScorer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from fairseq_dsp.scoring import Subject
+    from fairseq_dsp.scoring.subject import Subject
 
 
 def loss_derivatives(subject: Subject, live: Tensor) -> Iterator[Tensor]:

@@ -23,7 +23,8 @@ from fairseq.tokenizer import tokenize_line
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
-from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.export.ctranslate2 import score
 from tests.campaigns.cases import Case
 from tests.campaigns.judging import Judge

@@ -29,7 +29,7 @@ from typing import Any
 from commands import Running
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.output import checked_file, checked_folder
+from fairseq_dsp.files.output import checked_file, checked_folder
 from tests.campaigns.kills import Target, fingerprint, targets
 from tests.campaigns.material import Material, Tally, make, parser
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from fairseq_dsp.analysis.report import FIGURES, MARKDOWN, PAGE
-from fairseq_dsp.checkpoint import load_model, read_checkpoint
-from fairseq_dsp.finished import ungated
-from fairseq_dsp.scoring.score_file import read_scores
+from fairseq_dsp.checkpoints.building import load_model, ungated
+from fairseq_dsp.checkpoints.reading import read_checkpoint
+from fairseq_dsp.units.score_file import read_scores
 from tests.campaigns.cases import Case
 
 Output = dict[str, Any]  # name of a part -> the part

@@ -13,7 +13,7 @@ from typing import Any
 
 from commands import ROOT, Running
 
-from fairseq_dsp.checkpoint import read_checkpoint
+from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal
 from tests.campaigns.material import Material, Tally
 

@@ -22,7 +22,7 @@ from models import (
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods import METHODS, objections_to_method
-from fairseq_dsp.surgery import attentions, shrink_model, shrink_state
+from fairseq_dsp.modules.surgery import attentions, shrink_model, shrink_state
 
 HEADS = 18
 

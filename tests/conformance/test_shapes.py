@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from models import FAIRSEQ_0_12_2, assert_same, build, build_with, layouts_of, scores, scores_as_generated, sentences
 from torch import Tensor
 
-from fairseq_dsp.heads import HeadGrid, HeadLayout
-from fairseq_dsp.surgery import attentions, mask_heads, shrink_model, shrink_state
+from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_model, shrink_state
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 MOST_HEADS = 16
 TOLERANCE = 1e-5

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import fairseq_dsp
-from fairseq_dsp.compat import drop_fused_encoder_copies, settle_device_marks
+from fairseq_dsp.guards.versions import drop_fused_encoder_copies, settle_device_marks
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ["--user-dir", str(ROOT / "fairseq_dsp")]

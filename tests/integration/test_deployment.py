@@ -12,7 +12,7 @@ from fairseq import checkpoint_utils
 from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
 
-from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.modules.attention import PrunableAttention
 
 LAYOUTS = {
     "uneven": "enc:10.00/dec:11.01/cross:00.10",

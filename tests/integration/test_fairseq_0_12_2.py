@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import PREPROCESS, QUIET, ROOT, budget, heads_in, load, prune, run, train
 
-from fairseq_dsp.compat import FUSED_COPIES
+from fairseq_dsp.guards.versions import FUSED_COPIES
 
 sys.path.append(str(ROOT))
 from tests.golden.make import translate

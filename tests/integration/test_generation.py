@@ -10,7 +10,7 @@ import pytest
 from commands import INTERACTIVE, PLUGIN, ROOT, VALIDATE, assert_refused, generate, prune, prune_to_each, run
 from fairseq import hub_utils
 
-from fairseq_dsp.model import DspTransformerModel
+from fairseq_dsp.plugin.model import DspTransformerModel
 
 FULL = "enc:11.11/dec:11.11/cross:11.11"
 LAYOUTS = {

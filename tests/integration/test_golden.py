@@ -11,11 +11,12 @@ import torch
 from commands import QUIET, ROOT, budget, different, generate, load, prune, train
 from models import not_on_0_12_2
 
-from fairseq_dsp.checkpoint import load_model, read_checkpoint
+from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.scoring.fingerprint import fingerprint
-from fairseq_dsp.scoring.score_file import read_scores
+from fairseq_dsp.units.fingerprint import fingerprint
+from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.score_file import read_scores
 
 sys.path.append(str(ROOT))
 from tests.golden.make import translate

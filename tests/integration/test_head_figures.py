@@ -99,7 +99,7 @@ def test_they_reach_weights_and_biases(data: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_they_are_taken_only_when_they_are_printed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from fairseq_dsp.gates import HeadGates
+    from fairseq_dsp.modules.gates import HeadGates
 
     whole = HeadGates.layout
     monkeypatch.setattr(HeadGates, "layout", lambda gates: print("| looked") or whole(gates))

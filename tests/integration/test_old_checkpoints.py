@@ -20,7 +20,7 @@ from models import not_on_0_12_2
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.nodes import BooleanNode, FloatNode, IntegerNode, StringNode
 
-from fairseq_dsp.compat import config_of_checkpoint
+from fairseq_dsp.guards.versions import config_of_checkpoint
 
 EXPORT, SCORE, BENCH = (f"fairseq_dsp.cli.{name}" for name in ("export", "score", "bench"))
 for _name in (EXPORT, SCORE, BENCH):

@@ -16,7 +16,7 @@ from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optim
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 from omegaconf import OmegaConf
 
-from fairseq_dsp.gates import IMPORTANCE_GROUP
+from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
 
 CLIP = 0.5
 WEIGHT_GRADIENT, IMPORTANCE_GRADIENT = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([0.25, 0.0, 0.75])

@@ -8,11 +8,11 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import OPTIMIZER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
-from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.methods import METHODS
-from fairseq_dsp.model import DspTransformerModel
-from fairseq_dsp.optim import DspAdam
-from fairseq_dsp.task import TranslationDspTask
+from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.optimizer import DspAdam
+from fairseq_dsp.plugin.task import TranslationDspTask
 
 ARCHITECTURES = [
     "dsp_transformer",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from commands import QUIET, budget, different, load, prune, train
 
-from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.subset import hard_top_k
+from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.subset import hard_top_k
 
 COOLDOWN, END = 10, 14  # 8 updates an epoch
 SCHEDULE = [*QUIET, *budget(5, cooldown=COOLDOWN), "--save-interval-updates", 1]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from commands import HEADS, QUIET, Result, assert_refused, generate, heads_in, load, prune, run, train
 
-from fairseq_dsp.heads import HeadLayout
 from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.units.layout import HeadLayout
 
 SCORE = "fairseq_dsp.cli.score"
 ALL = "enc:11.11/dec:11.11/cross:11.11"

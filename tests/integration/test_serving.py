@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands import ROOT, load
 
-from fairseq_dsp.checkpoint import write_checkpoint
+from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.export.ctranslate2 import convert
 
 pytest.importorskip("ctranslate2")

@@ -11,7 +11,7 @@ from commands import ROOT
 
 sys.path.append(str(ROOT))
 
-from fairseq_dsp.checkpoint import read_checkpoint
+from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal
 from tests.campaigns.mutations import boundaries_of
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import assert_same, few_examples
 
-from fairseq_dsp.attention import PrunableAttention
+from fairseq_dsp.modules.attention import PrunableAttention
 
 CAUSAL = torch.full((QUERIES, QUERIES), float("-inf"), dtype=torch.float64).triu(1)
 

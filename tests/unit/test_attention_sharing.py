@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import assert_same, few_examples
 
-from fairseq_dsp.sharing import equal_neighbours
+from fairseq_dsp.modules.shared_sources import equal_neighbours
 
 
 class TestHypothesesOfASentence:

@@ -10,19 +10,19 @@ import torch
 from fairseq.modules import MultiheadAttention
 from fairseq.sequence_generator import SequenceGenerator
 
-from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.benchmark import pruning
+from fairseq_dsp.benchmark.candidates import Candidate, dictionaries_of, facts_of, labels, options_of
 from fairseq_dsp.benchmark.layouts import packed
 from fairseq_dsp.benchmark.measuring import paired_ratio
 from fairseq_dsp.benchmark.sentences import batch_of
 from fairseq_dsp.benchmark.serving import translate
 from fairseq_dsp.benchmark.settings import Case, Settings
-from fairseq_dsp.benchmark.subjects import Subject, dictionaries_of, facts_of, labels, options_of
 from fairseq_dsp.benchmark.training import trainer_of
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.bench import cli_main, main
-from fairseq_dsp.compat import drop_fused_encoder_copies, settle_device_marks
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.guards.versions import drop_fused_encoder_copies, settle_device_marks
+from fairseq_dsp.modules.attention import PrunableAttention
 
 DENSE = "transformer_tiny:words=30/40"
 SMALL = "dsp_transformer_tiny:spread=6,words=30/40"
@@ -35,17 +35,17 @@ QUICK = "--batch-size 2 --beam 2 --length 4 --max-tokens 30 --pairs 2 --warmup 0
 @pytest.mark.parametrize("as_file", [False, True])
 def test_the_baseline_is_stock_fairseq(as_file, tmp_path):
     """Its attention, its search and its training parts: nothing of ours."""
-    subject = Subject(DENSE, random=True)
+    candidate = Candidate(DENSE, random=True)
     if as_file:
-        model = subject.build()
+        model = candidate.build()
         torch.save({"model": model.state_dict(), "args": None, "cfg": {"model": _options()}}, tmp_path / "dense.pt")
-        subject = Subject(str(tmp_path / "dense.pt"))
-        built, given = (dict(each.state_dict()) for each in (subject.build(), model))
+        candidate = Candidate(str(tmp_path / "dense.pt"))
+        built, given = (dict(each.state_dict()) for each in (candidate.build(), model))
         for state in (built, given):
             drop_fused_encoder_copies(state)
             settle_device_marks(state)
         torch.testing.assert_close(built, given)
-    model = subject.build()
+    model = candidate.build()
     attentions = [module for module in model.modules() if hasattr(module, "k_proj")]
     assert len(attentions) == 6
     assert all(type(attention) is MultiheadAttention for attention in attentions)
@@ -63,22 +63,22 @@ def _options():
 
 @pytest.mark.parametrize("stock", [True, False])
 def test_a_checkpoint_in_half_precision_is_measured_in_float32(stock, tmp_path):
-    model = Subject(DENSE if stock else SMALL, random=True).build().half()
+    model = Candidate(DENSE if stock else SMALL, random=True).build().half()
     options = _options() if stock else vars(options_of(model))
     torch.save({"model": model.state_dict(), "args": None, "cfg": {"model": options}}, tmp_path / "half.pt")
-    built = Subject(str(tmp_path / "half.pt")).build()
+    built = Candidate(str(tmp_path / "half.pt")).build()
     assert {value.dtype for value in built.parameters()} == {torch.float32}
 
 
 def test_a_model_in_training_has_our_parts():
-    model = Subject(GATED, random=True).build()
+    model = Candidate(GATED, random=True).build()
     assert facts_of(model).heads == 5
     assert facts_of(model).phases == ("choosing heads", "heads fixed")
     assert model.deployed_layout() == packed(model.layout.grid, 5)
     trainer = trainer_of(model, Settings())
     assert type(trainer.optimizer).__name__ == "DspAdam"
     assert all(isinstance(m, PrunableAttention) for m in model.modules() if hasattr(m, "k_proj"))
-    frozen = Subject(PIPELINED, random=True).build()
+    frozen = Candidate(PIPELINED, random=True).build()
     assert facts_of(frozen).phases == ("pipelined",)
     assert [name for name, p in frozen.named_parameters() if p.requires_grad] == ["head_gates.importance"]
 
@@ -132,9 +132,9 @@ def test_ctranslate2_takes_its_turns_in_generation(tmp_path, capsys):
 
 def test_ctranslate2_runs_the_checkpoint_that_fairseq_runs(tmp_path):
     pytest.importorskip("ctranslate2")
-    model = Subject("dsp_transformer_tiny:packed=5,words=30/40", True).build()
+    model = Candidate("dsp_transformer_tiny:packed=5,words=30/40", True).build()
     torch.save({"model": model.state_dict(), "args": options_of(model)}, tmp_path / "small.pt")
-    served = Subject(str(tmp_path / "small.pt"), ctranslate2="float32").build()
+    served = Candidate(str(tmp_path / "small.pt"), ctranslate2="float32").build()
     case, settings = Case("generate", 3, 2), Settings(output_length=None, length=4, words=(30, 40))
     theirs = translate(served, settings, case, "float32").call()
     words = dictionaries_of(model)[1]
@@ -157,20 +157,20 @@ def test_profiles_name_what_takes_the_time(tmp_path, capsys):
 
 
 def test_a_layout_may_be_a_file_or_that_of_a_checkpoint(tmp_path):
-    known = packed(Subject(SMALL, True).build().layout.grid, 4)
+    known = packed(Candidate(SMALL, True).build().layout.grid, 4)
     text, checkpoint = tmp_path / "learned.txt", tmp_path / "learned.pt"
     text.write_text(f"{known}\n")
     architecture = "dsp_transformer_tiny:words=30/40,layout="
-    model = Subject(f"{architecture}{text}", True).build()
+    model = Candidate(f"{architecture}{text}", True).build()
     assert model.layout == known
     torch.save({"model": model.state_dict(), "args": options_of(model)}, checkpoint)
-    assert Subject(f"{architecture}{checkpoint}", True).build().layout == known
+    assert Candidate(f"{architecture}{checkpoint}", True).build().layout == known
 
 
 def test_memory_is_of_a_process_of_its_own(tmp_path):
     file = tmp_path / "rows.jsonl"
     main(["--random", SMALL, "--workloads", "encoder", *QUICK, "--json", str(file)])
-    assert json.loads(file.read_text())["peak_bytes"] > 4 * facts_of(Subject(SMALL, True).build()).parameters
+    assert json.loads(file.read_text())["peak_bytes"] > 4 * facts_of(Candidate(SMALL, True).build()).parameters
 
 
 def test_generation_is_of_the_length_that_was_asked_for(monkeypatch):
@@ -216,8 +216,8 @@ def test_a_measurement_of_rewriting_that_cannot_be_run_or_kept_is_refused_before
 
 
 def test_labels_tell_files_apart():
-    subjects = [Subject("a/x.pt"), Subject("b/x.pt"), Subject("b/y.pt"), Subject("ARCH:spread=1", True)]
-    assert labels(subjects) == ["a/x.pt", "b/x.pt", "y.pt", "ARCH:spread=1"]
+    candidates = [Candidate("a/x.pt"), Candidate("b/x.pt"), Candidate("b/y.pt"), Candidate("ARCH:spread=1", True)]
+    assert labels(candidates) == ["a/x.pt", "b/x.pt", "y.pt", "ARCH:spread=1"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from models import few_examples, grids
 from fairseq_dsp.benchmark.flops import count
 from fairseq_dsp.benchmark.layouts import packed, spread
 from fairseq_dsp.benchmark.measuring import achieved_share, paired_ratio, take_turns
-from fairseq_dsp.heads import HeadGrid
+from fairseq_dsp.units.layout import HeadGrid
 
 
 def test_ratio_is_paired():

@@ -10,7 +10,7 @@ import pytest
 from test_benchmark import GATED, PIPELINED, QUICK, SMALL
 
 from fairseq_dsp.benchmark import pruning
-from fairseq_dsp.benchmark.subjects import Subject
+from fairseq_dsp.benchmark.candidates import Candidate
 from fairseq_dsp.benchmark.workloads import WORKLOADS
 from fairseq_dsp.cli.bench import main
 from fairseq_dsp.errors import Refusal
@@ -37,7 +37,7 @@ def test_trained_and_rewritten_checkpoints_are_measured_in_training(tmp_path):
 @pytest.mark.parametrize("text", [GATED, PIPELINED, SMALL])
 def test_parameters_that_take_over_a_state_keep_what_is_attached_to_them(text):
     """The optimizer tells importance, and models of ours, by an attribute of a parameter; frozen ones stay frozen."""
-    model = Subject(text, random=True).build()
+    model = Candidate(text, random=True).build()
     attached = {name: (vars(value), value.requires_grad) for name, value in model.named_parameters()}
     assert any("param_group" in each for each, _ in attached.values())
     before = dict(model.named_parameters())

@@ -18,8 +18,8 @@ from fairseq_dsp.benchmark.arms import control_layout, cross_first, draw_within,
 from fairseq_dsp.benchmark.choosing import Bench, Setting
 from fairseq_dsp.benchmark.lookup import SPECIAL, VALUES, WORDS, Lookup, digits, sufficient_layout
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadGrid, HeadLayout
-from fairseq_dsp.surgery import attentions
+from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 GRID = HeadGrid((4, 4), (4, 4), (4, 4))
 seeds, lengths = st.integers(0, 2**31), st.integers(2, 20)

@@ -13,8 +13,8 @@ from fairseq.data.indexed_dataset import make_builder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.data_folder import DataFolder
 
 SENTENCES = [[4, 5, 2], [6, 2], [4, 4, 7, 2]]
 IMPLEMENTATIONS = ["mmap", "cached", "lazy", "raw"]

@@ -16,12 +16,19 @@ import torch
 from models import build, build_gated, build_with, gradients, scores, sentences
 from torch import Tensor
 
-from fairseq_dsp.gates import HeadGates
-from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.methods.dsp import RELAXATIONS
 from fairseq_dsp.methods.method import noise_for
-from fairseq_dsp.subset import gumbel_noise, hard_top_k, projected_top_k
-from fairseq_dsp.surgery import attentions, install_gates, layout_of_state, mask_heads, remove_gates, shrink_state
+from fairseq_dsp.modules.gates import HeadGates
+from fairseq_dsp.modules.surgery import (
+    attentions,
+    install_gates,
+    layout_of_state,
+    mask_heads,
+    remove_gates,
+    shrink_state,
+)
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.subset import gumbel_noise, hard_top_k, projected_top_k
 
 GRID = HeadGrid((3, 3), (3, 3), (3, 3))
 SOME = HeadLayout.parse("enc:100.011/dec:000.110/cross:010.100")

@@ -19,7 +19,7 @@ import os, signal, sys, time
 sys.path.insert(0, {str(EXAMPLES)!r})
 import without_fairseq
 from fairseq_dsp.errors import Refusal, as_command
-from fairseq_dsp.output import checked_file
+from fairseq_dsp.files.output import checked_file
 assert "torch" not in sys.modules
 with as_command():
 """

@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import WORDS, assert_same, build, build_gated, few_examples, layouts_of, model_options, scores
 
-from fairseq_dsp.checkpoint import load_model, read_checkpoint, write_checkpoint
+from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.checkpoints.reading import read_checkpoint, write_checkpoint
+from fairseq_dsp.checkpoints.rewriting import rewrite
+from fairseq_dsp.checkpoints.stock import build_stock
 from fairseq_dsp.cli.export import main
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal
@@ -22,10 +25,8 @@ from fairseq_dsp.export import ctranslate2 as conversion
 from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, score
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import group_count
-from fairseq_dsp.heads import HeadGrid, HeadLayout
-from fairseq_dsp.native import build_native
-from fairseq_dsp.output import OutputFolder, checked_file, checked_folder
-from fairseq_dsp.rewriting import rewrite
+from fairseq_dsp.files.output import OutputFolder, checked_file, checked_folder
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 api = pytest.importorskip("ctranslate2")
 
@@ -197,7 +198,7 @@ class TestDense:
     def test_computes_the_same_in_stock_fairseq_for_any_layout(self, folder, kind, data):
         small = checkpoint(folder, kind, data.draw(layouts_of(GRID)))
         done = fold(str(small))
-        native = build_native(done.state["cfg"], done.state["model"])
+        native = build_stock(done.state["cfg"], done.state["model"])
         assert type(native) is TransformerModel
         assert_same(scores(native), scores(loaded(small)), TOLERANCE)
 

@@ -9,9 +9,9 @@ import torch
 from models import build_gated, build_with, randomise
 from torch import Tensor
 
-from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.scoring.fingerprint import PRECISIONS, agree, fingerprint
-from fairseq_dsp.surgery import remove_gates
+from fairseq_dsp.modules.surgery import remove_gates
+from fairseq_dsp.units.fingerprint import PRECISIONS, agree, fingerprint
+from fairseq_dsp.units.layout import HeadLayout
 
 HALVES = [torch.float16, torch.bfloat16]
 

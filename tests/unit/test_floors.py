@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import few_examples
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.floors import (
+from fairseq_dsp.units.floors import (
     LAYER,
     fewest,
     floors_of,
@@ -18,8 +18,8 @@ from fairseq_dsp.floors import (
     random_subset_above_floors,
     top_k_above_floors,
 )
-from fairseq_dsp.heads import HeadGrid, HeadLayout
-from fairseq_dsp.subset import hard_top_k
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.subset import hard_top_k
 
 counts = st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple)
 grids = st.builds(HeadGrid, counts, counts, counts)

@@ -12,9 +12,9 @@ from models import assert_same, build_gated, build_with, gradients, scores, scor
 from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.gates import initial_importance
-from fairseq_dsp.heads import HeadGrid, HeadLayout
-from fairseq_dsp.subset import hard_top_k
+from fairseq_dsp.modules.gates import initial_importance
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.subset import hard_top_k
 
 COOLDOWN, KEPT, HEADS = 10, 7, 18
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from models import build_gated, gradients, many_examples, model_options, scores, sentences
 
 from fairseq_dsp.config import PruningConfig
-from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
-from fairseq_dsp.heads import HeadGrid
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.hard_concrete import HardConcrete
-from fairseq_dsp.objections import objections
-from fairseq_dsp.subset import (
+from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.objections import objections
+from fairseq_dsp.units.layout import HeadGrid
+from fairseq_dsp.units.subset import (
     hard_concrete,
     hard_concrete_without_noise,
     hard_top_k,

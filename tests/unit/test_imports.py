@@ -1,8 +1,9 @@
-"""Who may import whom, read from the source: the parts that know nothing of fairseq, or of each other, stay so."""
+"""Who may import whom, read from the source: rooms that know nothing of fairseq, or of each other, stay so."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -16,46 +17,61 @@ ROOT = Path(fairseq_dsp.__file__).parent
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = pytest.mark.parametrize("module", FILES)
 
-MAY_TOUCH_FAIRSEQ = {
-    "model",
-    "task",
-    "criterion",
-    "optim",
-    "compat",
-    "data_folder",
-    "finished",
-    "untrusted",
-    "checkpoint",
-    "old_options",
-    "native",
-    "rewriting",
-    "objections",
-    "computation",
-    "starting",
-}
-MAY_TOUCH_FAIRSEQ |= {
-    f"benchmark/{name}" for name in ("choosing", "comparison", "sentences", "subjects", "training", "workloads")
+# A line a room: what it may import of this package besides itself. Nothing points back; `package` is the plug-in's entry.
+MAY_IMPORT = {
+    "errors": set(),
+    "guards": set(),
+    "files": {"errors"},
+    "config": {"errors"},
+    "units": {"errors", "files"},
+    "methods": {"errors", "config", "units"},
+    "modules": {"errors", "units", "methods"},
+    "plugin": {"errors", "config", "files", "guards", "units", "methods", "modules"},
+    "package": {"guards", "plugin"},
+    "checkpoints": {"errors", "config", "files", "guards", "units", "methods", "modules", "plugin", "package"},
+    "scoring": {"errors", "units", "modules"},
+    "export": {"errors", "config", "files", "units", "modules", "plugin", "checkpoints"},
+    "benchmark": {"errors", "config", "files", "units", "methods", "modules", "plugin", "checkpoints", "package"}
+    | {"scoring", "export"},
+    "analysis": {"errors", "files", "units"},
+    "cli": {"errors", "config", "files", "units", "modules", "plugin", "checkpoints", "package"}
+    | {"scoring", "export", "benchmark", "analysis"},
 }
 
-# What each may import of this package; modules that are not named here may import what they like, except cli.
-MAY_IMPORT = {
-    "subset": set(),
-    "heads": {"subset"},
-    "errors": set(),
-    "room": set(),
-    "output": {"errors", "room"},
-    "config": {"errors", "heads"},
-    "masks": set(),
-    "loss": set(),
-    "live": {"heads", "attention"},  # of the latter its types alone
-    "attention": {"errors", "heads", "live", "masks", "sharing"},
-    "sharing": set(),
-    "json_values": set(),
-    "scoring": {"floors", "heads", "attention", "errors", "json_values", "scoring"},
-    "floors": {"errors", "heads", "subset"},
-    "marginals": {"subset"},
-    "methods": {"heads", "subset", "marginals", "config", "errors", "methods"},
+# Imports that no rule holds for yet, each with what it waits for.
+EXCEPTIONS = {
+    (
+        "plugin/initial_layout",
+        "checkpoints/building",
+    ): "a checkpoint's layout is read from the model that is built from it",
+    ("modules/live_heads", "modules/attention"): "the live heads are a second attention; its type alone is imported",
 }
+
+MAY_TOUCH_FAIRSEQ = {
+    "guards/versions",
+    "guards/untrusted",
+    "files/data_folder",
+    "plugin/model",
+    "plugin/task",
+    "plugin/criterion",
+    "plugin/optimizer",
+    "plugin/objections",
+    "plugin/options",
+    "plugin/computation",
+    "plugin/starting",
+    "checkpoints/reading",
+    "checkpoints/building",
+    "checkpoints/old_options",
+    "checkpoints/rewriting",
+    "checkpoints/stock",
+    "checkpoints/batches",
+}
+MAY_TOUCH_FAIRSEQ |= {
+    f"benchmark/{name}" for name in ("choosing", "comparison", "sentences", "candidates", "training", "workloads")
+}
+
+# Folders of a user dir of which fairseq imports every file.
+FAIRSEQ_S_OWN = {"models", "tasks"}
 
 OPTIONAL = {"matplotlib", "rich", "sacremoses", "sentencepiece", "subword_nmt", "ctranslate2", "jinja2"}
 
@@ -73,18 +89,37 @@ def imported(module: str) -> set[str]:
 
 
 def imported_of_ours(module: str) -> set[str]:
-    """Modules and subpackages of this package that the module imports, by their first name."""
-    ours = [name.split(".")[1] for name in imported(module) if name.startswith("fairseq_dsp.")]
-    return {name for name in ours if name in {file.split("/")[0] for file in FILES}}
+    """Modules of this package that the module imports, inside functions and for type checkers too."""
+    return {_module_of(name) for name in imported(module) if name.split(".")[0] == "fairseq_dsp"}
+
+
+def _module_of(name: str) -> str:
+    """The module that a full name stands for, or lies in."""
+    path = name.split(".")[1:]
+    while path and not {"/".join(path), "/".join([*path, "__init__"])} & FILES.keys():
+        path.pop()
+    return "/".join(path) if "/".join(path) in FILES else "/".join([*path, "__init__"])
+
+
+def room_of(module: str) -> str:
+    return "package" if module == "__init__" else module.split("/")[0]
 
 
 @MODULES
-def test_imports_only_what_its_place_allows(module):
-    allowed = MAY_IMPORT.get(module.split("/")[0])
-    if allowed is not None:
-        assert imported_of_ours(module) <= allowed
-    if not module.startswith("cli/"):
-        assert "cli" not in imported_of_ours(module)
+def test_imports_only_what_its_room_allows(module):
+    others = {name for name in imported_of_ours(module) if (module, name) not in EXCEPTIONS}
+    assert {room_of(name) for name in others} - {room_of(module)} <= MAY_IMPORT[room_of(module)]
+
+
+def test_the_rules_point_one_way():
+    graphlib.TopologicalSorter(MAY_IMPORT).prepare()
+
+
+def test_no_circle_of_imports_runs_through_modules():
+    imports = {module: imported_of_ours(module) for module in FILES}
+    for module, name in EXCEPTIONS:
+        imports[module].remove(name)  # which fails where it is none any more
+    graphlib.TopologicalSorter(imports).prepare()
 
 
 @MODULES
@@ -104,8 +139,12 @@ def test_says_first_what_it_is(module):
 
 
 def test_the_rules_name_modules_that_exist():
-    assert MAY_IMPORT.keys() <= {module.split("/")[0] for module in FILES}
+    assert MAY_IMPORT.keys() == {room_of(module) for module in FILES}
     assert MAY_TOUCH_FAIRSEQ <= FILES.keys()
+
+
+def test_no_folder_has_a_name_of_which_fairseq_imports_every_file():
+    assert not FAIRSEQ_S_OWN & {folder.name for folder in ROOT.rglob("*") if folder.is_dir()}
 
 
 def test_importing_the_plug_in_imports_no_optional_dependency():

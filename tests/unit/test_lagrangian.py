@@ -11,11 +11,11 @@ from fairseq.data import Dictionary
 from models import build_gated, gradients, model_options, randomise, sentences
 
 from fairseq_dsp.config import PruningConfig
-from fairseq_dsp.criterion import LabelSmoothedCrossEntropyDspCriterion
-from fairseq_dsp.gates import IMPORTANCE_GROUP
 from fairseq_dsp.methods.lagrangian import Lagrangian, log_alpha
-from fairseq_dsp.objections import objections
-from fairseq_dsp.subset import hard_top_k
+from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
+from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.objections import objections
+from fairseq_dsp.units.subset import hard_top_k
 
 HEADS = 18
 MULTIPLIERS = torch.tensor([-0.7, 1.9])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from models import many_examples
 from torch import Tensor
 
-from fairseq_dsp.marginals import covariance_product, exact_straight_through_top_k, subset_marginals
-from fairseq_dsp.subset import gumbel_noise, hard_top_k
+from fairseq_dsp.units.marginals import covariance_product, exact_straight_through_top_k, subset_marginals
+from fairseq_dsp.units.subset import gumbel_noise, hard_top_k
 
 floats = st.floats(-8, 8)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_dsp import output, room
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.output import OutputFolder, checked_file, checked_folder
+from fairseq_dsp.files import hidden_folder, output
+from fairseq_dsp.files.output import OutputFolder, checked_file, checked_folder
 
 
 def killed(act: Callable[[Path], None], folder: Path) -> None:
@@ -268,17 +268,17 @@ def test_a_fresh_hidden_folder_that_another_writer_takes_for_a_leftover_is_made_
     make, tmp_path: Path, monkeypatch
 ):
     """Between making the folder and locking it. The other writer's error was this one's: 19 of 1,200."""
-    made = room.tempfile.mkdtemp
+    made = hidden_folder.tempfile.mkdtemp
     taken = []
 
     def taken_once(**where: str) -> str:
         path = made(**where)
         if len(taken) < 3:
             taken.append(path)
-            room.clear_leftovers(str(tmp_path / "out"))
+            hidden_folder.clear_leftovers(str(tmp_path / "out"))
         return path
 
-    monkeypatch.setattr(room.tempfile, "mkdtemp", taken_once)
+    monkeypatch.setattr(hidden_folder.tempfile, "mkdtemp", taken_once)
     make(tmp_path / "out", force=False)
     assert len(set(taken)) == 3
     assert os.listdir(tmp_path) == ["out"]

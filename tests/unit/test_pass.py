@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.pass_ import Pass
-from fairseq_dsp.subset import hard_concrete, hard_top_k, logistic_noise
+from fairseq_dsp.units.subset import hard_concrete, hard_top_k, logistic_noise
 
 HEADS = 18
 

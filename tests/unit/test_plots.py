@@ -14,8 +14,8 @@ from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.records import Record, read_records
 from fairseq_dsp.analysis.report import write_report
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
-from fairseq_dsp.heads import HeadGrid, HeadLayout
-from fairseq_dsp.output import checked_folder
+from fairseq_dsp.files.output import checked_folder
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 pytestmark = pytest.mark.filterwarnings("error")
 STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}

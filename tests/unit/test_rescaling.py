@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import PAD, build_with, few_examples, layouts_of, sentences
 
-from fairseq_dsp.heads import HeadGrid, HeadLayout, Site, head_rows
-from fairseq_dsp.rescaling import Moments, context_moments, rescale_state, rescaled_projection
-from fairseq_dsp.surgery import attentions, shrink_state, site_name
+from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, rescale_state, rescaled_projection
+from fairseq_dsp.modules.surgery import attentions, shrink_state, site_name
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site, head_rows
 
 GRID = HeadGrid((3, 3), (3, 3), (3, 3))
 ALL = HeadLayout.full(GRID)

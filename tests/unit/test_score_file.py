@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from models import grids, layouts_of, many_examples
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.scoring.score_file import ScoreFile, read_scores
+from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.score_file import ScoreFile, read_scores
 
 LAYOUT = HeadLayout.parse("enc:101/dec:01/cross:10")  # 4 of 7 heads
 ONE_SHOT = ScoreFile(

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from models import PAD, build, build_with, few_examples, many_examples, sentences
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.finished import loss_of
-from fairseq_dsp.heads import HeadGrid, HeadLayout, HeadScores
-from fairseq_dsp.scoring import SCORERS, Subject, removal_order
+from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_model
+from fairseq_dsp.scoring import SCORERS, removal_order
 from fairseq_dsp.scoring.joint_fisher import removal_by_joint_cost
-from fairseq_dsp.surgery import attentions, mask_heads, shrink_model
+from fairseq_dsp.scoring.subject import Subject
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.subset import hard_top_k
 
 GRID = HeadGrid((3, 3), (3, 3), (3, 3))
 ALL = HeadLayout.full(GRID)
@@ -305,7 +307,7 @@ class TestRemovalOrder:
         assert first.tolist() == scores
         for k in range(count + 1):
             kept = [head not in order[: count - k] for head in range(count)]
-            assert HeadLayout.of_mask(grid, kept) == HeadScores(grid, first).keep_top(k)
+            assert HeadLayout.of_mask(grid, kept) == HeadLayout.of_mask(grid, hard_top_k(first, k))
 
     @few_examples
     @given(st.integers(1, 7))

@@ -7,7 +7,7 @@ from models import build_gated, gradients, scores
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods import METHODS
-from fairseq_dsp.subset import gumbel_noise, hard_top_k
+from fairseq_dsp.units.subset import gumbel_noise, hard_top_k
 
 KEPT, HEADS = 7, 18
 

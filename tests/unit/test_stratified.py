@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import build, few_examples
 
-from fairseq_dsp.heads import HeadGrid, HeadLayout
 from fairseq_dsp.methods.stratified import EVEN, RULE, counts_of, counts_of_layout, draw_stratified
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 counts = st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple)
 grids = st.builds(HeadGrid, counts, counts, counts)

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from models import assert_same, few_examples, many_examples
 from torch import Tensor
 
-from fairseq_dsp.subset import (
-    gumbel_noise,
-    hard_top_k,
-    projected_top_k,
-    relaxed_top_k,
-    straight_through_top_k,
-)
+from fairseq_dsp.units.subset import gumbel_noise, hard_top_k, projected_top_k, relaxed_top_k, straight_through_top_k
 
 numbers = st.floats(-3, 3, width=32)
 temperatures = st.floats(-8, 3).map(lambda exponent: 10.0**exponent)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import many_examples
 
-from fairseq_dsp.subset import annealed_temperature, gumbel_noise
+from fairseq_dsp.units.subset import annealed_temperature, gumbel_noise
 
 
 class TestAnnealing:

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from models import assert_same, build, build_gated, build_with, few_examples, layouts_of, scores, scores_as_generated
 from torch import Tensor
 
-from fairseq_dsp.attention import PrunableAttention
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadGrid, HeadLayout, Site
-from fairseq_dsp.surgery import (
+from fairseq_dsp.modules.attention import PrunableAttention
+from fairseq_dsp.modules.surgery import (
     attentions,
     layout_of_state,
     make_prunable,
@@ -25,6 +24,7 @@ from fairseq_dsp.surgery import (
     shrink_state,
     site_name,
 )
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
 
 GRID = HeadGrid((3, 3), (3, 3), (3, 3))
 FULL = HeadLayout.full(GRID)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from fairseq_dsp.checkpoint import check_sums  # the package registers the types that fairseq's checkpoints hold
+from fairseq_dsp.checkpoints.reading import (
+    check_sums,  # the package registers the types that fairseq's checkpoints hold
+)
 
 LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_dsp.data_folder import DataFolder, count_batches
 from fairseq_dsp.errors import Refusal, noted
+from fairseq_dsp.files.data_folder import DataFolder, count_batches
 
 INFO, REFERENCE = "data.json", "reference."  # written by prepare-iwslt14.sh
 SUBSETS = ("train", "valid", "test")

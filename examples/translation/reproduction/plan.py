@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from fairseq_dsp.config import AUTO
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.heads import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 from .commands import Commands, Settings
 from .presets import FROM_DENSE, LEARNED, METHODS, importance_options

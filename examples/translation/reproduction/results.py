@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq_dsp.analysis.records import Record
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.output import checked_file
+from fairseq_dsp.files.output import checked_file
 
 KEYS = tuple(field.name for field in fields(Record) if field.name != "line")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.records import Group, Record, grouped
-from fairseq_dsp.heads import STACK_NAMES, STACKS, HeadLayout
+from fairseq_dsp.units.layout import STACK_NAMES, STACKS, HeadLayout
 
 
 def kept_heads_grid(layouts: Mapping[str, HeadLayout], *paths: str) -> None:

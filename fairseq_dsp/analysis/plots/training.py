@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.training_log import TrainingLog
-from fairseq_dsp.heads import STACK_NAMES, STACKS
+from fairseq_dsp.units.layout import STACK_NAMES, STACKS
 
 _FEW = 20  # points that are marked
 

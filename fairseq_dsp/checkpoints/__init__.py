@@ -1,0 +1,1 @@
+"""From checkpoint to checkpoint: reading, building the model, rewriting, averaging, stock fairseq's form."""

@@ -1,0 +1,125 @@
+"""Batches of a data set for the model of a checkpoint, and the loss on them. Called by `rewriting`, `benchmark` and the commands."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.data import (
+    AppendTokenDataset,
+    FairseqDataset,
+    LanguagePairDataset,
+    StripTokenDataset,
+    TruncateDataset,
+)
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from fairseq_dsp.config import get_option
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.data_folder import DataFolder
+from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.objections import objections_to_task
+
+_BATCH_OPTIONS = (
+    "source_lang",
+    "target_lang",
+    "left_pad_source",
+    "left_pad_target",
+    "max_source_positions",
+    "max_target_positions",
+    "truncate_source",
+)
+
+
+def loss_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:
+    """Negative log-likelihood of every sentence's target tokens, summed over them: [B]."""
+    device = model.encoder.embed_tokens.weight.device
+    if device.type == "cuda":
+        batch = utils.move_to_cuda(batch, device=device)
+    log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
+    target = batch["target"]
+    likelihood = log_probs.gather(2, target.unsqueeze(2)).squeeze(2)
+    return -likelihood.masked_fill(target == model.decoder.padding_idx, 0.0).sum(dim=1)
+
+
+@torch.no_grad()
+def loss_per_token(model: DspTransformerModel, batches: list[dict[str, Any]]) -> float:
+    """Mean negative log-likelihood of the batches' target tokens, in nats."""
+    total = sum(float(loss_of(model, batch).double().sum()) for batch in batches)
+    return total / sum(int((batch["target"] != model.decoder.padding_idx).sum()) for batch in batches)
+
+
+def draw_batches(
+    model: DspTransformerModel, options: Any, data: str, subset: str, count: int | None, max_tokens: int, seed: int
+) -> list[dict[str, Any]]:
+    """Batches of a data set, as fairseq makes them for the model.
+
+    Args:
+        options: of the task that trained the model.
+        data: folder of fairseq-preprocess, or several with colons between.
+        subset: the data set's name.
+        count: how many batches, drawn with the seed; None for all.
+        max_tokens: most tokens of a batch on either side, padding included.
+
+    Raises:
+        Refusal: the model is no bilingual one, or the folder does not fit it, is damaged, or has no sentence that is short enough.
+    """
+    task, folder = _task(data, model, options)
+    dataset = _dataset(task, folder.sides(subset, [len(task.src_dict), len(task.tgt_dict)]))
+    longest = utils.resolve_max_positions(task.max_positions(), model.max_positions(), max_tokens)
+    iterator = task.get_batch_iterator(
+        dataset,
+        max_tokens=max_tokens,
+        max_positions=longest,
+        ignore_invalid_inputs=True,
+        required_batch_size_multiple=1,
+        seed=seed,
+    ).next_epoch_itr(shuffle=True)
+    batches = list(itertools.islice(iterator, count))
+    if not batches:
+        raise Refusal(f"`--subset {subset}` must have sentences of at most {longest} tokens, but has none.")
+    return batches
+
+
+def _task(data: str, model: DspTransformerModel, options: Any) -> tuple[TranslationTask, DataFolder]:
+    """fairseq's translation task over the data folder, with the options that shaped the model's batches.
+
+    Raises:
+        Refusal: the model is of another task, or the folder has no such language pair or other dictionaries than the model.
+    """
+    if reasons := objections_to_task(options, "`--scorer`, where it reads data,"):
+        raise Refusal(*reasons)
+    kept = {name: get_option(options, name) for name in _BATCH_OPTIONS}
+    cfg = TranslationConfig(data=data, **{name: value for name, value in kept.items() if value is not None})
+    folder = DataFolder(data, cfg.source_lang, cfg.target_lang, "DATA-BIN")
+    cfg.source_lang, cfg.target_lang = folder.source, folder.target
+    dictionaries = folder.dictionaries()
+    for side, lang, dictionary in zip(
+        (model.encoder, model.decoder), (folder.source, folder.target), dictionaries, strict=True
+    ):
+        if len(dictionary) != len(side.embed_tokens.weight):
+            raise Refusal(
+                f"DATA-BIN must have the model's dictionaries, but dict.{lang}.txt has {len(dictionary)} entries for "
+                f"{len(side.embed_tokens.weight)} embeddings."
+            )
+    return TranslationTask(cfg, *dictionaries), folder
+
+
+def _dataset(task: TranslationTask, sides: tuple[FairseqDataset, FairseqDataset]) -> LanguagePairDataset:
+    """The sentence pairs as the task makes batches of them; `task.load_dataset` would read one folder of a list alone."""
+    source, target = sides
+    if task.cfg.truncate_source:
+        words, end = StripTokenDataset(source, task.src_dict.eos()), task.src_dict.eos()
+        source = AppendTokenDataset(TruncateDataset(words, task.cfg.max_source_positions - 1), end)
+    return LanguagePairDataset(
+        source,
+        source.sizes,
+        task.src_dict,
+        target,
+        target.sizes,
+        task.tgt_dict,
+        left_pad_source=task.cfg.left_pad_source,
+        left_pad_target=task.cfg.left_pad_target,
+    )

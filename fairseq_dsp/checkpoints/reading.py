@@ -1,0 +1,110 @@
+"""Reads and writes fairseq checkpoints. Called by `building`, `rewriting`, `averaging`, the exports and the commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import zipfile
+from typing import Any
+
+import torch
+
+from fairseq_dsp.checkpoints.old_options import plain_options, upgraded
+from fairseq_dsp.config import architecture_of
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.output import OutputFile
+from fairseq_dsp.files.weights import refuse_broken_weights
+from fairseq_dsp.guards.untrusted import strange_options, why_unread
+from fairseq_dsp.guards.versions import config_of_checkpoint, settle_device_marks
+from fairseq_dsp.plugin.options import family_of
+
+# The entry of a rewritten checkpoint that says where it came from, and the version of what it means. A checkpoint without it
+# is format 1 too: training writes none.
+PROVENANCE, FORMAT = "fairseq_dsp", 1
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint of a transformer, brought to fairseq's present form: with `cfg`, never `args`.
+
+    Raises:
+        Refusal: no such file, cut short or damaged, holding types that are not on the list, not fairseq's, of another
+            family, of a later format, or with weights that are not finite.
+    """
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "is none" if os.path.exists(path) else "does not exist"
+        raise Refusal(f"the checkpoint must be a file, but {path} {what}.")
+    try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            check_sums(path)
+        # Lazily where the format allows it: the optimizer's state is twice the model and is not wanted here.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if isinstance(state, dict):
+            state["cfg"] = plain_options(state.get("cfg"))
+    except Exception as error:  # torch raises a dozen kinds for a broken file
+        raise Refusal(f"the checkpoint must be whole and hold no code, but {path} {why_unread(error)}") from error
+    given = (state.get("args"), state.get("cfg")) if isinstance(state, dict) else ()
+    options = next((each for each in given if isinstance(each, (argparse.Namespace, dict))), None)
+    if not options or not isinstance(state.get("model"), dict):
+        raise Refusal(f"the checkpoint must be one of fairseq, with `model` and `cfg` or `args`, but {path} is not.")
+    if strange := strange_options(options, groups=1 if isinstance(options, argparse.Namespace) else 2):
+        raise Refusal(
+            "the checkpoint's options must be numbers, text that refers to nothing, and containers of them, but in "
+            f"{path} others are in {', '.join(strange[:5])}."
+        )
+    model_cfg = options.get("model") if isinstance(options, dict) else options
+    architecture = architecture_of(model_cfg)
+    family = family_of(architecture)
+    if family not in ("transformer", "dsp_transformer"):
+        raise Refusal(
+            f"the checkpoint must be of a `transformer` architecture, but {path} is of {architecture} ({family or 'unknown'})."
+        )
+    _refuse_later_format(state.get(PROVENANCE), path)
+    settle_device_marks(state["model"])
+    refuse_broken_weights(state["model"], path)
+    if "optimizer_history" not in state and "best_loss" not in state:  # weights alone
+        history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
+        iterator = {"epoch": 1, "iterations_in_epoch": 0}
+        state.update(optimizer_history=[history], extra_state={"train_iterator": iterator})
+    try:
+        if state.get("args") is None:
+            state["cfg"] = config_of_checkpoint(state["cfg"])
+        state = upgraded(state, path)
+        state["extra_state"]["train_iterator"] = dict(state["extra_state"]["train_iterator"])
+    except Exception as error:  # whatever meets what it did not expect
+        raise Refusal(
+            f"the checkpoint's options and history must be as fairseq writes them, but those of {path} are not: "
+            f"{_first_line(error)}"
+        ) from error
+    state["args"] = None
+    return state
+
+
+def check_sums(path: str) -> None:
+    """Checks a checkpoint's content: torch does not where it reads lazily, and a flipped byte is a wrong weight that nobody sees.
+
+    Raises:
+        ValueError: a record's content is not that which was written.
+        zipfile.BadZipFile: it is no archive, or cut.
+    """
+    with zipfile.ZipFile(path) as file:
+        broken = file.testzip()
+    if broken is not None:
+        raise ValueError(f"the checksum of {broken} is wrong.")
+
+
+def _refuse_later_format(provenance: Any, path: str) -> None:
+    found = provenance.get("format") if isinstance(provenance, dict) else FORMAT
+    if found not in range(1, FORMAT + 1):
+        raise Refusal(
+            f"the checkpoint's format must be at most {FORMAT}, the last that this fairseq_dsp knows, but {path} is of {found!r}."
+        )
+
+
+def write_checkpoint(state: dict[str, Any], output: OutputFile) -> None:
+    """Saves a checkpoint atomically; see `OutputFile.write`."""
+    output.write(lambda file: torch.save(state, file), "the checkpoint")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]

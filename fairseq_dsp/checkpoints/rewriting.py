@@ -1,0 +1,247 @@
+"""From a trained checkpoint to a small one with exactly the chosen heads. Called by the `prune` command.
+
+A rewritten checkpoint is an ordinary one of fairseq whose `cfg.model` names a `dsp_transformer` and its `head_layout`; the
+entry `fairseq_dsp` says where it came from. It is built again from its own cfg, loaded strictly and compared with the
+masked model before anyone sees it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+
+import fairseq_dsp
+from fairseq_dsp.checkpoints.batches import loss_per_token
+from fairseq_dsp.checkpoints.building import load_model, resolve_layout
+from fairseq_dsp.checkpoints.reading import FORMAT, PROVENANCE, read_checkpoint
+from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
+from fairseq_dsp.config import PruningConfig, get_option, set_option
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.methods import method_class
+from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_state
+from fairseq_dsp.plugin.objections import budget_out_of_range
+from fairseq_dsp.units.fingerprint import agree, fingerprint
+from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.score_file import ScoreFile
+
+if TYPE_CHECKING:
+    from fairseq_dsp.plugin.model import DspTransformerModel
+
+# Largest difference between log-probabilities of masked and rewritten model, both in float32.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What `rewrite` made of a checkpoint.
+
+    Attributes:
+        state: the rewritten checkpoint, ready to be saved.
+        layout: heads that it keeps, in original ids.
+        parameters_before: parameters of the model that was read, importance variables not counted.
+        parameters_after: parameters of the rewritten model.
+        difference: largest difference of log-probabilities between masked and rewritten model, before rescaling.
+        losses: nats per target token on the sentences of `--rescale`: of the model that was read, of what is left of it, and of
+            that rescaled; None where nothing was rescaled.
+    """
+
+    state: dict[str, Any]
+    layout: HeadLayout
+    parameters_before: int
+    parameters_after: int
+    difference: float
+    losses: tuple[float, float, float] | None = None
+
+
+def rewrite(
+    path: str,
+    layout_text: str | None = None,
+    budget: int | None = None,
+    scores: ScoreFile | None = None,
+    sentences: Callable[[DspTransformerModel, Any], list[dict[str, Any]]] | None = None,
+    floor: str | None = None,
+) -> Rewrite:
+    """The checkpoint with exactly the chosen heads, checked against the masked model.
+
+    Optimizer state, moving averages, importance variables and the best score go; weights keep their precision.
+
+    Args:
+        path: a checkpoint of a transformer, of ours or of stock fairseq.
+        layout_text: heads to keep, or a checkpoint to take them from; None for the model's own choice.
+        budget: K, another number of heads than the trained one; None for the trained one.
+        scores: choose the K heads by these instead of the model's importance variables.
+        sentences: fairseq's batches for a model and the options of its task. With them the output projections are fitted so
+            that the heads that stay say what all said; see `rescaling`.
+        floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
+
+    Raises:
+        Refusal: the checkpoint or the choice is not fit.
+    """
+    state = read_checkpoint(path)
+    model = load_model(state)
+    layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
+    weights = dict(state["model"])
+    model.upgrade_state_dict(weights)
+    dims = {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
+    small_weights = shrink_state(weights, layout, dims, model.layout)
+
+    cfg = copy.deepcopy(state["cfg"])
+    provenance = {
+        "format": FORMAT,
+        "version": fairseq_dsp.__version__,
+        **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores),
+        "kept": layout.count,
+        "total": layout.grid.total,
+        "layout": str(layout),
+    }
+    for option in fields(PruningConfig):
+        if option.name != "seed":
+            set_option(cfg.model, option.name, option.default)
+    set_option(cfg.model, "head_layout", str(layout))
+    if get_option(cfg.task, "unpruned_heads") is not None:
+        set_option(cfg.task, "unpruned_heads", None)
+    small = load_model({"cfg": cfg, "model": small_weights})
+    before, batches, moments = model.weight_count(), [], {}
+    if sentences is not None:
+        if model.head_gates is not None:
+            raise Refusal(
+                "`--rescale` must be for a model whose heads are all on, but the checkpoint chooses among them."
+            )
+        batches = sentences(model.float().eval(), state["cfg"].task)
+        dense_loss = loss_per_token(model, batches)
+        moments = context_moments(model, batches)
+    mask_heads(model, layout, model.layout)
+    difference = largest_difference(model, small)
+    if not difference <= TOLERANCE:
+        raise Refusal(
+            f"rewritten and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."
+        )
+    losses = None
+    if moments:
+        cut_loss = loss_per_token(small, batches)
+        small_weights = dict(small_weights)
+        rescale_state(weights, small_weights, layout, model.layout, moments)
+        small = load_model({"cfg": cfg, "model": small_weights}).float().eval()
+        losses = (dense_loss, cut_loss, loss_per_token(small, batches))
+        provenance["rescaled"] = sum(len(batch["target"]) for batch in batches)
+    dropped = ("best", "val_loss", "metrics", "train_meters")
+    extra = {name: value for name, value in state["extra_state"].items() if name not in dropped}
+    rewritten = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": small_weights,
+        "criterion": None,
+        "optimizer_history": state["optimizer_history"][-1:],
+        "task_state": state.get("task_state", {}),
+        "extra_state": {name: value for name, value in extra.items() if not name.startswith("ema")},
+        PROVENANCE: provenance,
+    }
+    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses)
+
+
+def choose_layout(
+    model: DspTransformerModel,
+    text: str | None,
+    budget: int | None,
+    rewritten: bool,
+    scores: ScoreFile | None = None,
+    floor: str | None = None,
+) -> HeadLayout:
+    """The heads to keep: those given, those of the highest scores, or the model's own choice at any budget.
+
+    Args:
+        rewritten: the checkpoint was written by `fairseq-dsp-prune`.
+        floor: `--cross-floor`, for a choice by scores.
+
+    Raises:
+        Refusal: no choice can be made, or it does not fit the model.
+    """
+    if text is not None:
+        layout = resolve_layout(text, "--layout")
+        if not layout.within(model.layout):
+            raise Refusal(f"`--layout` must name heads that the model has ({model.layout}), but is {layout}.")
+        if budget is not None and budget != layout.count:
+            raise Refusal(
+                f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."
+            )
+        return layout
+    if scores is not None:
+        if budget is None:
+            raise Refusal("`--unpruned-heads` must be given with `--scores`: how many heads to keep.")
+        if scores.layout != model.layout:
+            raise Refusal(
+                f"`--scores` must be of a model with the same heads ({model.layout}), but are of {scores.layout}."
+            )
+        if not 0 <= budget <= model.layout.count:
+            raise Refusal(budget_out_of_range(budget, model.layout.count))
+        _refuse_other_weights(scores, model)
+        floors = floors_of(model.layout.surviving, parse_floor(floor))
+        if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
+            raise Refusal(objection)
+        return scores.keep_top(budget, floors)
+    gates = model.head_gates
+    if gates is None:
+        total = model.layout.grid.total
+        if not rewritten and budget in (None, model.layout.count) and model.layout.count < total:
+            return model.layout  # trained with these heads from the start: only the training state goes
+        what = "was rewritten already" if rewritten else "has no importance variables"
+        raise Refusal(
+            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which to keep with `--layout`, or how "
+            "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
+        )
+    if budget is None:
+        return model.deployed_layout()
+    if not 0 <= budget <= gates.grid.total:
+        raise Refusal(budget_out_of_range(budget, gates.grid.total))
+    floors = gates.floors if budget >= fewest(gates.floors) else ()
+    return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
+
+
+def _refuse_other_weights(scores: ScoreFile, model: DspTransformerModel) -> None:
+    """Raises:
+    Refusal: the scores say of which weights they are, and the model has others.
+    """
+    if scores.weights is None or agree(scores.weights, found := fingerprint(model.weights())):
+        return
+    theirs, ours = (next(iter(marks.items())) for marks in (scores.weights, found))
+    raise Refusal(
+        f"`--scores` must be of the checkpoint's own weights, but are of those of {scores.checkpoint} ({theirs[0]} "
+        f"{theirs[1][:8]}), and the checkpoint has others ({ours[0]} {ours[1][:8]}): score it with fairseq-dsp-score."
+    )
+
+
+def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -> float:
+    """Largest difference of log-probabilities on a random batch with padding, in float32.
+
+    Both models are left in float32 and evaluation mode.
+    """
+    generator = torch.Generator().manual_seed(0)
+    words = [len(side.embed_tokens.weight) for side in (model.encoder, model.decoder)]
+    longest = min(7, *model.max_positions())
+    source, target = (torch.randint(min(4, n - 1), n, (3, longest), generator=generator) for n in words)
+    lengths = torch.tensor([longest, max(longest - 2, 1), max(longest - 4, 1)])
+    source[torch.arange(longest) >= lengths[:, None]] = model.encoder.padding_idx
+    outputs = []
+    with torch.no_grad():
+        for each in (model, other):
+            each.float().eval()
+            net_output = each(source, lengths, target)
+            outputs.append(each.get_normalized_probs(net_output, log_probs=True, sample={"target": target}))
+    return (outputs[0] - outputs[1]).abs().max().item()
+
+
+def _chosen_by(config: PruningConfig, by_hand: bool, scores: ScoreFile | None) -> dict[str, Any]:
+    """What chose the heads: `layout` (given by hand), a scorer, or the method of the training; its seed, if it has one."""
+    if by_hand:
+        return {"method": "layout", "pipelined": False, "seed": None}
+    if scores is not None:
+        return {"method": scores.scorer, "pipelined": False, "seed": scores.seed}
+    method = method_class(config)
+    drawn = method.learned or config.budget is not None  # or given to the training as a layout
+    return {"method": method.name, "pipelined": config.pipelined, "seed": config.seed if drawn else None}

@@ -1,0 +1,124 @@
+"""What of stock fairseq an export needs: options without ours, a model without our attention, the dictionaries' words.
+
+Called by `export` and `benchmark`. A stock cfg is plain data: torch's safe loading refuses the argparse Namespace that fairseq-train
+writes, and nobody repairs that where this package is not installed, while a plain dict loads everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from fairseq.data.data_utils import load_indexed_dataset
+from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
+from fairseq.models.transformer import TransformerModel
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from fairseq_dsp.checkpoints.building import VocabularyTask
+from fairseq_dsp.config import get_option
+from fairseq_dsp.files.data_folder import DataFolder
+
+STOCK_NAMES = {
+    "translation_dsp": "translation",
+    "label_smoothed_cross_entropy_dsp": "label_smoothed_cross_entropy",
+    "dsp_adam": "adam",
+    "LabelSmoothedCrossEntropyDspCriterion": "LabelSmoothedCrossEntropyCriterion",
+    "DspAdam": "FairseqAdam",
+}
+
+_PREFIX = "dsp_"
+
+
+def stock_cfg(cfg: DictConfig) -> dict[str, Any]:
+    """A checkpoint's whole cfg as plain data that names stock fairseq's parts only and has none of our options.
+
+    Args:
+        cfg: as `building.load_model` leaves it: the architecture is one of ours.
+    """
+    groups = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    plain = {name: vars(group) if isinstance(group, argparse.Namespace) else group for name, group in groups.items()}
+    architecture = get_option(cfg.model, "arch").removeprefix(_PREFIX)
+    options = {name: get_option(cfg.model, name) for name in _transformer_options()}
+    completed = argparse.Namespace(**{name: value for name, value in options.items() if value is not None})
+    ARCH_CONFIG_REGISTRY[architecture](completed)
+    model = {name: _plain(value) for name, value in vars(completed).items()}
+    # the weights come with the checkpoint: no need of the files that they started from
+    model |= {"_name": architecture, "arch": architecture, "encoder_embed_path": None, "decoder_embed_path": None}
+    plain["model"] = model
+    registries = {"task": TASK_DATACLASS_REGISTRY}
+    registries |= {group: REGISTRIES[group]["dataclass_registry"] for group in ("criterion", "optimizer")}
+    for group, dataclasses in registries.items():
+        theirs = plain.get(group) or {}
+        if theirs.get("_name") in STOCK_NAMES:
+            name = STOCK_NAMES[theirs["_name"]]
+            known = {field.name for field in fields(dataclasses[name])}
+            plain[group] = {key: value for key, value in theirs.items() if key in known} | {"_name": name}
+    if plain.get("common"):
+        plain["common"]["user_dir"] = None
+    return plain
+
+
+def build_stock(cfg: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
+    """The model as stock fairseq builds it from a stock cfg, with the weights, in evaluation mode."""
+    options = OmegaConf.create(cfg["model"])
+    model = build_model(options, VocabularyTask(weights, options))
+    model.load_state_dict(dict(weights), strict=True)
+    return model.eval()
+
+
+def read_vocabularies(
+    cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None
+) -> tuple[list[str], list[str]]:
+    """Words of the source and of the target side by their number, special symbols included.
+
+    Args:
+        cfg: a checkpoint's; asked for the languages that are not given.
+        data: folder of fairseq-preprocess, with dict.SRC.txt and dict.TGT.txt; the first of several with colons between.
+
+    Raises:
+        Refusal: no such folder or file, or the languages cannot be told.
+    """
+    source, target = (dictionary.symbols for dictionary in _folder(cfg, data, source_lang, target_lang).dictionaries())
+    return source, target
+
+
+def read_sentences(
+    cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None, subset: str
+) -> list[tuple[list[int], list[int]]]:
+    """Sentence pairs of a data set, as numbers of words, without the ends of sentences. Arguments as of `read_vocabularies`.
+
+    Raises:
+        Refusal: the folder holds no such data set, or it is damaged.
+    """
+    folder = _folder(cfg, data, source_lang, target_lang)
+    dictionaries = folder.dictionaries()
+    folder.sizes(subset, list(map(len, dictionaries)))  # refuses a damaged one
+    source, target = (
+        load_indexed_dataset(folder.prefix(subset, language), dictionary)
+        for language, dictionary in zip((folder.source, folder.target), dictionaries, strict=True)
+    )
+    ends = {dictionary.eos() for dictionary in dictionaries}
+    return [
+        ([word for word in one.tolist() if word not in ends], [word for word in other.tolist() if word not in ends])
+        for one, other in zip(source, target, strict=True)
+    ]
+
+
+def _folder(cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None) -> DataFolder:
+    languages = (source_lang, "source_lang"), (target_lang, "target_lang")
+    return DataFolder(data, *(given or get_option(cfg.task, name) for given, name in languages))
+
+
+def _transformer_options() -> list[str]:
+    """Names of all options of a stock transformer."""
+    parser = argparse.ArgumentParser(add_help=False)
+    TransformerModel.add_args(parser)
+    return [action.dest for action in parser._actions]
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

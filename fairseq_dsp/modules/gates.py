@@ -1,0 +1,291 @@
+"""`HeadGates`: the importance variables of a model and the gates they yield. Built by `model`, read by every site.
+
+One module a model owns all variables; an attention holds a `SiteGates`, a plain object that asks it for a slice (a
+shared module on every layer would appear in the state once a layer). In training the gates are drawn once a forward
+pass of the model. In evaluation they are a pure function of the parameters, because `fairseq-generate` calls encoder
+and decoder and never the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.methods import Method
+from fairseq_dsp.units.floors import Floors, fewest, top_k_above_floors
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+
+logger = logging.getLogger("fairseq_dsp.gates")  # as logs have always named it
+
+# fairseq copies this attribute of a parameter into its float32 copies, so the optimizer can tell by it.
+IMPORTANCE_GROUP = "head_importance"
+
+# Names of importance variables and marks in a model's state begin so.
+STATE_PREFIX = "head_gates."
+
+_UNDECIDED = -1.0
+
+
+class HeadGates(nn.Module):
+    """Importance variables and gates of all heads of a model.
+
+    Args:
+        grid: the heads.
+        kept: K, how many of them the deployed model keeps; None for the number that the method finds itself.
+        method: how gates are made from importance while training.
+        floors: groups of heads of which some must stay, whatever their importance; see `floors`.
+
+    Attributes:
+        importance: [H] float32, whatever the model's precision.
+        fixed_mask: [H] float32, the chosen heads (0/1) once the cooldown is over, -1 everywhere before. A float, because
+            fairseq's moving average multiplies every entry of the state.
+
+    What a method declares as its `variables` and `records` are further parameters and buffers, named as there.
+    """
+
+    def __init__(self, grid: HeadGrid, kept: int | None, method: Method, floors: Floors = ()) -> None:
+        super().__init__()
+        self.grid = grid
+        self.kept = kept
+        self.method = method
+        self.floors = floors
+        self.update = 0
+        self.importance = nn.Parameter(initial_importance(grid))
+        self.importance.param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
+        self.register_buffer("fixed_mask", torch.full((grid.total,), _UNDECIDED))
+        for name, value in method.variables().items():
+            self.register_parameter(name, nn.Parameter(value))
+            self.get_parameter(name).param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
+        for name, value in method.records().items():
+            self.register_buffer(name, value)
+        self._drawn: Tensor | None = None
+        # what was read from the device, with the state of the tensors that it was read from
+        self._fixed: tuple[Any, tuple[bool, ...]] | None = None
+        self._evaluated: tuple[Any, tuple[bool, ...]] | None = None
+        self._loaded = False
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """fairseq calls this before every micro-batch, and before it loads a checkpoint."""
+        self.update = num_updates
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the kept heads are decided for good: the cooldown is over and the method fixes them then."""
+        return self.method.fixes_at is not None and self.update >= self.method.fixes_at
+
+    def decided_mask(self) -> Tensor:
+        """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
+        fixed = self.fixed_mask.detach()
+        # Anything but exact marks (an averaged state) falls back on the importance, which decided them. The device answers
+        # its own question: to read the answer would be to wait for it.
+        decided = ((fixed == 0) | (fixed == 1)).all()
+        if self.kept is not None:
+            decided = decided & (fixed.sum() == self.kept)
+        return torch.where(decided, fixed, self._choose())
+
+    def _choose(self) -> Tensor:
+        """The most important heads: K of them, or as many as the method finds right."""
+        kept = max(self.method.own_number(self.importance), fewest(self.floors)) if self.kept is None else self.kept
+        return top_k_above_floors(self.importance, kept, self.floors)
+
+    def layout(self) -> HeadLayout:
+        """`decided_mask` as a layout of the grid."""
+        return HeadLayout.of_mask(self.grid, self.decided_mask())
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What the method keeps beside the importance, by name; see `Method.variables` and `Method.records`."""
+        return {name: getattr(self, name) for name in (*self.method.variables(), *self.method.records())}
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss of this update; None once heads are fixed, which cost nothing that could be saved."""
+        return None if self.is_fixed else self.method.penalty(self.importance, self.update, **self.own_state())
+
+    def mean_importance(self) -> dict[str, float]:
+        """Mean importance of all heads of an attention type; a type that has none is left out."""
+        values = self.importance.detach().tolist()
+        found: dict[str, list[float]] = {}
+        for site, span in self.grid.spans():
+            found.setdefault(site.stack, []).extend(values[span])
+        return {stack: sum(some) / len(some) for stack, some in found.items() if some}
+
+    def gates(self) -> Tensor:
+        """The gates of the current pass: [H] float32, with gradient in training."""
+        if not self.training:
+            return self.decided_mask()
+        return self._drawn if self._drawn is not None else self._draw()
+
+    def _draw(self) -> Tensor:
+        if not self.is_fixed:
+            if self._loaded:  # heads that an earlier training had fixed are chosen anew: the cooldown is not over
+                if are_marks(self.fixed_mask):
+                    logger.warning(
+                        "the %d heads that the checkpoint has fixed are chosen anew.", int(self.fixed_mask.sum())
+                    )
+                self.fixed_mask.fill_(_UNDECIDED)
+                self._loaded = False
+            with torch.no_grad():
+                self.method.begin_update(self.importance, self.update, **self.own_state())
+            return self._in_graph(self.method.gates(self.importance, self.kept, self.update))
+        if self._fixed is None or self._fixed[0] != _stamp(self.fixed_mask):
+            decided = self.decided_mask()
+            before, marks = torch.stack([self.fixed_mask, decided]).tolist()
+            self._refuse_other_number(before)
+            self.fixed_mask.copy_(decided)
+            self._fixed = _stamp(self.fixed_mask), tuple(map(bool, marks))
+        return self._in_graph(self.fixed_mask + 0.0 * self.importance)
+
+    def _in_graph(self, gates: Tensor) -> Tensor:
+        """Zero times a variable keeps it in the graph: DistributedDataParallel waits for its gradient."""
+        for name in self.method.variables():
+            gates = gates + 0.0 * self.get_parameter(name).sum()
+        return gates
+
+    def _refuse_other_number(self, fixed: list[float]) -> None:
+        """Training goes on with the heads that a checkpoint had fixed: with as many as these."""
+        if fixed and set(fixed) <= {0.0, 1.0} and self.kept not in (None, sum(fixed)):
+            with exit_on_refusal():
+                raise Refusal(
+                    f"`--unpruned-heads` must stay {int(sum(fixed))}, for the cooldown is over and the checkpoint's heads are "
+                    f"fixed, but is {self.kept}."
+                )
+
+    def constant_marks(self, anew: bool) -> tuple[bool, ...] | None:
+        """Marks of all heads while gates are constants: in evaluation, and in training once heads are fixed. None before.
+
+        Reading them waits for the device, so they are kept: in training for good, in evaluation for one pass. A tensor's
+        version tells of changes in place, but not of those by `.data`, which only a new pass sees.
+
+        Args:
+            anew: a pass begins.
+        """
+        if self.training and not self.is_fixed:
+            return None
+        tensors = (self.fixed_mask,) if self.training else (self.fixed_mask, self.importance)
+        known = self._fixed if self.training else self._evaluated
+        stamp = _stamp(*tensors)
+        if known is None or known[0] != stamp or anew and not self.training:
+            known = stamp, tuple(bool(mark) for mark in self.decided_mask().tolist())
+            if self.training:
+                self._fixed = known
+            else:
+                self._evaluated = known
+        return known[1]
+
+    def train(self, mode: bool = True) -> HeadGates:
+        """As in torch; an optimizer changes through `.data` what evaluation has read."""
+        self._evaluated = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._fixed = self._evaluated = None
+        self._loaded = True
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def before_forward(self, model: nn.Module, inputs: Any) -> None:
+        """Hook of the model: one draw serves all sites, and its gradient is computed once."""
+        self._drawn = self._draw() if self.training else None
+
+    def after_forward(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """Hook of the model: forgets the draw, whose graph the backward pass frees."""
+        self._drawn = None
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Moves between devices with the model, but stays in float32 where it is halved."""
+        return super()._apply(lambda own: own.to(fn(torch.empty(0, device=own.device)).device), recurse)
+
+
+class SiteGates:
+    """The gates of one site, as its attention asks for them.
+
+    Args:
+        owner: the model's gates.
+        span: the site's slice of the flat order.
+        leads: the site is the first that a pass comes to, in the encoder or in the decoder, which may be called alone.
+    """
+
+    def __init__(self, owner: HeadGates, span: slice, leads: bool) -> None:
+        self.owner = owner
+        self.span = span
+        self.leads = leads
+        self.handed: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        return self.handed if self.handed is not None else self.owner.gates()[self.span]
+
+    def live_heads(self, searching: bool) -> tuple[int, ...] | None:
+        """The site's heads that are decided to be kept, once that is decided; see `attention.Gates`."""
+        marks = self.owner.constant_marks(anew=self.leads and not searching)
+        return None if marks is None else tuple(head for head, mark in enumerate(marks[self.span]) if mark)
+
+
+class GatedCheckpoint:
+    """Forward of a layer whose activations are recomputed (`--checkpoint-activations`).
+
+    fairseq's checkpointing runs the layer twice and backpropagates the second run by itself. Gates read from outside
+    would lead every layer's private backward pass into the one draw they share. So they are handed in as an input:
+    the layer sees the same values in both runs, and the draw gets one gradient.
+
+    Args:
+        forward: the layer's checkpointed forward, a partial of fairseq's wrapper over (inner forward, offload).
+        sites: the gates of the layer's attentions.
+    """
+
+    def __init__(self, forward: functools.partial, sites: list[SiteGates]) -> None:
+        self.sites = sites
+        self.wrapper = forward.func
+        self.inner, *self.rest = forward.args
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.sites[0].owner.training:  # constants, which every run reads alike and nothing differentiates
+            return self.ungated()(*args, **kwargs)
+        return self.wrapper(self._forward_with, *self.rest, *(site() for site in self.sites), *args, **kwargs)
+
+    def ungated(self) -> functools.partial:
+        """The checkpointed forward as fairseq made it."""
+        return functools.partial(self.wrapper, self.inner, *self.rest)
+
+    def _forward_with(self, *args: Any, **kwargs: Any) -> Any:
+        count = len(self.sites)
+        for site, gates in zip(self.sites, args[:count], strict=True):
+            site.handed = gates
+        try:
+            return self.inner(*args[count:], **kwargs)
+        finally:
+            for site in self.sites:
+                site.handed = None
+
+
+class ConstantGates:
+    """Gates that never change: the masked model that a rewritten one is compared with."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self) -> Tensor:
+        return self.mask
+
+    def live_heads(self, searching: bool) -> None:
+        """None: all heads are computed and multiplied, so that a comparison compares two computations."""
+
+
+def _stamp(*tensors: Tensor) -> tuple[Any, ...]:
+    """What changes with every change in place that torch counts; it counts none of inference tensors."""
+    return tuple((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def are_marks(mask: Tensor) -> bool:
+    """Whether a `fixed_mask` tells which heads are kept: exactly 0 or 1, of any heads at all."""
+    return mask.numel() > 0 and bool(((mask == 0) | (mask == 1)).all())
+
+
+def initial_importance(grid: HeadGrid) -> Tensor:
+    """Xavier-uniform values for a matrix of sites x heads (Li et al. 2021, official code): [H] float32."""
+    sites = [site for site in grid.sites if grid.heads(site)]
+    widest = max((grid.heads(site) for site in sites), default=0)
+    bound = (6.0 / max(len(sites) + widest, 1)) ** 0.5
+    return torch.empty(grid.total).uniform_(-bound, bound)

@@ -1,0 +1,287 @@
+"""The `dsp_transformer` architectures: fairseq's transformers of the same suffix, with heads that can be gated and gone.
+
+fairseq builds the model with all of its options; afterwards the attentions are replaced, shrunk to the layout in the cfg
+and gated if a method asks for it. Called by fairseq (training, generation, hub) and by `checkpoints/building`.
+
+Registered without a dataclass: fairseq's command line and hydra then both hand over a flat cfg, and neither ignores an
+option in silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Dict, List, Optional
+
+from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
+from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from fairseq_dsp.config import PruningConfig, add_arguments, flag, get_option, set_option
+from fairseq_dsp.errors import Refusal, exit_on_refusal
+from fairseq_dsp.guards.versions import (
+    disable_fused_encoder,
+    drop_fused_encoder_copies,
+    settle_device_marks,
+    settle_device_marks_of,
+)
+from fairseq_dsp.methods import method_class
+from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
+from fairseq_dsp.modules.surgery import attentions, install_gates, make_prunable, remove_gates, shrink_model
+from fairseq_dsp.plugin.fitting import fit_state, parameter_names
+from fairseq_dsp.plugin.initial_layout import initial_layout, objections_to_floor
+from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
+from fairseq_dsp.plugin.starting import objections_to_start
+from fairseq_dsp.units.floors import floors_of, parse_floor
+from fairseq_dsp.units.layout import HeadLayout
+
+ARCHITECTURES = (
+    "transformer",
+    "transformer_tiny",
+    "transformer_iwslt_de_en",
+    "transformer_wmt_en_de",
+    "transformer_wmt_en_de_big",
+    "transformer_wmt_en_de_big_t2t",
+    "transformer_vaswani_wmt_en_de_big",
+    "transformer_vaswani_wmt_en_fr_big",
+)
+
+
+NO_LAYER = -1
+
+
+class DspTransformerDecoder(TransformerDecoderBase):
+    """fairseq's decoder, whose alignment comes from the last layer that has a cross-attention head.
+
+    Attributes:
+        alignment_layer: index of that layer; the last one where no layer has one; `NO_LAYER` where nobody aligns.
+    """
+
+    alignment_layer = 0  # without annotation, which TorchScript could not read here
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Optional[Dict[str, List[Tensor]]] = None,
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
+        full_context_alignment: bool = False,
+        alignment_layer: Optional[int] = None,
+        alignment_heads: Optional[int] = None,
+    ):
+        """As in fairseq; `alignment_layer` defaults to the last layer that can align."""
+        features, extra = self.extract_features_scriptable(
+            prev_output_tokens,
+            encoder_out,
+            incremental_state,
+            full_context_alignment,
+            self.alignment_layer if alignment_layer is None else alignment_layer,
+            alignment_heads,
+        )
+        # contiguous, or torch multiplies a frozen output projection once a sentence instead of once a batch
+        return features.contiguous(), extra
+
+
+@register_model("dsp_transformer")
+class DspTransformerModel(TransformerModel):
+    """A transformer that has the heads of its layout, and gates on them while a method is choosing.
+
+    Attributes:
+        layout: heads that the model has, in original ids.
+        head_gates: importance variables and gates; None where no method is choosing.
+        adopts_dense_state: whether loading a state without importance variables starts from fresh ones. Set by the task
+            when it trains: a checkpoint that is merely loaded must bring its own.
+        unchecked: the options that it was built with, as long as nobody has looked whether they can train it.
+    """
+
+    def __init__(self, args: Any, encoder: Any, decoder: Any) -> None:
+        super().__init__(args, encoder, decoder)
+        disable_fused_encoder(self.encoder)
+        settle_device_marks_of(self)
+        self.layout = HeadLayout.full(make_prunable(self))
+        self.head_gates: HeadGates | None = None
+        self.adopts_dense_state = False
+        self.unchecked: argparse.Namespace | DictConfig | None = None
+        layers = self.decoder.layers
+        for layer in (layers[index] for index in range(len(layers))):
+            layer.need_attn = False  # in validation too, where fairseq computes weights of all layers and uses one's
+
+    @classmethod
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
+        """Adds fairseq's options of a transformer and ours."""
+        super().add_args(parser)
+        add_arguments(parser)
+
+    @classmethod
+    def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: Any) -> DspTransformerDecoder:
+        decoder = DspTransformerDecoder(args, tgt_dict, embed_tokens, no_encoder_attn=args.no_cross_attention)
+        decoder.dropout_module.module_name = "TransformerDecoder"  # as --retain-dropout-modules knows it
+        return decoder
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace | DictConfig, task: Any) -> DspTransformerModel:
+        """Builds the model that the cfg describes; writes a layout that was drawn or looked up into the cfg.
+
+        Raises:
+            SystemExit: options that cannot be honoured, each named on stderr.
+        """
+        with exit_on_refusal():
+            reasons = objections(args)
+            if reasons:
+                raise Refusal(*reasons)
+            config = PruningConfig.from_model_cfg(args)
+            method = method_class(config)
+            model = super().build_model(args, task)
+            model.unchecked = args
+            model._take_heads(args, config)
+            if method.learned:
+                floors = floors_of(model.layout.surviving, parse_floor(config.cross_floor))
+                gates = HeadGates(model.layout.surviving, config.budget, method.from_config(config), floors)
+                install_gates(model, model.layout.surviving, gates)
+                model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
+                if config.pipelined:
+                    for parameter in model.parameters():
+                        parameter.requires_grad_(getattr(parameter, "param_group", None) == IMPORTANCE_GROUP)
+            else:
+                # Nothing of this model is grouped, but the optimizer can tell by it that the model is one of ours.
+                for _, attention in attentions(model, model.layout.grid):
+                    attention.out_proj.bias.param_group = "default"
+            return model
+
+    def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
+        """Shrinks the fresh model to the layout that the options give or draw."""
+        layout = initial_layout(self.layout.grid, config)
+        if reasons := objections_to_floor(layout, config):
+            raise Refusal(*reasons)
+        if config.head_layout is not None or not method_class(config).learned:
+            shrink_model(self, layout)
+            set_option(args, "head_layout", str(layout))
+            if not layout.by_type()["cross"][0]:
+                # Nothing reads the encoder: its gradient never comes, and DistributedDataParallel would wait for it.
+                read = {id(parameter) for parameter in self.decoder.parameters()}
+                for parameter in self.encoder.parameters():
+                    parameter.requires_grad_(parameter.requires_grad and id(parameter) in read)
+        self.layout = layout
+        self._find_alignment_layer()
+
+    def weights(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters by name, shared ones once, without importance variables."""
+        return [(name, weight) for name, weight in self.named_parameters() if not name.startswith(STATE_PREFIX)]
+
+    def weight_count(self) -> int:
+        """Number of parameters, importance variables not counted."""
+        return sum(weight.numel() for _, weight in self.weights())
+
+    def train(self, mode: bool = True) -> DspTransformerModel:
+        """As in torch; before a training that another task than ours has started, looks whether its options can be honoured.
+
+        Raises:
+            SystemExit: they cannot.
+        """
+        options = self.unchecked
+        if mode and options is not None:
+            self.unchecked = None
+            with exit_on_refusal():
+                reasons = objections_to_unknown_options(options)
+                if get_option(options, "save_dir") is not None:  # fairseq-train's; hydra's are the model's alone
+                    reasons += objections_to_start(options, options)
+                if reasons:
+                    raise Refusal(*reasons)
+        return super().train(mode)
+
+    def deployed_layout(self) -> HeadLayout:
+        """The heads that evaluation and rewriting keep, in original ids."""
+        return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
+
+    def bake(self) -> None:
+        """Turns the gated model, in place and for good, into the small one that computes the same."""
+        if self.head_gates is None:
+            return
+        layout = self.deployed_layout()
+        remove_gates(self, self.layout.grid)
+        shrink_model(self, layout, current=self.layout)
+        self.layout = layout
+        self._find_alignment_layer()
+
+    def prepare_for_inference_(self, cfg: DictConfig) -> None:
+        """fairseq calls this in generate, interactive and hub: deploys exactly the chosen heads."""
+        self.unchecked = None
+        with exit_on_refusal():
+            self.bake()
+            wanted = [name for name in ("print_alignment", "replace_unk") if getattr(cfg.generation, name, None)]
+            if not wanted:
+                self.decoder.alignment_layer = NO_LAYER  # spares computing weights that nobody asked for
+            if wanted and not any(self.layout.by_type()["cross"][:1]):
+                flags = " and ".join(map(flag, wanted))
+                raise Refusal(
+                    f"{flags} must have a cross-attention head to align with, but this model keeps {self.layout}."
+                )
+        super().prepare_for_inference_(cfg)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """As in fairseq; leaves nothing that fairseq 0.12.2 keeps twice or never writes to."""
+        drop_fused_encoder_copies(state_dict)
+        super().upgrade_state_dict_named(state_dict, name)
+        settle_device_marks(state_dict)
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: argparse.Namespace | None = None,
+    ) -> Any:
+        """As in fairseq, for a state of the same heads, or a dense one that is to be gated or shrunk.
+
+        Raises:
+            SystemExit: the state is of another model, or has other heads; the sentence says which option to change.
+        """
+        with exit_on_refusal():
+            try:
+                return super().load_state_dict(fit_state(self, state_dict), strict, model_cfg, args)
+            except (KeyError, RuntimeError) as error:  # names or shapes that no option of ours explains
+                reason = " ".join(str(error).split())[:400]
+                raise Refusal(f"the checkpoint's weights must fit the model's options, but do not: {reason}") from error
+
+    def adopt_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Loads strictly by making the state's tensors the parameters, in their precision and without a copy.
+
+        Raises:
+            Refusal: the state has other heads than the model.
+            RuntimeError: names or shapes differ.
+        """
+        self.unchecked = None
+        shared = parameter_names(self)
+        attached = {name: vars(parameter) for name, parameter in self.named_parameters(remove_duplicate=False)}
+        nn.Module.load_state_dict(self, fit_state(self, state_dict), strict=True, assign=True)
+        for name, attributes in attached.items():  # by which the optimizer tells importance
+            vars(self.get_parameter(name)).update(attributes)
+        for first, *others in shared:
+            for name in others:  # embeddings that are one parameter stay one
+                owner, _, attribute = name.rpartition(".")
+                setattr(self.get_submodule(owner), attribute, self.get_parameter(first))
+
+    def _find_alignment_layer(self) -> None:
+        able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.heads(site)]
+        self.decoder.alignment_layer = able[-1] if able else self.decoder.num_layers - 1
+
+
+def unwrap(model: Any) -> Any:
+    """The model itself, where fairseq has wrapped it for several processes."""
+    while not isinstance(model, DspTransformerModel) and hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def _register(stock: str) -> None:
+    @register_model_architecture("dsp_transformer", f"dsp_{stock}")
+    def architecture(args: argparse.Namespace | DictConfig) -> None:
+        ARCH_CONFIG_REGISTRY[stock](args)
+        # fairseq-train takes --bf16 for a TPU, and would flatten all parameters into one under --fp16, importance too
+        if get_option(args, "bf16", False) and get_option(args, "tpu", False):
+            set_option(args, "tpu", False)
+        if get_option(args, "fp16", False) and get_option(args, "optimizer") == "dsp_adam":
+            set_option(args, "fp16_no_flatten_grads", True)
+
+
+for _stock in ARCHITECTURES:
+    _register(_stock)

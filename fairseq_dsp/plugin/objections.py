@@ -1,0 +1,182 @@
+"""Why options cannot be honoured: every reason at once.
+
+Asked by `task` when training starts, by `model` whenever it is built, and by `checkpoints/building` before it builds one from a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models.transformer import TransformerModel
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option
+from fairseq_dsp.errors import noted
+from fairseq_dsp.methods import method_class, objections_to_method
+from fairseq_dsp.plugin.options import grid_of_options
+
+_MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
+
+# Where `task` leaves its name in the model's cfg, beside fairseq's own `task`, which a command that loads a model may change.
+BUDGET_TASK = "budget_task"
+
+
+def objections(args: argparse.Namespace | DictConfig) -> list[str]:
+    """Sentences on a model's cfg; empty if it can be built as far as the options tell."""
+    found: list[str] = []
+    with noted(found):
+        found += _objections_to_training(args, PruningConfig.from_model_cfg(args))
+    for name, rule in _UNSUPPORTED.items():
+        value = get_option(args, name)
+        if value not in (None, False, 0, "", "None"):
+            found.append(f"{flag(name)} {rule}, but is {value}.")
+    cutoff = get_option(args, "adaptive_softmax_cutoff")
+    if isinstance(cutoff, str) and not _is_list_of_counts(cutoff):
+        found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
+    return found + objections_to_backend(get_option(args, "ddp_backend"))
+
+
+def objections_to_backend(name: str | None) -> list[str]:
+    """Sentences on fairseq's `--ddp-backend`: with others no process could tell which heads all have chosen."""
+    if name not in ("fully_sharded", "slowmo"):
+        return []
+    rule = "one whose processes hold all parameters, the same after every update (pytorch_ddp, legacy_ddp, no_c10d)"
+    return [f"`--ddp-backend` must be {rule}, but is {name}."]
+
+
+def objections_to_task(cfg: argparse.Namespace | DictConfig | None, who: str) -> list[str]:
+    """Sentences on a checkpoint's task, where sentences of a data folder are to be read as it reads them.
+
+    Other tasks put a token of a language before or behind a sentence, join or change dictionaries, or have no target.
+
+    Args:
+        cfg: the task's options.
+        who: the option that reads data, for the sentence.
+    """
+    name = get_option(cfg, "_name") or get_option(cfg, "task")
+    if name in ("translation", "translation_dsp"):
+        return []
+    return [f"{who} needs a model of the task translation or translation_dsp, but it is {name}."]
+
+
+def objections_to_unknown_options(cfg: argparse.Namespace | DictConfig) -> list[str]:
+    """Sentences on options of a model that nobody reads: hydra has no schema for it and lets any name pass.
+
+    Asked when training starts only: a checkpoint that was trained with such a name computes what it always did.
+    """
+    if not isinstance(cfg, DictConfig):
+        return []  # argparse has refused unknown options already
+    parser = argparse.ArgumentParser(add_help=False)
+    TransformerModel.add_args(parser)
+    ours = {"_name", "arch", BUDGET_TASK, *(option.name for option in fields(PruningConfig))}
+    known = ours.union((action.dest for action in parser._actions), _defaults(cfg), _UNSUPPORTED, _UNDECLARED)
+    found = []
+    for name in sorted(str(name) for name in cfg if name not in known):
+        close = difflib.get_close_matches(name, sorted(known), n=1)
+        meant = f"; did you mean `{close[0]}`?" if close else "."
+        found.append(f"`{name}` is not an option of {architecture_of(cfg)}{meant}")
+    return found
+
+
+def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[str, Tensor]) -> list[str]:
+    """Sentences on a checkpoint's options that its weights contradict, or that are no numbers where there must be some.
+
+    Asked before a model is built: a wrong number could ask for any amount of memory and time.
+    """
+    found = []
+    for name, default in _defaults(cfg).items():
+        value = get_option(cfg, name)
+        text = isinstance(value, str) and not name.endswith(("_dim", "_positions"))
+        if isinstance(default, (int, float)) and value is not None and (text or _number(value) is None):
+            found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
+    if found:
+        return found
+    for side, positions in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
+        layers = {name.split(".")[2] for name in weights if name.startswith(f"{side}.layers.")}
+        sizes = {"layers": len(layers), "embed_dim": weights[f"{side}.embed_tokens.weight"].shape[-1]}
+        if f"{side}.layers.0.fc1.weight" in weights:
+            sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
+        for name, size in sizes.items():
+            if _number(value := get_option(cfg, f"{side}_{name}", size)) != size:
+                found.append(
+                    f"{flag(f'{side}_{name}')} must be {size}, as the checkpoint's weights are, but is {value}."
+                )
+        if not 0 < (_number(value := get_option(cfg, positions, 1)) or 0) <= _MOST_POSITIONS:
+            found.append(f"{flag(positions)} must be between 1 and {_MOST_POSITIONS}, but is {value}.")
+    largest = max(max(value.shape, default=0) for value in weights.values())
+    for name in ("decoder_input_dim", "decoder_output_dim"):
+        if not 0 < (_number(value := get_option(cfg, name, 1)) or 0) <= largest:
+            found.append(f"{flag(name)} must be at most {largest}, as the checkpoint's weights are, but is {value}.")
+    return found
+
+
+def _number(value: object) -> float | None:
+    """An option's number; fairseq's command line leaves some sizes as text, such as `--decoder-output-dim`."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _defaults(cfg: argparse.Namespace | DictConfig) -> dict[str, object]:
+    """What an architecture's options are where nobody gives any."""
+    found = argparse.Namespace()
+    ARCH_CONFIG_REGISTRY.get(architecture_of(cfg), ARCH_CONFIG_REGISTRY["transformer"])(found)
+    return vars(found)
+
+
+def budget_out_of_range(budget: int, total: int) -> str:
+    """The sentence on a K that the model cannot have."""
+    return f"`--unpruned-heads` must be between 0 and {total} (the heads of this model), but is {budget}."
+
+
+def _objections_to_training(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
+    method = method_class(config)
+    found = objections_to_method(config)
+    if config.unpruned_heads is None and config.head_layout is None:
+        found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
+    elif config.unpruned_heads is None and method.learned:
+        found.append(f"`--unpruned-heads` must be given for `--head-selection {method.name}`: how many heads to keep.")
+    grid = grid_of_options(args)
+    if config.budget is not None and config.head_layout is None and grid is not None:
+        if not 0 <= config.budget <= grid.total:
+            found.append(budget_out_of_range(config.budget, grid.total))
+    if method.learned:
+        for part, ours in (
+            ("task", "translation_dsp"),
+            ("criterion", "label_smoothed_cross_entropy_dsp"),
+            ("optimizer", "dsp_adam"),
+        ):
+            given = get_option(args, part, ours if isinstance(args, DictConfig) and part != "task" else None)
+            if part == "task":  # fairseq-validate writes its own task's name over the one that trained the model
+                given = get_option(args, BUDGET_TASK, given)
+            if isinstance(given, str) and given != ours or given is None and part == "task":
+                found.append(f"`--{part}` must be {ours} for `--head-selection {method.name}`, but is {given}.")
+    return found
+
+
+def _is_list_of_counts(text: str) -> bool:
+    return re.fullmatch(r"[\[(]?\s*\d{1,9}(\s*,\s*\d{1,9})*\s*,?\s*[\])]?", text.strip()) is not None
+
+
+_UNSUPPORTED = {
+    "encoder_layers_to_keep": "is not supported by dsp_transformer: a layout names the heads of every layer",
+    "decoder_layers_to_keep": "is not supported by dsp_transformer: a layout names the heads of every layer",
+    "quant_noise_pq": "is not supported by dsp_transformer: its blocks do not survive the removal of heads",
+    "quant_noise_scalar": "is not supported by dsp_transformer: it wraps the attention that we replace",
+    "xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
+    "encoder_xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
+    "decoder_xformers_att_config": "is not supported by dsp_transformer: it has an attention of its own",
+    "scale_heads": "is not supported by dsp_transformer: its scales do not follow the heads",
+    "no_cross_attention": "is not supported by dsp_transformer: there must be cross-attention to prune",
+    "base_layers": "is not supported by dsp_transformer: it inserts layers of another kind",
+}
+
+# What fairseq's transformer reads without declaring it.
+_UNDECLARED = ("scale_attn", "scale_fc", "scale_resids")

@@ -1,0 +1,253 @@
+"""What a training starts from: the checkpoint that fairseq is about to load, and whether this training may go on from it.
+
+fairseq goes on from whatever lies in the save folder, and compares names and shapes. A checkpoint's options say what it was
+trained for. Asked by `task` when training starts, and by `model` where another task trains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import zipfile
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from fairseq.file_io import PathManager
+from omegaconf import DictConfig
+
+from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, set_option
+from fairseq_dsp.errors import Refusal, noted
+from fairseq_dsp.files.weights import refuse_broken_weights
+from fairseq_dsp.guards.untrusted import strange_options
+from fairseq_dsp.guards.versions import settle_device_marks
+from fairseq_dsp.methods import Method, method_class
+from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
+from fairseq_dsp.plugin.computation import computation, differences
+from fairseq_dsp.plugin.options import family_of
+
+logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
+
+_LAST = "checkpoint_last.pt"  # what fairseq takes for "no `--restore-file`"
+_ANEW = "another `--save-dir` or `--reset-optimizer` starts anew"
+
+Options = argparse.Namespace | DictConfig
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint that training starts from.
+
+    Attributes:
+        path: its file.
+        option: that which named it; `save_dir` where nobody did, and fairseq goes on from what it left there.
+        state: what the file holds. Weights are read from it only when they are looked at.
+    """
+
+    path: str
+    option: str
+    state: dict[str, Any]
+
+    @property
+    def options(self) -> Any:
+        """The model's options when it was trained, flat; None where the file has none."""
+        cfg = self.state.get("cfg")
+        return get_option(cfg, "model") if cfg else self.state.get("args")
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far."""
+        history = self.state.get("optimizer_history") or [{}]
+        return int(history[-1].get("num_updates", 0))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that comes next, or that is under way, from 1."""
+        return int(self.state.get("extra_state", {}).get("train_iterator", {}).get("epoch", 1))
+
+    @property
+    def chooses_heads(self) -> bool:
+        """Whether it has importance variables."""
+        return any(name.startswith(STATE_PREFIX) for name in self.state["model"])
+
+    @property
+    def fixed_heads(self) -> int | None:
+        """How many heads it has fixed; None where it has fixed none."""
+        marks = self.state["model"].get(f"{STATE_PREFIX}fixed_mask", torch.zeros(0))
+        return int(marks.sum()) if are_marks(marks) else None
+
+
+def find_start(options: Options) -> tuple[str, str] | None:
+    """Path of the checkpoint that fairseq will load, and the option that names it; None where there is none yet.
+
+    Args:
+        options: fairseq's, flat: `restore_file`, `save_dir`, `finetune_from_model` and others.
+    """
+    suffix = str(get_option(options, "checkpoint_suffix", ""))
+    last = os.path.join(str(get_option(options, "save_dir", "checkpoints")), f"checkpoint_last{suffix}.pt")
+    named = str(get_option(options, "restore_file", _LAST))
+    if named != _LAST:
+        path = named.replace(".pt", f"{suffix}.pt")
+        found = [(path, "save_dir" if os.path.realpath(path) == os.path.realpath(last) else "restore_file")]
+    else:
+        others = [(get_option(options, name), name) for name in ("continue_once", "finetune_from_model")]
+        found = [(last, "save_dir"), *((str(path), name) for path, name in others if path)]
+    return next(((path, name) for path, name in found if PathManager.isfile(path)), None)
+
+
+def settle_floor(options: Options, model_cfg: Options) -> None:
+    """Writes `--cross-floor` into the model's options where it is not given: what a checkpoint that is gone on from was
+    trained with, which is none for those of earlier versions, else one head.
+
+    Args:
+        options: fairseq's, flat.
+        model_cfg: the model's.
+    """
+    budget = get_option(model_cfg, "unpruned_heads")
+    if get_option(model_cfg, "cross_floor") is not None or budget is None or str(budget) == "0":
+        return
+    floor: Any = "1"
+    found = find_start(options)
+    if found is not None and found[1] != "finetune_from_model":
+        with contextlib.suppress(Refusal):  # `objections_to_start` says it
+            floor = get_option(Start(*found, _read(found[0])).options, "cross_floor")
+    if floor is not None:
+        set_option(model_cfg, "cross_floor", floor)
+
+
+def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
+    """Sentences on the checkpoint that training starts from; empty if it may, or if there is none.
+
+    A difference that its user has asked for, by naming the file, is logged as a warning.
+
+    Args:
+        options: fairseq's, flat.
+        model_cfg: the model's, with all that its architecture fills in; of a training whose own options are fit.
+    """
+    found = find_start(options)
+    if found is None:
+        return []
+    reasons: list[str] = []
+    with noted(reasons):
+        start = Start(*found, _read(found[0]))
+        refuse_broken_weights({**start.state["model"]}, start.path)
+        reasons += _other_computation(start, model_cfg)
+        if start.option != "finetune_from_model":
+            reasons += _objections_to_going_on(start, options, PruningConfig.from_model_cfg(model_cfg))
+    return reasons
+
+
+def _read(path: str) -> dict[str, Any]:
+    """What a checkpoint holds.
+
+    Raises:
+        Refusal: it cannot be read without running code, is none of fairseq, or has options that are no values.
+    """
+    try:
+        local = PathManager.get_local_path(path)
+        state = torch.load(local, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(local))
+    except Exception as error:  # torch raises a dozen kinds for a broken file
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
+        raise Refusal(
+            f"the checkpoint must be whole and hold no code, but {path} cannot be read: {first_line}"
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise Refusal(f"the checkpoint must be one of fairseq, with `model` and `cfg` or `args`, but {path} is not.")
+    for part in ("cfg", "args"):
+        if strange := strange_options(state.get(part), groups=2):
+            raise Refusal(
+                f"the checkpoint's options must be numbers, text that refers to nothing, and containers of them, but in {path} "
+                f"others are in {', '.join(strange[:5])}."
+            )
+    settle_device_marks(state["model"])
+    return state
+
+
+def _other_computation(start: Start, model_cfg: Options) -> list[str]:
+    if start.options is None:
+        return []
+    return [
+        f"{flag(name)} must be {before}, for which the weights of {start.path} were trained, but is {now}."
+        for name, before, now in differences(computation(start.options), computation(model_cfg))
+    ]
+
+
+def _objections_to_going_on(start: Start, options: Options, now: PruningConfig) -> list[str]:
+    method = method_class(now).from_config(now) if method_class(now).learned else None
+    anew = bool(get_option(options, "reset_optimizer", False))
+    counts = not anew and start.state.get("last_optimizer_state") is not None  # fairseq restores the number of updates
+    if not counts and not anew and (reasons := _objections_to_lost_updates(start, method)):
+        return reasons
+    changes, updates = _changes(start, now), start.updates if counts else 0
+    last_epoch, last_update = (int(get_option(options, name, 0)) for name in ("max_epoch", "max_update"))
+    no_epoch = 0 < last_epoch < start.epoch and not get_option(options, "reset_dataloader", False)
+    advice = f"{_ANEW}, with `--reset-dataloader`, for no epoch is left" if no_epoch else _ANEW
+    is_fixed = method is not None and method.fixes_at is not None and method.fixes_at <= updates
+    if changes and is_fixed and now.budget is not None and start.fixed_heads not in (None, now.budget):
+        change = ("unpruned_heads", start.fixed_heads, now.budget)
+        return [_must_stay(change, start, f"its heads are fixed; {advice}")]
+    nothing_left = no_epoch or 0 < last_update <= updates
+    others = counts and _moves_other_weights(start, method, changes, now)
+    if nothing_left or others or start.option == "save_dir" and not anew:
+        return [_must_stay(change, start, advice) for change in changes]
+    for name, before, value in changes:
+        logger.warning("%s was trained for %s %s and goes on with %s.", start.path, flag(name), before, value)
+    return []
+
+
+def _objections_to_lost_updates(start: Start, method: Method | None) -> list[str]:
+    """fairseq counts updates in the optimizer's state. Without it a schedule begins again, and with it the choice."""
+    if method is None or not start.chooses_heads or method.fixes_at is None and method.temperature(0) is None:
+        return []
+    return [
+        f"the checkpoint must hold the optimizer's state to go on with its heads, but {start.path} has none: its "
+        f"{start.updates} updates would not count and its heads would be chosen anew; add `--reset-optimizer` for that, or "
+        f"train the heads that it has with `--head-layout {start.path}`."
+    ]
+
+
+Change = tuple[str, Any, Any]  # an option, what a checkpoint was trained for, what is asked for now
+
+
+def _changes(start: Start, now: PruningConfig) -> list[Change]:
+    """What the checkpoint was not trained for: the method, K, and all options that the method declares."""
+    if start.options is None:
+        return []
+    architecture = architecture_of(start.options)
+    if family_of(architecture) != "dsp_transformer":
+        return [("head_selection", f"dense ({architecture})", method_class(now).name)]
+    before = PruningConfig.from_model_cfg(start.options)
+    one, other = method_class(before), method_class(now)
+    found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
+    names = ("unpruned_heads", "cross_floor", *(other.options if one is other else ()))
+    return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
+
+
+def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
+    """Whether an option is as it was; not given is the same as the value that the method takes by itself."""
+    values = [getattr(before, name), getattr(now, name)]
+    if values[0] == values[1]:
+        return True
+    if None not in values or name in ("unpruned_heads", "cross_floor"):
+        return False
+    ways = [method_class(now).from_config(replace(now, **{name: value})) for value in values]
+    return ways[0] == ways[1] and next(value for value in values if value is not None) in vars(ways[0]).values()
+
+
+def _moves_other_weights(start: Start, method: Method | None, changes: list[Change], now: PruningConfig) -> bool:
+    """Whether the optimizer's state is of other parameters than those that are trained now."""
+    if start.chooses_heads != (method is not None) or any(name == "pipelined" for name, *_ in changes):
+        return True
+    shrinks = now.unpruned_heads is not None or "0" in (now.head_layout or "")
+    return method is None and shrinks and family_of(architecture_of(start.options)) != "dsp_transformer"
+
+
+def _must_stay(change: Change, start: Start, advice: str) -> str:
+    name, before, now = change
+    given = [value not in (None, False) for value in (before, now)]
+    if not given[0]:
+        return f"{flag(name)} must not be given to go on from {start.path}, which was trained without, but is {now}: {advice}."
+    rule = f"{flag(name)} must stay {before}, for which {start.path} was trained"
+    return f"{rule}, but is {now if given[1] else 'not given'}: {advice}."

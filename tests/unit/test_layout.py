@@ -1,0 +1,184 @@
+"""Grids, layouts and scores: pure data, for any number of layers and heads."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import grids, layouts_of, many_examples
+
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
+
+GRID = HeadGrid(enc=(3, 0, 2), dec=(2, 4), cross=(1, 3))
+layouts = grids.flatmap(layouts_of)
+
+
+@st.composite
+def layout_and_mask(draw: st.DrawFn) -> tuple[HeadLayout, list[bool]]:
+    """A layout, and a mark for every head that survives it."""
+    layout = draw(layouts)
+    return layout, draw(st.lists(st.booleans(), min_size=layout.count, max_size=layout.count))
+
+
+class TestGrid:
+    @many_examples
+    @given(grids)
+    def test_spans_cover_the_flat_order_without_gaps(self, grid):
+        covered = [index for _, span in grid.spans() for index in range(span.start, span.stop)]
+        assert covered == list(range(grid.total))
+
+    @many_examples
+    @given(grids)
+    def test_spans_are_as_long_as_their_sites_have_heads(self, grid):
+        assert [(site, span.stop - span.start) for site, span in grid.spans()] == [
+            (site, grid.heads(site)) for site in grid.sites
+        ]
+
+    def test_orders_encoder_then_decoder_then_cross(self):
+        assert [(site.stack, site.layer) for site in GRID.sites] == [
+            *(("enc", layer) for layer in range(3)),
+            *(("dec", layer) for layer in range(2)),
+            *(("cross", layer) for layer in range(2)),
+        ]
+
+
+class TestText:
+    @many_examples
+    @given(layouts.filter(lambda layout: all(layout.grid.heads(site) for site in layout.grid.sites)))
+    def test_reads_back_as_the_same_layout(self, layout):
+        assert HeadLayout.parse(str(layout)) == layout
+
+    @pytest.mark.parametrize("text", ["enc:/dec:/cross:", "enc:10/dec:/cross:", "enc:/dec:0.1/cross:11.00"])
+    def test_of_stacks_without_layers_is_read_and_written(self, text):
+        assert str(HeadLayout.parse(text)) == text
+
+    def test_may_have_white_space_around_it(self):
+        assert HeadLayout.parse(" enc:10/dec:1/cross:0\n") == HeadLayout.parse("enc:10/dec:1/cross:0")
+
+    @many_examples
+    @given(layouts)
+    def test_needs_no_quoting_in_a_shell(self, layout):
+        assert set(str(layout)) <= set("encdeross:/.01")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            " ",
+            "1010",
+            "enc:10/dec:10",
+            "enc:10/cross:10/dec:10",
+            "enc:10/dec:10/cross:10/enc:10",
+            "enc:12/dec:10/cross:10",
+            "enc:1O/dec:10/cross:10",
+            "enc:10,01/dec:10.10/cross:10.10",
+            "enc:10./dec:10/cross:10",
+            "enc:10..10/dec:10/cross:10",
+            "enc:10/dec:10/cross",
+            "encoder:10/dec:10/cross:10",
+            "enc:١/dec:10/cross:10",
+        ],
+    )
+    def test_with_a_mistake_is_refused(self, text):
+        with pytest.raises(ValueError, match="layout"):
+            HeadLayout.parse(text)
+
+
+class TestLayout:
+    def test_refuses_more_or_fewer_marks_than_heads(self):
+        with pytest.raises(ValueError, match="layout of 2 heads cannot hold 1"):
+            HeadLayout(HeadGrid((2,), (), ()), (True,))
+
+    @many_examples
+    @given(layouts)
+    def test_counts_agree_however_they_are_taken(self, layout):
+        assert layout.count == sum(layout.kept)
+        assert layout.count == sum(len(layout.heads(site)) for site in layout.grid.sites)
+        assert layout.count == sum(kept for kept, _ in layout.by_type().values())
+        assert layout.count == layout.surviving.total
+        assert layout.grid.total == sum(total for _, total in layout.by_type().values())
+
+    @many_examples
+    @given(layouts)
+    def test_surviving_grid_has_as_many_heads_as_every_site_keeps(self, layout):
+        assert layout.surviving.sites == layout.grid.sites
+        for site in layout.grid.sites:
+            assert layout.surviving.heads(site) == len(layout.heads(site)) == sum(layout.marks(site))
+
+    def test_by_type_says_kept_and_total(self):
+        layout = HeadLayout.parse("enc:100.011/dec:00/cross:1111")
+        assert layout.by_type() == {"enc": (3, 6), "dec": (0, 2), "cross": (4, 4)}
+
+    def test_names_heads_by_their_place_in_the_site(self):
+        assert HeadLayout.parse("enc:100.011/dec:00/cross:1").heads(Site("enc", 1)) == [1, 2]
+
+    @many_examples
+    @given(grids.flatmap(lambda grid: st.tuples(layouts_of(grid), layouts_of(grid))))
+    def test_is_within_another_exactly_if_its_heads_are_a_subset(self, pair):
+        ours, theirs = ({(site, head) for site in layout.grid.sites for head in layout.heads(site)} for layout in pair)
+        assert pair[0].within(pair[1]) == (ours <= theirs)
+
+    def test_is_never_within_a_layout_of_another_grid(self):
+        nothing = HeadLayout.parse("enc:0/dec:0/cross:0")
+        assert not nothing.within(HeadLayout.parse("enc:11/dec:1/cross:1"))
+
+    def test_drawing_has_a_row_a_site_and_a_mark_a_head(self):
+        layout = HeadLayout.parse("enc:10.01/dec:1/cross:0")
+        assert [line.split()[-2:] for line in layout.drawing().splitlines()[:2]] == [["#", "·"], ["·", "#"]]
+        assert len(layout.drawing().splitlines()) == 4
+
+
+class TestNarrow:
+    @many_examples
+    @given(layout_and_mask())
+    def test_keeps_the_marked_survivors_under_their_original_ids(self, case):
+        layout, mask = case
+        survivors = [index for index, kept in enumerate(layout.kept) if kept]
+        narrowed = layout.narrow([float(mark) for mark in mask])
+        assert [index for index, kept in enumerate(narrowed.kept) if kept] == [
+            index for index, mark in zip(survivors, mask, strict=True) if mark
+        ]
+
+    @many_examples
+    @given(layout_and_mask(), st.data())
+    def test_twice_never_revives_a_head(self, case, data):
+        layout, mask = case
+        once = layout.narrow(torch.tensor(mask))
+        twice = once.narrow([data.draw(st.booleans()) for _ in range(once.count)])
+        assert twice.within(once)
+        assert once.within(layout)
+
+    @many_examples
+    @given(layouts)
+    def test_by_nothing_but_ones_changes_nothing(self, layout):
+        assert layout.narrow(torch.ones(layout.count)) == layout
+
+
+class TestRandomSubset:
+    @many_examples
+    @given(layouts, st.integers(0, 10**6), st.data())
+    def test_has_exactly_k_of_the_kept_heads_and_is_a_function_of_the_seed(self, layout, seed, data):
+        k = data.draw(st.integers(0, layout.count))
+        subset = layout.random_subset(k, seed)
+        assert subset.count == k
+        assert subset.within(layout)
+        assert subset == layout.random_subset(k, seed)
+
+    def test_draws_every_head_equally_often(self):
+        drawn = collections.Counter(
+            index
+            for seed in range(2000)
+            for index, kept in enumerate(HeadLayout.full(GRID).random_subset(3, seed).kept)
+            if kept
+        )
+        expected = 2000 * 3 / GRID.total
+        assert len(drawn) == GRID.total
+        assert all(abs(times - expected) < 6 * expected**0.5 for times in drawn.values())
+
+    @pytest.mark.parametrize("k", [-1, 3])
+    def test_refuses_more_or_fewer_than_there_are(self, k):
+        with pytest.raises(ValueError, match=f"between 0 and 2, but is {k}"):
+            HeadLayout.parse("enc:101/dec:/cross:").random_subset(k, 1)
