@@ -73,6 +73,19 @@ class PruningConfig:
             "fast for any K)"
         },
     )
+    budget_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "how many heads are on until the cooldown is over: K (constant, the default), or all at first and then fewer "
+            "and fewer (cubic)"
+        },
+    )
+    budget_start_updates: int | None = field(
+        default=None,
+        metadata={
+            "help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"
+        },
+    )
     cooldown_updates: int | None = field(
         default=None,
         metadata={

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
-from fairseq_dsp.methods.method import Method, noise_for
+from fairseq_dsp.methods.method import noise_for
+from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, SCHEDULE_OPTIONS, Scheduled, cooldown_of
 from fairseq_dsp.units.subset import (
     annealed_temperature,
     gumbel_noise,
@@ -22,20 +23,10 @@ RELAXATIONS = {"successive-softmax": relaxed_top_k, "projection": projected_top_
 
 # The paper's recipe for IWSLT14 (its repository's README).
 INITIAL_TEMPERATURE, FINAL_TEMPERATURE = 0.1, 1e-8
-COOLDOWN_UPDATES, PIPELINED_COOLDOWN_UPDATES = 15000, 250
-
-_OF_LEARNED = ("pipelined", "cooldown_updates", "keep_sampling")
-
-
-def cooldown_of(config: PruningConfig) -> int:
-    """S, in updates: as given, or the paper's."""
-    if config.cooldown_updates is not None:
-        return config.cooldown_updates
-    return PIPELINED_COOLDOWN_UPDATES if config.pipelined else COOLDOWN_UPDATES
 
 
 @dataclass(frozen=True)
-class DifferentiableSubset(Method):
+class DifferentiableSubset(Scheduled):
     """Gates are a relaxed sample of K heads whose temperature falls until the sample is hard.
 
         g = relaxed_top_k(w + Gumbel(seed, update), K, t(update))        (Li et al. 2021)
@@ -45,11 +36,12 @@ class DifferentiableSubset(Method):
     """
 
     name: ClassVar[str] = "dsp"
-    options: ClassVar[tuple[str, ...]] = (*_OF_LEARNED, "initial_temperature", "final_temperature", "relaxation")
+    options: ClassVar[tuple[str, ...]] = (
+        *LEARNED_OPTIONS, *SCHEDULE_OPTIONS, "initial_temperature", "final_temperature", "relaxation",
+    )  # fmt: skip
     seed: int
     initial_temperature: float
     final_temperature: float
-    cooldown_updates: int
     fixes_at: int | None
     relaxation: str
 
@@ -69,9 +61,9 @@ class DifferentiableSubset(Method):
     @classmethod
     def from_config(cls, config: PruningConfig) -> DifferentiableSubset:
         initial, final = _temperatures(config)
-        cooldown = cooldown_of(config)
         relaxation = config.relaxation or next(iter(RELAXATIONS))
-        return cls(config.seed, initial, final, cooldown, None if config.keep_sampling else cooldown, relaxation)
+        fixes_at = None if config.keep_sampling else cooldown_of(config)
+        return cls(*cls.schedule_of(config), config.seed, initial, final, fixes_at, relaxation)
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         assert kept is not None
@@ -83,16 +75,16 @@ class DifferentiableSubset(Method):
 
 
 @dataclass(frozen=True)
-class StraightThrough(Method):
+class StraightThrough(Scheduled):
     """Gates are the hard top-K of the importance; the backward pass takes them for the importance itself."""
 
     name: ClassVar[str] = "ste"
-    options: ClassVar[tuple[str, ...]] = _OF_LEARNED
+    options: ClassVar[tuple[str, ...]] = (*LEARNED_OPTIONS, *SCHEDULE_OPTIONS)
     fixes_at: int | None
 
     @classmethod
     def from_config(cls, config: PruningConfig) -> StraightThrough:
-        return cls(None if config.keep_sampling else cooldown_of(config))
+        return cls(*cls.schedule_of(config), None if config.keep_sampling else cooldown_of(config))
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         assert kept is not None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
-from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
 from fairseq_dsp.methods.method import Method, noise_for
+from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, cooldown_of
 from fairseq_dsp.units.subset import hard_concrete, logistic_noise, probability_open
 
 # As in the authors' code (princeton-nlp/CoFiPruning): temperature of the gates, and the range of log alpha, at whose end it starts.
@@ -36,7 +36,7 @@ class Lagrangian(Method):
     """
 
     name: ClassVar[str] = "lagrangian"
-    options: ClassVar[tuple[str, ...]] = (*StraightThrough.options, "lagrangian_warmup")
+    options: ClassVar[tuple[str, ...]] = (*LEARNED_OPTIONS, "lagrangian_warmup")
     seed: int
     budget: int
     warmup: int

@@ -48,8 +48,17 @@ class Method(ABC):
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         """Gates of a training update before the heads are fixed: [H], with gradient to the importance.
 
-        `kept` is K; None for `--unpruned-heads auto`.
+        `kept` is the number of heads that are on at this update (`budget_at`); None for `--unpruned-heads auto`.
         """
+
+    def budget_at(self, kept: int | None, total: int, update: int) -> int | None:
+        """How many heads are on at an update before they are fixed: K, where no schedule says otherwise.
+
+        Args:
+            kept: K; None for `--unpruned-heads auto`.
+            total: H.
+        """
+        return kept
 
     def own_number(self, importance: Tensor) -> int | None:
         """How many heads the method itself would keep; None where it has no say."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
-from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
 from fairseq_dsp.methods.method import Method, noise_for
+from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, cooldown_of
 from fairseq_dsp.units.subset import hard_concrete, logistic_noise, probability_open
 
 # Of the authors' code (DujianDing/PASS): epochs of its training, the penalty before the first of them, where log alpha is cut
@@ -40,7 +40,7 @@ class Pass(Method):
     """
 
     name: ClassVar[str] = "pass"
-    options: ClassVar[tuple[str, ...]] = StraightThrough.options
+    options: ClassVar[tuple[str, ...]] = LEARNED_OPTIONS
     seed: int
     budget: int
     updates_a_round: int

@@ -8,14 +8,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
-from fairseq_dsp.methods.dsp import StraightThrough, cooldown_of
-from fairseq_dsp.methods.method import Method, noise_for
+from fairseq_dsp.methods.dsp import StraightThrough
+from fairseq_dsp.methods.method import noise_for
+from fairseq_dsp.methods.schedule import Scheduled, cooldown_of
 from fairseq_dsp.units.marginals import exact_straight_through_top_k
 from fairseq_dsp.units.subset import gumbel_noise
 
 
 @dataclass(frozen=True)
-class Simple(Method):
+class Simple(Scheduled):
     """Gates are a hard sample of K heads; backwards they are the probabilities that heads have of being in one.
 
         g = hard_top_k(w + Gumbel(seed, update), K),        dL/dw = Cov(z) dL/dg        (arXiv 2210.01941)
@@ -33,7 +34,7 @@ class Simple(Method):
 
     @classmethod
     def from_config(cls, config: PruningConfig) -> Simple:
-        return cls(config.seed, None if config.keep_sampling else cooldown_of(config))
+        return cls(*cls.schedule_of(config), config.seed, None if config.keep_sampling else cooldown_of(config))
 
     def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
         assert kept is not None

@@ -78,6 +78,11 @@ class HeadGates(nn.Module):
         """Whether the kept heads are decided for good: the cooldown is over and the method fixes them then."""
         return self.method.fixes_at is not None and self.update >= self.method.fixes_at
 
+    @property
+    def kept_now(self) -> int | None:
+        """How many heads are on at this update: K once they are fixed, before that what the method's schedule says."""
+        return self.kept if self.is_fixed else self.method.budget_at(self.kept, self.grid.total, self.update)
+
     def decided_mask(self) -> Tensor:
         """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
         fixed = self.fixed_mask.detach()
@@ -130,7 +135,7 @@ class HeadGates(nn.Module):
                 self._loaded = False
             with torch.no_grad():
                 self.method.begin_update(self.importance, self.update, **self.own_state())
-            return self._in_graph(self.method.gates(self.importance, self.kept, self.update))
+            return self._in_graph(self.method.gates(self.importance, self.kept_now, self.update))
         if self._fixed is None or self._fixed[0] != _stamp(self.fixed_mask):
             decided = self.decided_mask()
             before, marks = torch.stack([self.fixed_mask, decided]).tolist()

@@ -41,6 +41,8 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
                 loss = loss + sample_size * penalty
                 logged["head_penalty"] = penalty.detach()
             logged["dsp_batches"] = 1
+            if gates.kept_now is not None and not gates.is_fixed:
+                logged["heads_on"] = gates.kept_now
             temperature = gates.method.temperature(gates.update)
             if temperature is not None:
                 logged["temperature"] = 0.0 if gates.is_fixed else temperature
@@ -62,7 +64,7 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
         batches = sum(log.get("dsp_batches", 0) for log in logging_outputs)
         if not batches:
             return
-        for name, digits in (("temperature", None), ("head_penalty", 4)):
+        for name, digits in (("temperature", None), ("head_penalty", 4), ("heads_on", 1)):
             if any(name in log for log in logging_outputs):
                 mean = sum(log.get(name, 0) for log in logging_outputs) / batches
                 metrics.log_scalar(name, mean, weight=0, priority=310, round=digits)

@@ -53,6 +53,26 @@ def annealed_temperature(update: int, initial: float, final: float, cooldown: in
     return math.exp(math.log(initial) - update / cooldown * (math.log(initial) - math.log(final)))
 
 
+def annealed_budget(update: int, kept: int, total: int, start: int, end: int) -> int:
+    """Heads that are on at an update: all of them at first, then fewer and fewer, K from `end` on.
+
+    K_s = H for s < s0;  K + round((H - K) (1 - (s - s0) / (S - s0))^3) for s0 <= s < S;  K after (the cubic of Zhu and Gupta,
+    2017, section 3, on what is kept).
+
+    Args:
+        update: number of updates done before this one, s >= 0.
+        kept: K.
+        total: H.
+        start: s0, in updates.
+        end: S, in updates.
+    """
+    if update >= end:
+        return kept
+    if update < start:
+        return total
+    return kept + round((total - kept) * (1 - (update - start) / (end - start)) ** 3)
+
+
 def gumbel_noise(count: int, seed: int, update: int) -> Tensor:
     """Standard Gumbel noise as a function of the seed and the update number alone.
 

@@ -68,16 +68,20 @@ class TestOptions:
 
     def test_are_taken_or_refused_as_the_method_declares(self, method):
         values = {"bool": True, "int": 3, "float": 0.05, "str": "projection"}
+        words = {"budget_schedule": "cubic", "head_counts": "even"}
+        needed = {"budget_start_updates": {"budget_schedule": "cubic"}}
         kinds = {option.name: str(option.type).split(" ")[0] for option in fields(PruningConfig)}
         for option in {option for each in METHODS.values() for option in each.options}:
-            cfg = model_options(head_selection=method, unpruned_heads=3, **{option: values[kinds[option]]})
+            given = {option: words.get(option, values[kinds[option]]), **needed.get(option, {})}
+            cfg = model_options(head_selection=method, unpruned_heads=3, **given)
             found = objections_to_method(PruningConfig.from_model_cfg(cfg))
             if option in METHODS[method].options:
                 assert found == []
             else:
-                assert len(found) == 1
-                assert found[0].startswith(f"{flag(option)} belongs to ")
-                assert f"`--head-selection {method}`" in found[0]
+                assert len(found) == len(given)
+                for name, reason in zip(sorted(given), sorted(found), strict=True):
+                    assert reason.startswith(f"{flag(name)} belongs to ")
+                    assert f"`--head-selection {method}`" in reason
 
 
 class TestBudget:

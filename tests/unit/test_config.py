@@ -45,6 +45,8 @@ class TestReading:
             "relaxation": "projection",
             "cooldown_updates": 0,
             "keep_sampling": True,
+            "budget_schedule": "cubic",
+            "budget_start_updates": 3,
             "l0_penalty": 0.5,
             "lagrangian_warmup": 0,
             "seed": 7,

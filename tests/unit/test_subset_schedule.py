@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import many_examples
 
-from fairseq_dsp.units.subset import annealed_temperature, gumbel_noise
+from fairseq_dsp.units.subset import annealed_budget, annealed_temperature, gumbel_noise
 
 
 class TestAnnealing:
@@ -26,6 +26,26 @@ class TestAnnealing:
 
     def test_without_a_cooldown_is_final_at_once(self):
         assert annealed_temperature(0, 0.1, 1e-8, 0) == 1e-8
+
+
+class TestBudget:
+    @many_examples
+    @given(st.data())
+    def test_falls_from_all_heads_to_k_by_the_cube_of_what_is_left_of_the_window(self, data):
+        total = data.draw(st.integers(0, 80))
+        kept = data.draw(st.integers(0, total))
+        end = data.draw(st.integers(1, 300))
+        start = data.draw(st.integers(0, end - 1))
+        course = [annealed_budget(update, kept, total, start, end) for update in range(end + 3)]
+        assert course[: start + 1] == [total] * (start + 1)
+        assert course[end:] == [kept] * 3
+        assert all(kept <= after <= before for before, after in zip(course, course[1:], strict=False))
+        middle = (start + end) // 2
+        left = (end - middle) / (end - start)
+        assert course[middle] == kept + round((total - kept) * left * left * left)
+
+    def test_without_a_window_is_k_at_once(self):
+        assert annealed_budget(0, 3, 9, 0, 0) == 3
 
 
 class TestGumbelNoise:

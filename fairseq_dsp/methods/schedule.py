@@ -1,0 +1,66 @@
+"""When heads are fixed, and a budget that falls until then, for the methods whose gates sum to a given number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.methods.method import Method
+from fairseq_dsp.units.subset import annealed_budget
+
+CONSTANT, CUBIC = "constant", "cubic"
+# Options that every method takes which fixes heads, and those of a budget that falls.
+LEARNED_OPTIONS = ("pipelined", "cooldown_updates", "keep_sampling")
+SCHEDULE_OPTIONS = ("budget_schedule", "budget_start_updates")
+
+# The paper's recipe for IWSLT14 (its repository's README).
+COOLDOWN_UPDATES, PIPELINED_COOLDOWN_UPDATES = 15000, 250
+
+
+def cooldown_of(config: PruningConfig) -> int:
+    """S, in updates: as given, or the paper's."""
+    if config.cooldown_updates is not None:
+        return config.cooldown_updates
+    return PIPELINED_COOLDOWN_UPDATES if config.pipelined else COOLDOWN_UPDATES
+
+
+@dataclass(frozen=True)
+class Scheduled(Method):
+    """A method whose budget may fall from all heads to K until the cooldown is over.
+
+    A head is then judged after it has been trained, and beside fewer and fewer others.
+
+    Attributes:
+        budget_schedule: `constant` or `cubic`.
+        budget_start_updates: s0, updates in which all heads are on.
+        cooldown_updates: S, from which on K heads are on.
+    """
+
+    budget_schedule: str
+    budget_start_updates: int
+    cooldown_updates: int
+
+    @classmethod
+    def objections(cls, config: PruningConfig) -> list[str]:
+        found = super().objections(config)
+        name, start = config.budget_schedule, config.budget_start_updates
+        if name not in (None, CONSTANT, CUBIC):
+            found.append(f"{flag('budget_schedule')} must be {CONSTANT} or {CUBIC}, but is {name}.")
+        elif start is not None and name != CUBIC:
+            found.append(f"{flag('budget_start_updates')} must come with `--budget-schedule {CUBIC}`, but is {start}.")
+        elif start is not None and not 0 <= start < max(cooldown_of(config), 1):
+            found.append(
+                f"{flag('budget_start_updates')} must be at least 0 and below {flag('cooldown_updates')} "
+                f"({cooldown_of(config)}), but is {start}."
+            )
+        return found
+
+    @staticmethod
+    def schedule_of(config: PruningConfig) -> tuple[str, int, int]:
+        """The attributes' values."""
+        return config.budget_schedule or CONSTANT, config.budget_start_updates or 0, cooldown_of(config)
+
+    def budget_at(self, kept: int | None, total: int, update: int) -> int | None:
+        if kept is None or self.budget_schedule == CONSTANT:
+            return kept
+        return annealed_budget(update, kept, total, self.budget_start_updates, self.cooldown_updates)
