@@ -38,16 +38,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     models = parser.add_argument_group("models, in the order given")
     models.add_argument(
-        "--path",
-        dest="candidates",
-        nargs="+",
-        type=Candidate,
-        action="extend",
-        metavar="CHECKPOINT",
-        help="dense or ours",
+        "--path", dest="models", nargs="+", type=Candidate, action="extend", metavar="CHECKPOINT", help="dense or ours"
     )
     models.add_argument(
-        "--random", dest="candidates", nargs="+", type=lambda text: Candidate(text, True), action="extend", metavar="MODEL",
+        "--random", dest="models", nargs="+", type=lambda text: Candidate(text, True), action="extend", metavar="MODEL",
         help="random weights: " + RANDOM_SYNTAX,
     )  # fmt: skip
     models.add_argument(
@@ -106,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings, plan, cases = _read(args)
     torch.set_num_threads(settings.threads)
     words = dictionary_sizes(settings) if settings.data else None
-    given = args.candidates
+    given = args.models
     if args.ctranslate2:
         given = given + [replace(candidate, ctranslate2=args.ctranslate2) for candidate in given]
     facts = [
@@ -166,7 +160,7 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         Refusal: options that cannot be honoured, all at once.
     """
     reasons: list[str] = []
-    if not args.candidates:
+    if not args.models:
         reasons.append("`--path` or `--random` must name a model, but neither is given.")
     names = args.workloads.split(",")
     for name in names:
@@ -190,7 +184,7 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         reasons.append("`--dtype float16` needs a GPU, but the device is the CPU: use bfloat16 or float32.")
     if args.data and args.length:
         reasons.append(f"`--length` is of synthetic sentences and must not come with `--data`, but is {args.length}.")
-    untrained = [candidate.text for candidate in args.candidates or () if candidate.random]
+    untrained = [candidate.text for candidate in args.models or () if candidate.random]
     if args.data and untrained and not args.output_length and "generate" in names:
         reasons.append(
             f"`--output-length` must be given with `--data` for {untrained[0]}: random weights end a sentence anywhere."

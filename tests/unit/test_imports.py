@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,11 @@ def test_the_rules_name_modules_that_exist():
 
 def test_no_folder_has_a_name_of_which_fairseq_imports_every_file():
     assert not FAIRSEQ_S_OWN & {folder.name for folder in ROOT.rglob("*") if folder.is_dir()}
+
+
+def test_logs_name_the_modules_as_ever_wherever_these_have_moved():
+    named = re.findall(r'getLogger\("fairseq_dsp\.(\w+)"\)', "".join(path.read_text() for path in FILES.values()))
+    assert sorted(named) == ["gates", "old_options", "starting", "task"]
 
 
 def test_importing_the_plug_in_imports_no_optional_dependency():
