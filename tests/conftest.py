@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import devices
@@ -42,6 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.path.parent.name not in devices.TIERS:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def talkers() -> Iterator[None]:
+    """What a command that runs in this process does not want to hear, later ones hear again."""
+    loggers = [logging.getLogger(name) for name in ("fairseq", "hydra", "sacrebleu")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

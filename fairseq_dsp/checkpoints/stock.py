@@ -10,7 +10,6 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from fairseq.data.data_utils import load_indexed_dataset
 from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
 from fairseq.models.transformer import TransformerModel
 from fairseq.registry import REGISTRIES
@@ -96,16 +95,12 @@ def read_sentences(
     """
     folder = _folder(cfg, data, source_lang, target_lang)
     dictionaries = folder.dictionaries()
-    folder.sizes(subset, list(map(len, dictionaries)))  # refuses a damaged one
-    source, target = (
-        load_indexed_dataset(folder.prefix(subset, language), dictionary)
-        for language, dictionary in zip((folder.source, folder.target), dictionaries, strict=True)
-    )
+    source, target = folder.sides(subset, list(map(len, dictionaries)))
     ends = {dictionary.eos() for dictionary in dictionaries}
-    return [
-        ([word for word in one.tolist() if word not in ends], [word for word in other.tolist() if word not in ends])
-        for one, other in zip(source, target, strict=True)
+    words = [
+        [[word for word in side[n].tolist() if word not in ends] for n in range(len(side))] for side in (source, target)
     ]
+    return list(zip(*words, strict=True))
 
 
 def _folder(cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None) -> DataFolder:

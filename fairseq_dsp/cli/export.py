@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def cli_main() -> None:
+    for talker in ("fairseq", "sacrebleu"):  # of every data set, and of every step of a test
+        logging.getLogger(talker).setLevel(logging.WARNING)
     with as_command():
         main()
 
@@ -73,8 +75,6 @@ def _export_dense(args: argparse.Namespace) -> None:
 def _export_ctranslate2(args: argparse.Namespace) -> None:
     if args.data is None:
         raise Refusal("`--data` must be given for `--format ctranslate2`: the folder with the dictionaries.")
-    for talker in ("fairseq", "sacrebleu"):  # of every data set, and of every step of a test
-        logging.getLogger(talker).setLevel(logging.WARNING)
     output = checked_folder(args.output, args.force, "models of CTranslate2", is_model)
     done = convert(args.input, output, args.data, args.quantization, args.source_lang, args.target_lang)
     size = sum(entry.stat().st_size for entry in os.scandir(args.output))

@@ -131,8 +131,9 @@ class TranslationDspTask(TranslationTask):
     def _objections_to_lack_of_start(self, cfg: Any) -> list[str]:
         """Sentences on a checkpoint that training should start from, and that is not there."""
         start = self.cfg.finetune_from_model
-        if start and not PathManager.exists(start):
-            return [f"`--finetune-from-model` must be a checkpoint, but {start} does not exist."]
+        if start and not PathManager.isfile(start):
+            what = "is a folder" if PathManager.isdir(start) else "does not exist"
+            return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
         if str(get_option(cfg, "pipelined", False)).lower() == "true" and find_start(self.cfg) is None:
             return [
                 "`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checked import served
 from commands import PREPROCESS, run
 
 from fairseq_dsp.cli.export import main
@@ -101,7 +102,7 @@ def bare(folder: Path) -> Path:
 
 def exported(folder: Path) -> Any:
     """CTranslate2's translator of the stored model, in float32."""
-    convert(MODEL, str(folder / "float32"), str(bare(folder / "bare")))
+    convert(MODEL, served(folder / "float32"), str(bare(folder / "bare")))
     return api.Translator(str(folder / "float32"), compute_type="float32", intra_threads=1)
 
 

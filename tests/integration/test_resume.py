@@ -8,9 +8,10 @@ import pytest
 import torch
 from commands import QUIET, budget, different, load, prune, train
 
-from fairseq_dsp.units.layout import HeadLayout
-from fairseq_dsp.units.subset import hard_top_k
+from fairseq_dsp.units.floors import floors_of, top_k_above_floors
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
+GRID = HeadGrid((2, 2), (2, 2), (2, 2))
 COOLDOWN, END = 10, 14  # 8 updates an epoch
 SCHEDULE = [*QUIET, *budget(5, cooldown=COOLDOWN), "--save-interval-updates", 1]
 METHODS = {name: ["--head-selection", name] for name in ("dsp", "ste", "simple", "lagrangian", "pass")}
@@ -203,7 +204,7 @@ def test_heads_that_were_fixed_are_chosen_anew_by_a_training_with_a_later_cooldo
     flags = [*QUIET, *budget(kept, cooldown=cooldown), *sampling, "--importance-lr", 0, start, tmp_path / "start.pt"]
     train(data, tmp_path / "save", *flags, "--max-update", done + 4)
     model = load(tmp_path / "save/checkpoint_last.pt")["model"]
-    chosen = hard_top_k(model["head_gates.importance"], kept)
+    chosen = top_k_above_floors(model["head_gates.importance"], kept, floors_of(GRID, 1))
     assert not torch.equal(chosen, old)
     expected = chosen if cooldown < done + 4 else torch.full_like(old, -1)
     assert torch.equal(model["head_gates.fixed_mask"], expected)

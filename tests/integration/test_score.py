@@ -75,7 +75,7 @@ class TestScoring:
         assert sorted(found["order"]) == list(range(HEADS))
         assert found["order"][:5] == once["order"][:5]
         assert once["order"] == sorted(range(HEADS), key=lambda head: once["scores"][head])
-        prune(dense, tmp_path / "4.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", 4)
+        prune(dense, tmp_path / "4.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", 4, "--cross-floor", 0)
         layout = HeadLayout.parse(load(tmp_path / "4.pt")["cfg"]["model"].head_layout)
         assert {head for head, kept in enumerate(layout.kept) if kept} == set(found["order"][-4:])
 

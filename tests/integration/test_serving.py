@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checked import file, served
 from commands import ROOT, load
 
 from fairseq_dsp.checkpoints.reading import write_checkpoint
@@ -27,11 +28,11 @@ def exported(folder: Path, **options: Any) -> Path:
     state = load(GOLDEN / "rewritten.pt")
     model = state["cfg"]["model"]
     (model if isinstance(model, dict) else vars(model)).update(options)
-    write_checkpoint(state, str(folder / "model.pt"))
+    write_checkpoint(state, file(folder / "model.pt"))
     for language in ("qar", "qte"):
         (folder / f"dict.{language}.txt").write_text((GOLDEN / f"dict.{language}.txt").read_text())
         (folder / f"train.qar-qte.{language}.idx").touch()
-    convert(str(folder / "model.pt"), str(folder / "served"), str(folder))
+    convert(str(folder / "model.pt"), served(folder / "served"), str(folder))
     return folder / "served"
 
 

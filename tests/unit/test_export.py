@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from checked import file, served
 from fairseq.models.transformer import TransformerModel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +26,6 @@ from fairseq_dsp.export import ctranslate2 as conversion
 from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, score
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import group_count
-from fairseq_dsp.files.output import OutputFolder, checked_file, checked_folder
 from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 api = pytest.importorskip("ctranslate2")
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(model: Any, path: Path, task: str = "translation", **options: Any) -> Path:
     """The model as a checkpoint file."""
     cfg = {"model": model_options(**options), "task": {"_name": task, "source_lang": "aa", "target_lang": "bb"}}
-    write_checkpoint({"args": None, "cfg": cfg, "model": model.state_dict()}, checked_file(path, force=True))
+    write_checkpoint({"args": None, "cfg": cfg, "model": model.state_dict()}, file(path))
     return path
 
 
@@ -87,10 +87,6 @@ def dictionaries(folder: Path, kind: str = "post-norm") -> str:
     return str(folder / ("joined" if "share_all_embeddings" in MODELS[kind] else "data"))
 
 
-def ct2(folder: Path) -> OutputFolder:
-    return checked_folder(folder / "ct2", True, "models of CTranslate2", conversion.is_model)
-
-
 def loaded(path: Path) -> Any:
     return load_model(read_checkpoint(str(path)))
 
@@ -98,7 +94,7 @@ def loaded(path: Path) -> Any:
 def converted(folder: Path, kind: str = "post-norm", layout: HeadLayout = SOME) -> tuple[Any, Any, Conversion]:
     """fairseq's model, CTranslate2's translator, and what the conversion reported."""
     small = checkpoint(folder, kind, layout)
-    done = convert(str(small), ct2(folder), dictionaries(folder, kind))
+    done = convert(str(small), served(folder / "ct2"), dictionaries(folder, kind))
     return loaded(small), api.Translator(str(folder / "ct2"), compute_type="float32", intra_threads=1), done
 
 
@@ -160,13 +156,13 @@ class TestCTranslate2:
     @pytest.mark.parametrize("quantization", ["int8", "float16"])
     def test_is_quantised_after_the_check(self, folder, quantization):
         small = checkpoint(folder)
-        done = convert(str(small), ct2(folder), dictionaries(folder), quantization)
+        done = convert(str(small), served(folder / "ct2"), dictionaries(folder), quantization)
         assert done.difference <= TOLERANCE < done.quantized_difference < 1
         assert api.contains_model(str(folder / "ct2"))
 
     def test_takes_the_chosen_heads_of_a_gated_model(self, folder):
         layout, path = gated(folder)
-        done = convert(str(path), ct2(folder), dictionaries(folder))
+        done = convert(str(path), served(folder / "ct2"), dictionaries(folder))
         assert done.layout == layout
         assert done.layout.count == 7
 
@@ -206,7 +202,7 @@ class TestDense:
     @given(layouts_of(GRID))
     def test_pruned_again_is_what_it_was(self, folder, layout):
         small = checkpoint(folder, layout=layout)
-        write_checkpoint(fold(str(small)).state, checked_file(folder / "dense.pt", force=True))
+        write_checkpoint(fold(str(small)).state, file(folder / "dense.pt"))
         again, before = rewrite(str(folder / "dense.pt"), str(layout)).state["model"], loaded(small).state_dict()
         assert again.keys() == before.keys()
         assert all(torch.equal(value, before[name]) for name, value in again.items())

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from checked import served
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export import ctranslate2 as conversion
@@ -63,7 +64,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Translations of the stored sentences with the stored dictionaries."""
     folder = tmp_path_factory.mktemp("usual")
     (folder / "data").mkdir()
-    convert(MODEL, str(folder / "out"), folder_with(folder / "data", {}))
+    convert(MODEL, served(folder / "out"), folder_with(folder / "data", {}))
     found = translated(folder / "out", sources())
     assert any(renamed("qte", text, "?") != text for text in found)  # or nothing here would be tried
     return found
@@ -74,7 +75,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_any_name_of_a_word_gives_the_same_translations(name, languages, usual, tmp_path: Path):
     line = f"{name} 9 {OVERWRITE}" if name == "<pad>" else f"{name} 9"
     (tmp_path / "data").mkdir()
-    convert(MODEL, str(tmp_path / "out"), folder_with(tmp_path / "data", dict.fromkeys(languages, {WORD: line})))
+    convert(MODEL, served(tmp_path / "out"), folder_with(tmp_path / "data", dict.fromkeys(languages, {WORD: line})))
     texts = [renamed("qar", text, name) if "qar" in languages else text for text in sources()]
     expected = [renamed("qte", text, name) if "qte" in languages else text for text in usual]
     # not by a string of words: this name is one
@@ -86,7 +87,7 @@ def test_any_name_of_a_word_gives_the_same_translations(name, languages, usual, 
 def test_padding_has_a_name_that_no_word_has(tmp_path: Path):
     changes = {"qar": {WORD: "<blank> 9", 30: f"<pad> 9 {OVERWRITE}"}, "qte": {7: "<blank>_1 9"}}
     (tmp_path / "data").mkdir()
-    convert(MODEL, str(tmp_path / "out"), folder_with(tmp_path / "data", changes))
+    convert(MODEL, served(tmp_path / "out"), folder_with(tmp_path / "data", changes))
     source, target = vocabularies(tmp_path / "out")
     assert source[1] == target[1]
     assert source[1] not in source[2:] + target[2:]
@@ -95,7 +96,7 @@ def test_padding_has_a_name_that_no_word_has(tmp_path: Path):
 
 def test_usual_dictionaries_keep_the_names_they_had(tmp_path: Path):
     (tmp_path / "data").mkdir()
-    convert(MODEL, str(tmp_path / "out"), folder_with(tmp_path / "data", {}))
+    convert(MODEL, served(tmp_path / "out"), folder_with(tmp_path / "data", {}))
     for language, words in zip(PAIR, vocabularies(tmp_path / "out"), strict=True):
         assert words == ["<s>", "<blank>", "</s>", "<unk>", *(line.rpartition(" ")[0] for line in entries(language))]
 
@@ -105,7 +106,7 @@ def refusal(folder: Path, changes: dict[str, dict[int, str]], monkeypatch: pytes
     monkeypatch.setattr(conversion, "build_spec", lambda *_: pytest.fail("a model was built"))
     (folder / "data").mkdir()
     with pytest.raises(Refusal) as caught:
-        convert(MODEL, str(folder / "out"), folder_with(folder / "data", changes))
+        convert(MODEL, served(folder / "out"), folder_with(folder / "data", changes))
     assert [path.name for path in folder.iterdir()] == ["data"]
     return str(caught.value)
 
