@@ -28,7 +28,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.floors import floors_of, parse_floor
 from fairseq_dsp.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
 from fairseq_dsp.heads import HeadLayout
-from fairseq_dsp.initial_layout import initial_layout, objections_to_floor
+from fairseq_dsp.initial_layout import initial_layout
 from fairseq_dsp.loading import fit_state, parameter_names
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.objections import objections, objections_to_unknown_options
@@ -156,8 +156,6 @@ class DspTransformerModel(TransformerModel):
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
         layout = initial_layout(self.layout.grid, config)
-        if reasons := objections_to_floor(layout, config):
-            raise Refusal(*reasons)
         if config.head_layout is not None or not method_class(config).learned:
             shrink_model(self, layout)
             set_option(args, "head_layout", str(layout))

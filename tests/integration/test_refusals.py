@@ -60,7 +60,10 @@ def attempt(data: Path, tmp_path: Path):
         (["--head-selection", "ste", "--final-temperature", "0.5"], ["`--final-temperature`", "ste", "0.5"]),
         (["--head-selection", "ste", "--relaxation", "projection"], ["`--relaxation`", "ste", "projection"]),
         (["--relaxation", "sigmoid"], ["`--relaxation`", "successive-softmax, projection", "sigmoid"]),
-        (["--head-selection", "magic"], ["`--head-selection`", "dsp, ste, hard-concrete, simple, lagrangian, pass, fixed, stratified", "magic"]),
+        (
+            ["--head-selection", "magic"],
+            ["`--head-selection`", "dsp, ste, hard-concrete, simple, lagrangian, pass, fixed, stratified", "magic"],
+        ),
         (["--head-selection", "fixed", "--keep-sampling"], ["`--keep-sampling`"]),
         (["--head-selection", "fixed", "--cooldown-updates", "3"], ["`--cooldown-updates`", "but is 3"]),
         (["--l0-penalty", "0.5"], ["`--l0-penalty`", "hard-concrete", "0.5"]),
