@@ -7,9 +7,9 @@ import os
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import Stratified, method_class
-from fairseq_dsp.methods.stratified import counts_of, counts_of_layout, draw_stratified
+from fairseq_dsp.methods.stratified import RULE, counts_of, counts_of_layout, draw_stratified
 from fairseq_dsp.plugin.objections import budget_out_of_range
-from fairseq_dsp.units.floors import floors_of, objection_to_floor, parse_floor, random_subset_above_floors
+from fairseq_dsp.units.floors import floors_of, meets, objection_to_floor, parse_floor, random_subset_above_floors
 from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
 
@@ -27,20 +27,22 @@ def initial_layout(grid: HeadGrid, config: PruningConfig) -> HeadLayout:
         layout = _looked_up(config.head_layout)
         if layout.grid != grid:
             raise Refusal(f"`--head-layout` must fit the model, whose heads are {_counts(grid)}, but is {layout}.")
-    budget, floor = config.budget, parse_floor(config.cross_floor)
+    budget, floors = config.budget, floors_of(layout.surviving, parse_floor(config.cross_floor))
     if budget is not None and not 0 <= budget <= layout.count:
         raise Refusal(budget_out_of_range(budget, layout.count))
+    if (objection := objection_to_floor(layout.surviving, parse_floor(config.cross_floor), budget)) is not None:
+        raise Refusal(objection)
     if method_class(config).learned or budget is None or layout.count == budget:
         return layout
     if method_class(config) is Stratified:
-        return _stratified(grid, budget, config)
-    return random_subset_above_floors(layout, budget, config.seed, floors_of(layout.surviving, floor))
-
-
-def objections_to_floor(layout: HeadLayout, config: PruningConfig) -> list[str]:
-    """Sentences on a `--cross-floor` that the model's heads or the budget cannot meet."""
-    found = objection_to_floor(layout.surviving, parse_floor(config.cross_floor), config.budget)
-    return [] if found is None else [found]
+        drawn = _stratified(grid, budget, config)
+        if not meets(drawn.kept, floors):
+            raise Refusal(
+                f"`--head-counts` must leave the cross-attention heads of `--cross-floor {config.cross_floor}`, but is "
+                f"{config.head_counts or RULE}, which keeps {drawn.by_type()['cross'][0]}."
+            )
+        return drawn
+    return random_subset_above_floors(layout, budget, config.seed, floors)
 
 
 def _stratified(grid: HeadGrid, budget: int, config: PruningConfig) -> HeadLayout:

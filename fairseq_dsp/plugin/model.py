@@ -29,7 +29,7 @@ from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.surgery import attentions, install_gates, make_prunable, remove_gates, shrink_model
 from fairseq_dsp.plugin.fitting import fit_state, parameter_names
-from fairseq_dsp.plugin.initial_layout import initial_layout, objections_to_floor
+from fairseq_dsp.plugin.initial_layout import initial_layout
 from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.units.floors import floors_of, parse_floor
@@ -150,8 +150,6 @@ class DspTransformerModel(TransformerModel):
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
         layout = initial_layout(self.layout.grid, config)
-        if reasons := objections_to_floor(layout, config):
-            raise Refusal(*reasons)
         if config.head_layout is not None or not method_class(config).learned:
             shrink_model(self, layout)
             set_option(args, "head_layout", str(layout))

@@ -6,6 +6,7 @@ builds validation and test batches that keep the last one.
 """
 
 import logging
+import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -132,7 +133,7 @@ class TranslationDspTask(TranslationTask):
         """Sentences on a checkpoint that training should start from, and that is not there."""
         start = self.cfg.finetune_from_model
         if start and not PathManager.isfile(start):
-            what = "is a folder" if PathManager.isdir(start) else "does not exist"
+            what = "is a folder" if os.path.isdir(start) else "does not exist"
             return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
         if str(get_option(cfg, "pipelined", False)).lower() == "true" and find_start(self.cfg) is None:
             return [

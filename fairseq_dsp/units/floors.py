@@ -101,7 +101,7 @@ def random_subset_above_floors(layout: HeadLayout, k: int, seed: int, floors: Fl
         ValueError: k is below the floors or above the number of heads.
     """
     first = layout.random_subset(k, seed)
-    if _meets(layout, first, floors):
+    if meets([kept for kept, there in zip(first.kept, layout.kept, strict=True) if there], floors):
         return first
     generator = random.Random(seed)
     forced = [head for heads, count in floors for head in generator.sample(list(heads), count)]
@@ -112,6 +112,6 @@ def random_subset_above_floors(layout: HeadLayout, k: int, seed: int, floors: Fl
     return layout.narrow([float(head in chosen) for head in range(layout.count)])
 
 
-def _meets(whole: HeadLayout, chosen: HeadLayout, floors: Floors) -> bool:
-    survivors = [kept for kept, there in zip(chosen.kept, whole.kept, strict=True) if there]
-    return all(sum(survivors[head] for head in heads) >= count for heads, count in floors)
+def meets(kept: Sequence[bool], floors: Floors) -> bool:
+    """Whether the marks of a grid's heads leave every group its share."""
+    return all(sum(kept[head] for head in heads) >= count for heads, count in floors)
