@@ -41,10 +41,7 @@ MAY_IMPORT = {
 
 # Imports that no rule holds for yet, each with what it waits for.
 EXCEPTIONS = {
-    (
-        "plugin/initial_layout",
-        "checkpoints/building",
-    ): "a checkpoint's layout is read from the model that is built from it",
+    ("plugin/initial_layout", "checkpoints/building"): "the heads of a checkpoint are read from its model",
     ("modules/live_heads", "modules/attention"): "the live heads are a second attention; its type alone is imported",
 }
 
@@ -63,7 +60,6 @@ MAY_TOUCH_FAIRSEQ = {
     "checkpoints/reading",
     "checkpoints/building",
     "checkpoints/old_options",
-    "checkpoints/rewriting",
     "checkpoints/stock",
     "checkpoints/batches",
 }
