@@ -3,7 +3,7 @@
     python examples/translation/explore_report.py DIR/results.jsonl
     python examples/translation/explore_report.py phase2.jsonl phase3.jsonl --against fisher
 
-Mean nats by arm with standard errors over seeds; with --against also differences to an arm, paired by seed; rank correlations
+Mean nats by arm with standard errors over seeds, and their number; with --against also differences to an arm, paired by seed; rank correlations
 of the loss right after the cut, and after 30 and 60 updates, with the loss at the end. Files are taken together: give those whose
 arms had the same updates and learning rate.
 """
@@ -23,6 +23,7 @@ from exploration.reading import (
     by_arm,
     dense_nats,
     early_means,
+    is_tuning,
     name_of,
     only_cuts,
     paired,
@@ -48,10 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dense = dense_nats(lines)
     if dense:
         print(f"dense: {_mean(list(dense.values()))} nats\n")
+    print("\n".join(summary(lines)) + "\n")
     for kept in budgets(lines):
         print("\n".join(table(lines, kept, args.against)) + "\n")
         print("\n".join(early_table(lines, kept)) + "\n")
     print("\n".join(correlations(lines)))
+
+
+def summary(lines: Sequence[Line]) -> Iterator[str]:
+    """Mean nats of every arm at every budget, with the number of seeds; the lowest at the smallest budget first."""
+    columns = {kept: by_arm(lines, kept) for kept in budgets(lines)}
+    yield "| nats | " + " | ".join(f"{kept} heads" for kept in columns) + " |"
+    yield "| --- |" + " ---: |" * len(columns)
+    for name in dict.fromkeys(name for arms in columns.values() for name in arms):
+        cells = [list(arms.get(name, {}).values()) for arms in columns.values()]
+        yield f"| {name} | " + " | ".join(f"{_mean(each)} ({len(each)})" if each else "" for each in cells) + " |"
 
 
 def table(lines: Sequence[Line], kept: int, against: str | None) -> Iterator[str]:
@@ -85,7 +97,7 @@ def early_table(lines: Sequence[Line], kept: int) -> Iterator[str]:
 def correlations(lines: Sequence[Line]) -> Iterator[str]:
     """Spearman's rank correlation with the loss at the end, over the arms of a seed, and its mean over the seeds."""
     groups = {
-        "arms": [line for line in lines if "K" in line and name_of(line) != "landscape" and not _tuned(line)],
+        "arms": [line for line in lines if "K" in line and name_of(line) != "landscape" and not is_tuning(line)],
         "landscape": [line for line in lines if "K" in line and name_of(line) == "landscape"],
     }
     groups["arms that only cut"] = [line for line in groups["arms"] if only_cuts(line)]
@@ -108,11 +120,6 @@ def _correlation(lines: Sequence[Line], early: str) -> str:
         return ""
     spread = f" ({min(known):.2f} to {max(known):.2f})" if len(known) > 1 else ""
     return f"{statistics.mean(known):.2f}{spread}"
-
-
-def _tuned(line: Line) -> bool:
-    """Whether the arm is one of another's learning rates."""
-    return name_of(line).startswith("tune ") or " lr" in name_of(line)
 
 
 def _mean(values: Sequence[float]) -> str:

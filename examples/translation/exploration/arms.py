@@ -18,7 +18,7 @@ from .learned import learn
 from .models import cut_from, shrink
 from .reconstruction import by_reconstruction, by_stages, cut_and_rescale, moments_of
 from .removal import by_loss, by_scores, in_order, while_training
-from .scores import keep_top, keep_top_discounted, score
+from .scores import in_order_of_passes, keep_top, keep_top_discounted, score
 from .setting import Job, Setting
 from .training import Teacher, Training, drawn, nats, order
 
@@ -102,8 +102,10 @@ def spread(count: int, layers: int) -> list[int]:
 
 
 def _scored(lab: Lab) -> Choice:
-    """Options: by (the score); disc (discount of a sublayer's further heads)."""
+    """Options: by (the score); disc (discount of a sublayer's further heads); mislabelled (see `scores.in_order_of_passes`)."""
     scores, options = lab.scores(lab.job.options["by"]), lab.job.options
+    if options.get("mislabelled"):
+        scores = in_order_of_passes(lab.setting.grid, scores)
     if "disc" in options:
         return Choice(keep_top_discounted(lab.setting.grid, scores, lab.job.kept, options["disc"]))
     return Choice(keep_top(lab.setting.grid, scores, lab.job.kept))

@@ -164,6 +164,20 @@ def phase3(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     ]
 
 
+def recorded(setting: Setting, seeds: Sequence[int]) -> list[Job]:
+    """One-shot scores, and the same as the first scripts mislabelled them, whose results are kept; three seeds."""
+    jobs = []
+    for seed in seeds[:3]:
+        for kept in (6, 12):
+            make = _Arms(kept, seed, HIGH)
+            for name in ("fisher", "fisher-full", "abs", "gradient"):
+                for recut in ({}, {"recut": 1}):
+                    arm = name + ("-recut" if recut else "")
+                    jobs.append(make(arm, "scored", by=name, **recut))
+                    jobs.append(make(f"{arm}-mislabelled", "scored", by=name, mislabelled=1, **recut))
+    return jobs
+
+
 def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     """Every chooser once, at six heads with the first seed: does it run?"""
     seed = seeds[0]
@@ -173,7 +187,8 @@ def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
         *second_choosers(6, seed),
         *third_choosers(6, seed),
     ]
-    return [*jobs, *list(landscape(setting, seed, 1)), *list(tune(seed))[:1]]
+    mislabelled = [job for job in recorded(setting, [seed]) if job.arm == "fisher-mislabelled" and job.kept == 6]
+    return [*jobs, *mislabelled, *list(landscape(setting, seed, 1)), *list(tune(seed))[:1]]
 
 
 def _first(kept: int, seed: int) -> list[Job]:
@@ -181,5 +196,5 @@ def _first(kept: int, seed: int) -> list[Job]:
 
 
 PLANS: dict[str, Callable[[Setting, Sequence[int]], list[Job]]] = {
-    "phase1": phase1, "phase2": phase2, "phase3": phase3, "smoke": smoke,
+    "phase1": phase1, "phase2": phase2, "phase3": phase3, "recorded": recorded, "smoke": smoke,
 }  # fmt: skip

@@ -92,11 +92,16 @@ def only_cuts(line: Line) -> bool:
     return "cut" in line and not moved and not rescaled
 
 
+def is_tuning(line: Line) -> bool:
+    """Whether the line is of another learning rate than the others, for comparison of the rates."""
+    return name_of(line).startswith("tune ") or " lr" in name_of(line)
+
+
 def early_means(lines: Iterable[Line], kept: int) -> dict[str, list[float]]:
     """Arm -> means of the early losses and of the last, of the arms of one budget that only cut; the lowest after 60 updates first."""
     found: dict[str, list[list[float]]] = {}
     for line in lines:
-        if line.get("K") == kept and only_cuts(line) and "at60" in line:
+        if line.get("K") == kept and only_cuts(line) and "at60" in line and not is_tuning(line):
             found.setdefault(name_of(line), []).append([line[name] for name in (*EARLY, "nats")])
     means = {name: [statistics.mean(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
     return dict(sorted(means.items(), key=lambda item: item[1][2]))

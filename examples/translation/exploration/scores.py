@@ -74,3 +74,15 @@ def keep_top_discounted(grid: HeadGrid, scores: Tensor, k: int, discount: float)
             )
         )
     return HeadLayout.of_mask(grid, [float(head in taken) for head in range(grid.total)])
+
+
+def in_order_of_passes(grid: HeadGrid, scores: Tensor) -> Tensor:
+    """Scores as the first scripts mislabelled them: in the order in which a pass comes to the sublayers, [H].
+
+    A decoder layer's self-attention comes just before its cross-attention there, while in the grid's order all of the decoder's
+    self-attention does. With three layers what cross-attention of the first layer had was taken for decoder self-attention of the second.
+    """
+    spans = {(site.stack, site.layer): span for site, span in grid.spans()}
+    sites = [("enc", layer) for layer in range(len(grid.enc))]
+    sites += [(stack, layer) for layer in range(len(grid.dec)) for stack in ("dec", "cross")]
+    return torch.cat([scores[spans[site]] for site in sites])
