@@ -1,0 +1,107 @@
+"""What lines of an exploration say: means by arm, differences paired by seed, and whether early losses foretell the last."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from .running import DENSE
+
+EARLY = ("cut", "at30", "at60")
+Line = dict[str, Any]
+
+
+def name_of(line: Line) -> str:
+    """The arm's name; in lines of the first scripts, whose rules and draws share a name, it follows from their options."""
+    arm, options = line["arm"], line.get("a", {})
+    note = str(options.get("note", ""))
+    if note.startswith("tune ") or note == "landscape":
+        return note
+    if arm == "strat":
+        return f"strat{options['cross']}+{options['dec']}"
+    return f"random{options.get('draw', 0)}" if arm == "random" else arm
+
+
+def by_arm(lines: Iterable[Line], kept: int) -> dict[str, dict[int, float]]:
+    """Arm -> seed -> nats, of one budget, the lowest mean first; the landscape, which has many lines a seed, is left out."""
+    found: dict[str, dict[int, float]] = {}
+    for line in lines:
+        if line.get("K") == kept and name_of(line) != "landscape":
+            found.setdefault(name_of(line), {})[line["seed"]] = line["nats"]
+    return dict(sorted(found.items(), key=lambda item: statistics.mean(item[1].values())))
+
+
+def budgets(lines: Iterable[Line]) -> list[int]:
+    """The K of the lines, in order."""
+    return sorted({line["K"] for line in lines if "K" in line})
+
+
+def dense_nats(lines: Iterable[Line]) -> dict[int, float]:
+    """Seed -> nats of the dense model."""
+    return {line["seed"]: line["curve"][-1][1] for line in lines if line["arm"] == DENSE}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm against another, over the seeds that both have.
+
+    Attributes:
+        mean: of arm less other, nats; below zero the arm is better.
+        error: standard error of the mean; None with one seed.
+        p_value: of Student's paired test, two-sided, not corrected for the number of tests; None with one seed.
+    """
+
+    seeds: int
+    mean: float
+    error: float | None
+    p_value: float | None
+
+
+def paired(one: dict[int, float], other: dict[int, float]) -> Difference | None:
+    """The difference of two arms; None where they share no seed."""
+    shared = sorted(one.keys() & other.keys())
+    if not shared:
+        return None
+    differences = [one[seed] - other[seed] for seed in shared]
+    mean = statistics.mean(differences)
+    if len(shared) == 1:
+        return Difference(1, mean, None, None)
+    error = statistics.stdev(differences) / len(shared) ** 0.5
+    if error == 0:
+        return Difference(len(shared), mean, 0.0, 1.0 if mean == 0 else 0.0)
+    return Difference(len(shared), mean, error, float(2 * stats.t.sf(abs(mean / error), len(shared) - 1)))
+
+
+def rank_correlation(lines: Sequence[Line], early: str) -> float | None:
+    """Spearman's correlation of an early loss with the last, ties at their mean rank; None for under three lines or equal losses."""
+    pairs = [(line[early], line["nats"]) for line in lines if early in line]
+    if len(pairs) < 3 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
+        return None
+    return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def only_cuts(line: Line) -> bool:
+    """Whether the arm cuts the trained model and moves no other weight before it is fine-tuned, without a teacher."""
+    options = line.get("a", {})
+    moved = options.get("recut") or options.get("kd")
+    rescaled = options.get("family") in ("obs", "staged") and not options.get("cutonly")
+    return "cut" in line and not moved and not rescaled
+
+
+def is_tuning(line: Line) -> bool:
+    """Whether the line is of another learning rate than the others, for comparison of the rates."""
+    return name_of(line).startswith("tune ") or " lr" in name_of(line)
+
+
+def early_means(lines: Iterable[Line], kept: int) -> dict[str, list[float]]:
+    """Arm -> means of the early losses and of the last, of the arms of one budget that only cut; the lowest after 60 updates first."""
+    found: dict[str, list[list[float]]] = {}
+    for line in lines:
+        if line.get("K") == kept and only_cuts(line) and "at60" in line and not is_tuning(line):
+            found.setdefault(name_of(line), []).append([line[name] for name in (*EARLY, "nats")])
+    means = {name: [statistics.mean(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1][2]))

@@ -1,0 +1,69 @@
+"""What all arms of an exploration share, and what one arm is: pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq_dsp.units.layout import HeadGrid
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes and training of the dense models; results of another setting are never compared.
+
+    Attributes:
+        layers: of the encoder, and of the decoder.
+        heads: of a sublayer.
+        width: of the model, and `ffn` of its feed-forward layers; norms come first.
+        dropout: in dense training and in fine-tuning.
+        max_tokens: of a training batch, padding included.
+        lr: the largest learning rate of the dense models, after `warmup` updates; it falls as 1 / sqrt(update) then.
+        dense_updates: of a dense model.
+        updates: of every arm, those that choose included.
+    """
+
+    layers: int = 3
+    heads: int = 8
+    width: int = 128
+    ffn: int = 256
+    dropout: float = 0.2
+    max_tokens: int = 4096
+    lr: float = 3e-3
+    warmup: int = 400
+    dense_updates: int = 4500
+    updates: int = 600
+
+    @property
+    def grid(self) -> HeadGrid:
+        sites = (self.heads,) * self.layers
+        return HeadGrid(sites, sites, sites)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm at one budget with one seed.
+
+    Attributes:
+        arm: its name.
+        kept: K.
+        seed: of the dense model, the batches and what is drawn.
+        family: the function of `arms` that chooses.
+        options: of the family and of what follows it; `arms` lists them.
+        lr: the largest learning rate of the arm's updates, after `warm` updates.
+        schedule: `linear`, to zero at the last update, or `isqrt`.
+    """
+
+    arm: str
+    kept: int
+    seed: int
+    family: str
+    options: dict[str, Any] = field(default_factory=dict)
+    lr: float = 4e-3
+    warm: int = 30
+    schedule: str = "linear"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a line of results says of the arm under `a`."""
+        return {"family": self.family, "name": self.arm, **self.options}

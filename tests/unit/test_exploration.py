@@ -1,0 +1,148 @@
+"""The exploration's pure parts: names, means, tests paired by seed, rank correlations, schedules, allocations, plans."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
+
+import explore_report
+from exploration import reading
+from exploration.arms import counts_text, spread
+from exploration.plans import PLANS
+from exploration.reconstruction import allocate
+from exploration.removal import Remaining, kept_at
+from exploration.running import head_of, key_of
+from exploration.scores import in_order_of_passes, keep_top_discounted
+from exploration.setting import Setting
+
+from fairseq_dsp.units.layout import HeadLayout, Site
+
+RESULTS = Path(__file__).parents[2] / "examples/translation/results/gpu-nvidia-h200-2026-11-26"
+SMALL = Setting(layers=2, heads=2)
+
+
+def line(arm: str, seed: int, nats: float, kept: int = 6, **more: object) -> dict:
+    return {"arm": arm, "K": kept, "seed": seed, "nats": nats, "a": {"family": "scored"}, **more}
+
+
+def test_means_are_by_arm_the_lowest_first_and_the_landscape_is_left_out():
+    lines = [
+        line("a", 1, 3.0),
+        line("a", 2, 3.2),
+        line("b", 1, 3.05),
+        line("landscape", 1, 1.0),
+        line("a", 1, 9.0, kept=12),
+    ]
+    assert reading.by_arm(lines, 6) == {"b": {1: 3.05}, "a": {1: 3.0, 2: 3.2}}
+    rows = list(explore_report.summary(lines))
+    assert rows[0] == "| nats | 6 heads | 12 heads |"
+    assert rows[2:] == ["| b | 3.050 (1) |  |", "| a | 3.100 ± 0.100 (2) | 9.000 (1) |"]
+
+
+def test_lines_of_the_first_scripts_get_the_names_of_todays_arms():
+    options = {"cross": 5, "dec": 1}
+    assert reading.name_of({"arm": "strat", "a": options}) == "strat5+1"
+    assert reading.name_of({"arm": "random", "a": {"draw": 1}}) == "random1"
+    assert reading.name_of({"arm": "random", "a": {}}) == "random0"
+    assert reading.name_of({"arm": "counts", "a": {"note": "landscape"}}) == "landscape"
+
+
+def test_a_difference_is_paired_by_the_seeds_that_both_have():
+    found = reading.paired({1: 1.0, 2: 2.0, 3: 4.0, 9: 0.0}, {1: 0.5, 2: 1.0, 3: 2.0, 8: 0.0})
+    assert found is not None
+    assert found.seeds == 3
+    assert found.mean == pytest.approx(3.5 / 3)
+    assert found.error == pytest.approx(0.4410, abs=1e-4)
+    # Student's t with two degrees of freedom has a closed form
+    t = found.mean / found.error
+    assert found.p_value == pytest.approx(1 - t / (2 + t * t) ** 0.5)
+    assert reading.paired({1: 1.0}, {2: 1.0}) is None
+    one = reading.paired({1: 1.0}, {1: 2.0})
+    assert (one.mean, one.error, one.p_value) == (-1.0, None, None)
+
+
+def test_rank_correlation_against_a_slow_count():
+    draw = random.Random(0)
+    values = [(draw.random(), draw.random()) for _ in range(7)]
+    ranks = [[sorted(side).index(value) for value in side] for side in zip(*values, strict=True)]
+    apart = sum((one - other) ** 2 for one, other in zip(*ranks, strict=True))
+    lines = [line("a", seed, nats, cut=early) for seed, (early, nats) in enumerate(values)]
+    assert reading.rank_correlation(lines, "cut") == pytest.approx(1 - 6 * apart / (7 * 48))
+    assert reading.rank_correlation(lines[:2], "cut") is None
+    assert reading.rank_correlation([line("a", seed, 1.0, cut=seed) for seed in range(5)], "cut") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "alone"),
+    [({"family": "scored"}, True), ({"family": "scored", "recut": 1}, False), ({"family": "scored", "kd": 0.5}, False),
+     ({"family": "obs"}, False), ({"family": "obs", "cutonly": 1}, True), ({"family": "staged"}, False)],
+)  # fmt: skip
+def test_an_arm_that_rescales_or_has_a_teacher_does_more_than_cut(options: dict, alone: bool):
+    assert reading.only_cuts({"cut": 4.0, "a": options}) == alone
+    assert not reading.only_cuts({"a": options})  # moved weights while it chose
+
+
+def test_the_number_of_heads_falls_from_all_to_k_and_never_rises():
+    found = [kept_at(update, 30, 150, 72, 6) for update in range(200)]
+    assert found[:30] == [72] * 30
+    assert found[150:] == [6] * 50
+    assert all(before >= after for before, after in itertools.pairwise(found))
+    assert kept_at(0, 30, 150, 72, 6, "constant") == 6
+
+
+def test_the_last_cross_attention_head_never_goes():
+    left = Remaining(SMALL.grid)
+    while left.count > 1:
+        left.remove(left.candidates(-torch.arange(12.0))[0])
+    assert left.layout.by_type()["cross"] == (1, 4)
+    assert left.candidates(torch.zeros(12)) == []
+
+
+def test_an_allocation_costs_no_more_than_any_other():
+    draw = random.Random(1)
+    costs = {Site(stack, 0): [draw.random() for _ in range(4)] for stack in ("enc", "dec", "cross")}
+    for k in range(1, 10):
+        found = allocate(costs, k)
+        fit = [n for n in itertools.product(range(4), repeat=3) if sum(n) == k and n[2] >= 1]
+        best = min(sum(each[n] for each, n in zip(costs.values(), numbers, strict=True)) for numbers in fit)
+        assert sum(found.values()) == k
+        assert found[Site("cross", 0)] >= 1
+        assert sum(costs[site][n] for site, n in found.items()) == pytest.approx(best)
+
+
+def test_a_discount_spreads_heads_over_sublayers():
+    scores = torch.tensor([9.0, 8, 5, 1, 1, 1, 1, 1, 1, 1, 4, 1])
+    assert counts_text(keep_top_discounted(SMALL.grid, scores, 3, 1.0)) == "enc:2.1/dec:0.0/cross:0.0"
+    assert counts_text(keep_top_discounted(SMALL.grid, scores, 3, 0.1)) == "enc:1.1/dec:0.0/cross:0.1"
+
+
+def test_scores_in_the_order_of_passes_have_cross_attention_beside_self_attention():
+    found = in_order_of_passes(SMALL.grid, torch.arange(12))
+    assert found.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]
+
+
+def test_heads_are_spread_over_layers():
+    assert [spread(count, 3) for count in (0, 1, 2, 4, 5)] == [[0, 0, 0], [0, 1, 0], [0, 1, 1], [1, 2, 1], [1, 2, 2]]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_no_arm_of_a_plan_is_there_twice(plan: str):
+    setting = Setting()
+    jobs = PLANS[plan](setting, [1, 2, 3, 4, 5, 6])
+    other = [job for job in jobs if job.arm != "landscape"]  # whose draws may meet
+    assert len({key_of(head_of(job, setting)) for job in other}) == len(other)
+
+
+def test_the_kept_results_have_the_arms_of_the_plans():
+    for number in (2, 3):
+        lines = explore_report._read(str(RESULTS / f"phase{number}.jsonl"))
+        kept = {(reading.name_of(each), each["K"], each["seed"]) for each in lines if "K" in each}
+        assert kept == {(job.arm, job.kept, job.seed) for job in PLANS[f"phase{number}"](Setting(), [1, 2, 3])}
+        assert all(HeadLayout.parse(each["layout"]).count == each["K"] for each in lines if "K" in each)
