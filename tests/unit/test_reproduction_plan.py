@@ -2,62 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
-
-from fairseq_dsp.errors import Refusal
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
-
+from planned import BEST, LAST, SEEDS, TEMPERATURES, assert_cut, assert_translated, checkpoint, runs, value
 from reproduction import plan, presets
 from reproduction.commands import Settings
-from reproduction.steps import Run, Step
 
-SEEDS = pytest.mark.parametrize("seed", [1, 2])
-TEMPERATURES = ("--initial-temperature", "--final-temperature")
-BEST, LAST = "checkpoint_best.pt", "checkpoint_last.pt"
-
-
-def runs(*methods: str, budgets: tuple[Any, ...] = (4, 2), **settings: Any) -> dict[str, Run]:
-    """The plan of two seeds by the runs' names; `settings` also takes fields of the preset."""
-    fields = {field.name for field in dataclasses.fields(presets.Preset)}
-    preset = dataclasses.replace(
-        presets.PRESETS["smoke"], **{name: value for name, value in settings.items() if name in fields}
-    )
-    shared: dict[str, Any] = {"gpu": False, "precision": "fp32"}
-    shared |= {name: value for name, value in settings.items() if name not in fields}
-    whole = Settings(preset, presets.schedule(preset, 100), "aa", "bb", "subword_nmt", **shared)
-    made = plan.plan(whole, methods, budgets, (1, 2))
-    assert len({run.name for run in made}) == len(made)
-    for number, run in enumerate(made):
-        assert set(run.needs) <= {before.name for before in made[:number]}
-    return {run.name: run for run in made}
-
-
-def value(step: Step, option: str) -> str:
-    """What stands behind an option, which is given once."""
-    assert step.words.count(option) == 1, (option, step.words)
-    return step.words[step.words.index(option) + 1]
-
-
-def checkpoint(name: str, file: str) -> str:
-    return f"runs/{name}/checkpoints/{file}"
-
-
-def assert_translated(run: Run, checkpoint: str) -> None:
-    """The last command translates what the run deploys."""
-    step = run.steps[-1]
-    assert step.words[0] == "fairseq-generate"
-    assert value(step, "--path") == run.deployed == checkpoint
-
-
-def assert_cut(step: Step, source: str, target: str, *options: str) -> None:
-    assert step.words == ("fairseq-dsp-prune", source, target, *options)
-    assert step.output == target
+from fairseq_dsp.errors import Refusal
 
 
 @SEEDS
@@ -194,54 +144,6 @@ class TestEveryMethodIs:
         assert not {*TEMPERATURES, "--cooldown-updates", "--importance-lr"} & set(train.words)
         assert run.needs == ()
         assert_translated(run, checkpoint(run.name, BEST))
-
-
-@SEEDS
-class TestFromADenseModel:
-    def test_heads_by_the_joint_score_are_cut_rescaled_and_trained_with_all_updates(self, seed: int):
-        name = f"joint-fisher-rescaled-finetune-k4-s{seed}"
-        run = runs("joint-fisher-rescaled-finetune", finetune=2, decays=True)[name]
-        cut, train, _ = run.steps
-        scores = f"runs/joint-fisher-scores-s{seed}/scores.json"
-        options = ("--scores", scores, "--unpruned-heads", "4", "--rescale", "DATA-BIN")
-        assert_cut(cut, checkpoint(f"dense-s{seed}", BEST), f"runs/{name}/pruned.pt", *options)
-        assert value(train, "--finetune-from-model") == value(train, "--head-layout") == f"runs/{name}/pruned.pt"
-        assert [value(train, f"--{word}") for word in ("max-epoch", "lr-scheduler", "total-num-update")] == [
-            "2", "polynomial_decay", "200",
-        ]  # fmt: skip
-        assert_translated(run, checkpoint(name, BEST))
-
-    def test_heads_are_drawn_by_rule_before_the_first_update(self, seed: int):
-        run = runs("stratified-finetune")[f"stratified-finetune-k4-s{seed}"]
-        (train, _) = run.steps
-        assert [value(train, f"--{word}") for word in ("head-selection", "unpruned-heads")] == ["stratified", "4"]
-        assert value(train, "--finetune-from-model") == checkpoint(f"dense-s{seed}", BEST)
-        assert "--head-counts" not in train.words
-        assert run.needs == (f"dense-s{seed}",)
-
-    def test_heads_of_a_choice_are_drawn_anew_within_its_sublayers(self, seed: int):
-        planned = runs("shuffled-finetune")
-        run, chosen = planned[f"shuffled-finetune-k4-s{seed}"], f"joint-fisher-finetune-k4-s{seed}"
-        assert value(run.steps[0], "--head-counts") == f"runs/{chosen}/pruned.pt"
-        assert run.needs == (f"dense-s{seed}", chosen)
-        assert "--rescale" not in planned[chosen].steps[0].words  # what it is compared with
-
-    @pytest.mark.parametrize(
-        ("method", "options"),
-        [
-            ("dsp-finetune", ("0.05", "0.5", "0.01")),
-            ("dsp-paper-finetune", ("0.2", "0.1", "1e-8")),
-            ("dsp-projection-finetune", ("0.5", "1", "0.1")),
-        ],
-    )
-    def test_heads_are_learned_in_a_quarter_of_the_updates(self, method: str, options: Any, seed: int):
-        run = runs(method, finetune=2)[f"{method}-k4-s{seed}"]
-        train, cut, _ = run.steps
-        names = ("--importance-lr", *TEMPERATURES, "--cooldown-updates", "--max-epoch")
-        assert tuple(value(train, name) for name in names) == (*options, "50", "2")
-        assert ("--relaxation" in train.words) is (method == "dsp-projection-finetune")
-        assert value(train, "--finetune-from-model") == checkpoint(f"dense-s{seed}", BEST)
-        assert_cut(cut, checkpoint(run.name, BEST), f"runs/{run.name}/pruned.pt")
 
 
 class TestThePlan:

@@ -8,95 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import PAD, build, build_with, few_examples, many_examples, sentences
+from models import build, few_examples, many_examples
+from scored import ALL, GRID, SOME, batch_of, dense, sentence_of, slow_derivatives, subject_of
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_model
 from fairseq_dsp.scoring import SCORERS, removal_order
-from fairseq_dsp.scoring.joint_fisher import removal_by_joint_cost
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 from fairseq_dsp.units.subset import hard_top_k
-
-GRID = HeadGrid((3, 3), (3, 3), (3, 3))
-ALL = HeadLayout.full(GRID)
-SOME = HeadLayout.parse("enc:101.111/dec:000.011/cross:110.100")
-
-
-def dense(layout: HeadLayout = ALL) -> Any:
-    return build_with(layout)
-
-
-def batch_of(seed: int = 0) -> dict[str, Any]:
-    """Three sentence pairs of different lengths, as fairseq's batches are."""
-    source, lengths, previous = sentences(seed)
-    target = torch.cat([previous[:, 1:], torch.full((3, 1), 2)], dim=1)
-    for row, length in enumerate((4, 2, 3)):
-        target[row, length:] = PAD
-        previous[row, length:] = PAD
-    inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}
-    return {"net_input": inputs, "target": target}
-
-
-def subject_of(model: Any, seeds: tuple[int, ...] = (0, 1), seed: int = 5) -> Subject:
-    return Subject(
-        grid=model.layout.surviving,
-        attentions=dict(attentions(model, model.layout.grid)),
-        batches=[batch_of(each) for each in seeds],
-        loss=lambda batch: loss_of(model, batch),
-        seed=seed,
-    )
-
-
-def sentence_of(batch: dict[str, Any], row: int) -> dict[str, Any]:
-    """One pair of a batch by itself, without padding."""
-    whole = batch["net_input"]
-    length, words = int(whole["src_lengths"][row]), int((batch["target"][row] != PAD).sum())
-    inputs = {
-        "src_tokens": whole["src_tokens"][row : row + 1, :length],
-        "src_lengths": whole["src_lengths"][row : row + 1],
-        "prev_output_tokens": whole["prev_output_tokens"][row : row + 1, :words],
-    }
-    return {"net_input": inputs, "target": batch["target"][row : row + 1, :words]}
-
-
-def slow_derivatives(model: Any, batches: list[dict[str, Any]], live: Tensor) -> Tensor:
-    """(L(gate + e) - L(gate - e)) / 2e of every head and sentence: [H, sentences]; 0 for a head that is not live."""
-    grid, step = model.layout.surviving, 1e-5
-    sites = [
-        (attention, head)
-        for _, attention in attentions(model, model.layout.grid)
-        for head in range(attention.num_heads)
-    ]
-    weights = [attention.out_proj.weight.detach().clone() for attention, _ in sites]
-
-    def loss_with(gates: list[float], sentence: dict[str, Any]) -> float:
-        with torch.no_grad():
-            for (attention, _), weight in zip(sites, weights, strict=True):
-                attention.out_proj.weight.copy_(weight)
-            for (attention, head), gate in zip(sites, gates, strict=True):
-                span = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
-                attention.out_proj.weight[:, span] *= gate
-            log_probs = model(**sentence["net_input"])[0].log_softmax(-1)
-        target = sentence["target"][0]
-        return -sum(float(log_probs[0, position, word]) for position, word in enumerate(target.tolist()))
-
-    pairs = [sentence_of(batch, row) for batch in batches for row in range(3)]
-    rows = []
-    for head in range(grid.total):
-        derivatives = []
-        for pair in pairs:
-            up, down = live.tolist(), live.tolist()
-            up[head] += step
-            down[head] -= step
-            derivatives.append((loss_with(up, pair) - loss_with(down, pair)) / (2 * step) if live[head] else 0.0)
-        rows.append(derivatives)
-    with torch.no_grad():
-        for (attention, _), weight in zip(sites, weights, strict=True):
-            attention.out_proj.weight.copy_(weight)
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def slow_gradient_scores(model: Any, batches: list[dict[str, Any]], live: Tensor) -> list[float]:
@@ -170,86 +92,6 @@ class TestGradient:
         scores = SCORERS["gradient"]().score(subject_of(dense()), live)
         norms = [scores[span].norm().item() for _, span in GRID.spans()]
         assert norms == pytest.approx([float(live[0])] * 6)
-
-
-class TestFisher:
-    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
-    def test_is_the_mean_square_of_the_derivative_by_the_gate(self, layout):
-        model = dense(layout)
-        subject = subject_of(model)
-        live = torch.ones(layout.count)
-        wanted = slow_derivatives(model, subject.batches, live).square().mean(dim=1)
-        torch.testing.assert_close(SCORERS["fisher"]().score(subject, live), wanted, rtol=1e-6, atol=1e-9)
-
-    def test_of_what_is_left_is_that_of_the_masked_model(self):
-        model = dense()
-        live = torch.tensor(SOME.kept).double()
-        found = SCORERS["fisher"]().score(subject_of(model), live)
-        wanted = slow_derivatives(model, [batch_of(0), batch_of(1)], live).square().mean(dim=1)
-        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
-
-    def test_does_not_depend_on_how_sentences_are_put_into_batches(self):
-        model = dense()
-        found = SCORERS["fisher"]().score(subject_of(model, (0,)), torch.ones(18))
-        one_by_one = Subject(
-            grid=GRID,
-            attentions=dict(attentions(model, GRID)),
-            batches=[sentence_of(batch_of(0), row) for row in range(3)],
-            loss=lambda batch: loss_of(model, batch),
-            seed=1,
-        )
-        torch.testing.assert_close(SCORERS["fisher"]().score(one_by_one, torch.ones(18)), found, rtol=1e-9, atol=1e-12)
-
-    def test_of_heads_that_cannot_matter_is_zero(self):
-        layout = HeadLayout.parse("enc:101.111/dec:000.011/cross:000.000")
-        found = SCORERS["fisher"]().score(subject_of(dense(layout)), torch.ones(layout.count))
-        assert found[:5].tolist() == [0.0] * 5
-        assert (found[5:] > 0).all()
-
-
-class TestJointFisher:
-    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
-    def test_is_the_order_of_removal_by_what_the_removed_cost_together(self, layout):
-        model = dense(layout)
-        subject = subject_of(model)
-        live = torch.ones(layout.count)
-        derivatives = slow_derivatives(model, subject.batches, live)
-        information = derivatives @ derivatives.T / derivatives.size(1)
-        found = SCORERS["joint-fisher"]().score(subject, live)
-        removed: list[int] = []
-        for place in range(1, layout.count + 1):
-            head = found.tolist().index(place)
-            costs = {
-                each: joint_cost(information, [*removed, each]) for each in range(layout.count) if each not in removed
-            }
-            assert costs[head] <= min(costs.values()) * (1 + 1e-5) + 1e-12
-            removed.append(head)
-
-    def test_ranks_what_is_left_alone(self):
-        found = SCORERS["joint-fisher"]().score(subject_of(dense()), torch.tensor(SOME.kept).double())
-        assert sorted(found.tolist()) == [0.0] * (18 - SOME.count) + list(range(1, SOME.count + 1))
-
-    @few_examples
-    @given(st.integers(1, 7), st.integers(0, 99))
-    def test_removes_by_definition_whatever_the_information(self, count, seed):
-        root = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        information = root @ root.T
-        order = removal_by_joint_cost(information, torch.ones(count))
-        assert sorted(order) == list(range(count))
-        for place, head in enumerate(order):
-            costs = [joint_cost(information, [*order[:place], each]) for each in order[place:]]
-            assert joint_cost(information, [*order[:place], head]) <= min(costs) + 1e-9
-
-    def test_keeps_one_of_two_heads_that_do_the_same(self):
-        """The diagonal would remove both twins before the third head."""
-        derivatives = torch.tensor([[1.0, 1.0, 1.2], [-1.0, -1.0, 1.2]], dtype=torch.float64)
-        information = derivatives.T @ derivatives / 2
-        assert removal_by_joint_cost(information, torch.ones(3)) == [1, 2, 0]
-        assert removal_by_joint_cost(torch.diag(information.diagonal()), torch.ones(3)) == [1, 0, 2]
-
-
-def joint_cost(information: Tensor, removed: list[int]) -> float:
-    return float(information[removed][:, removed].sum())
 
 
 class TestMagnitude:

@@ -1,0 +1,92 @@
+"""A small model to score, and the derivatives of its loss by its heads' gates, one sentence and one gate at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from models import PAD, build_with, sentences
+from torch import Tensor
+
+from fairseq_dsp.checkpoints.batches import loss_of
+from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.scoring.subject import Subject
+from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+
+GRID = HeadGrid((3, 3), (3, 3), (3, 3))
+ALL = HeadLayout.full(GRID)
+SOME = HeadLayout.parse("enc:101.111/dec:000.011/cross:110.100")
+
+
+def dense(layout: HeadLayout = ALL) -> Any:
+    return build_with(layout)
+
+
+def batch_of(seed: int = 0) -> dict[str, Any]:
+    """Three sentence pairs of different lengths, as fairseq's batches are."""
+    source, lengths, previous = sentences(seed)
+    target = torch.cat([previous[:, 1:], torch.full((3, 1), 2)], dim=1)
+    for row, length in enumerate((4, 2, 3)):
+        target[row, length:] = PAD
+        previous[row, length:] = PAD
+    inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": previous}
+    return {"net_input": inputs, "target": target}
+
+
+def subject_of(model: Any, seeds: tuple[int, ...] = (0, 1), seed: int = 5) -> Subject:
+    return Subject(
+        grid=model.layout.surviving,
+        attentions=dict(attentions(model, model.layout.grid)),
+        batches=[batch_of(each) for each in seeds],
+        loss=lambda batch: loss_of(model, batch),
+        seed=seed,
+    )
+
+
+def sentence_of(batch: dict[str, Any], row: int) -> dict[str, Any]:
+    """One pair of a batch by itself, without padding."""
+    whole = batch["net_input"]
+    length, words = int(whole["src_lengths"][row]), int((batch["target"][row] != PAD).sum())
+    inputs = {
+        "src_tokens": whole["src_tokens"][row : row + 1, :length],
+        "src_lengths": whole["src_lengths"][row : row + 1],
+        "prev_output_tokens": whole["prev_output_tokens"][row : row + 1, :words],
+    }
+    return {"net_input": inputs, "target": batch["target"][row : row + 1, :words]}
+
+
+def slow_derivatives(model: Any, batches: list[dict[str, Any]], live: Tensor) -> Tensor:
+    """(L(gate + e) - L(gate - e)) / 2e of every head and sentence: [H, sentences]; 0 for a head that is not live."""
+    grid, step = model.layout.surviving, 1e-5
+    sites = [
+        (attention, head)
+        for _, attention in attentions(model, model.layout.grid)
+        for head in range(attention.num_heads)
+    ]
+    weights = [attention.out_proj.weight.detach().clone() for attention, _ in sites]
+
+    def loss_with(gates: list[float], sentence: dict[str, Any]) -> float:
+        with torch.no_grad():
+            for (attention, _), weight in zip(sites, weights, strict=True):
+                attention.out_proj.weight.copy_(weight)
+            for (attention, head), gate in zip(sites, gates, strict=True):
+                span = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+                attention.out_proj.weight[:, span] *= gate
+            log_probs = model(**sentence["net_input"])[0].log_softmax(-1)
+        target = sentence["target"][0]
+        return -sum(float(log_probs[0, position, word]) for position, word in enumerate(target.tolist()))
+
+    pairs = [sentence_of(batch, row) for batch in batches for row in range(3)]
+    rows = []
+    for head in range(grid.total):
+        derivatives = []
+        for pair in pairs:
+            up, down = live.tolist(), live.tolist()
+            up[head] += step
+            down[head] -= step
+            derivatives.append((loss_with(up, pair) - loss_with(down, pair)) / (2 * step) if live[head] else 0.0)
+        rows.append(derivatives)
+    with torch.no_grad():
+        for (attention, _), weight in zip(sites, weights, strict=True):
+            attention.out_proj.weight.copy_(weight)
+    return torch.tensor(rows, dtype=torch.float64)
