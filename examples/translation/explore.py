@@ -19,6 +19,7 @@ from exploration.running import claim, run_all
 from exploration.setting import Setting
 
 from fairseq_dsp.cli.arguments import whole_numbers
+from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal, as_command, noted
 
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 <= args.dropout < 1:
         reasons.append(f"`--dropout` must be from 0 to below 1, but is {args.dropout}.")
     seeds: list[int] = []
+    with noted(reasons):
+        DataFolder(args.data)
     with noted(reasons):
         seeds = list(dict.fromkeys(whole_numbers(args.seeds, "seeds", 0)))
     if args.heads > 0 and args.width % args.heads:

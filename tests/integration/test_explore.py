@@ -92,6 +92,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(explored: Path, dat
     (tmp_path / "other/file").touch()
     with pytest.raises(Refusal, match="`--output` must be a new folder or one of an exploration"):
         call(data, tmp_path / "other", "--plan", "smoke")
+    with pytest.raises(Refusal, match="`--data` must be a folder of fairseq-preprocess"):
+        call(tmp_path / "none", tmp_path / "out", "--plan", "smoke")
     assert not (tmp_path / "out").exists()
 
 
