@@ -19,8 +19,8 @@ from exploration.running import claim, run_all
 from exploration.setting import Setting
 
 from fairseq_dsp.cli.arguments import whole_numbers
-from fairseq_dsp.data_folder import DataFolder
 from fairseq_dsp.errors import Refusal, as_command, noted
+from fairseq_dsp.files.data_folder import DataFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
