@@ -14,6 +14,8 @@ from fairseq.models.transformer import TransformerModel
 import fairseq_dsp  # noqa: F401  silences what it silences for users, and registers our model
 from fairseq_dsp.plugin.model import DspTransformerModel
 
+_LEVELS = {logger: logger.level for logger in map(logging.getLogger, ("fairseq", "hydra", "sacrebleu"))}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
@@ -48,11 +50,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def talkers() -> Iterator[None]:
-    """What a command that runs in this process does not want to hear, later ones hear again."""
-    loggers = [logging.getLogger(name) for name in ("fairseq", "hydra", "sacrebleu")]
-    levels = [logger.level for logger in loggers]
+    """What a command that ran in this process did not want to hear, a test hears: it may have run in a fixture too."""
+    for logger, level in _LEVELS.items():
+        logger.setLevel(level)
     yield
-    for logger, level in zip(loggers, levels, strict=True):
+    for logger, level in _LEVELS.items():
         logger.setLevel(level)
 
 

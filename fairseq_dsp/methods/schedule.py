@@ -46,7 +46,7 @@ class Scheduled(Method):
         name, start = config.budget_schedule, config.budget_start_updates
         if name not in (None, CONSTANT, CUBIC):
             found.append(f"{flag('budget_schedule')} must be {CONSTANT} or {CUBIC}, but is {name}.")
-        elif start is not None and name != CUBIC:
+        elif start not in (None, 0) and name != CUBIC:
             found.append(f"{flag('budget_start_updates')} must come with `--budget-schedule {CUBIC}`, but is {start}.")
         elif start is not None and not 0 <= start < max(cooldown_of(config), 1):
             found.append(

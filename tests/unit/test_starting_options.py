@@ -64,7 +64,9 @@ def test_so_is_one_of_a_method_that_did_not_exist_when_this_was_written(used, mo
 def test_what_a_method_takes_by_itself_may_be_given_by_name(used):
     config = DifferentiableSubset.from_config(PruningConfig())
     named = {field.name: getattr(config, field.name) for field in fields(config) if field.name in config.options}
-    assert set(named) == {"initial_temperature", "final_temperature", "cooldown_updates", "relaxation"}
+    assert set(named) == {
+        "initial_temperature", "final_temperature", "cooldown_updates", "relaxation", "budget_schedule", "budget_start_updates",
+    }  # fmt: skip
     assert used({}, {"head_selection": "dsp", **named}) == used({"head_selection": "dsp", **named}, {}) == []
     assert replace(PruningConfig(), **named) != PruningConfig()
 
