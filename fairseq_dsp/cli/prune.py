@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -106,6 +107,7 @@ def _sentences(args: argparse.Namespace, model: Any, options: Any) -> list[dict[
 
 
 def cli_main() -> None:
+    logging.getLogger("fairseq").setLevel(logging.WARNING)  # of the data of `--rescale`
     with as_command():
         main()
 

@@ -276,6 +276,7 @@ class TestRescaling:
         choice = ["--scores", tmp_path / "scores.json", "--unpruned-heads", 4]
         prune(dense, tmp_path / "cut.pt", *choice)
         done = prune(dense, tmp_path / "rescaled.pt", *choice, "--rescale", data)
+        assert done.err == ""
         whole, cut, rescaled = map(float, re.findall(r"(\d+\.\d+) (?:with all heads|cut|rescaled)", done.out))
         assert whole < rescaled < cut
         states = [load(tmp_path / f"{name}.pt") for name in ("cut", "rescaled")]
