@@ -8,15 +8,15 @@ NAME is one of `--head-selection`, a scorer, which cuts a dense model, or a cont
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fairseq_dsp.benchmark.lookup import Head, sufficient_layout
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS
+from fairseq_dsp.methods.stratified import counts_of_layout, draw_stratified
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
 
@@ -104,9 +104,9 @@ def control_layout(
     if arm.name == SUFFICIENT:
         return sufficient_layout(grid, k, needed)
     if arm.name == CROSS_FIRST:
-        return draw_within(grid, cross_first(grid, k), seed)
+        return draw_stratified(grid, cross_first(grid, k), seed)
     assert source is not None
-    return draw_within(grid, {site: len(source.heads(site)) for site in grid.sites}, seed)
+    return draw_stratified(grid, counts_of_layout(source), seed)
 
 
 def cross_first(grid: HeadGrid, k: int) -> dict[Site, int]:
@@ -121,10 +121,3 @@ def cross_first(grid: HeadGrid, k: int) -> dict[Site, int]:
             for site in (site for site in open_sites if site.stack == stack):
                 counts[site] += sum(counts.values()) < k
     return counts
-
-
-def draw_within(grid: HeadGrid, counts: Mapping[Site, int], seed: int) -> HeadLayout:
-    """The layout with so many heads at every site, drawn with the seed."""
-    generator = random.Random(seed)
-    kept = {site: set(generator.sample(range(grid.heads(site)), counts[site])) for site in grid.sites}
-    return HeadLayout(grid, tuple(head in kept[site] for site in grid.sites for head in range(grid.heads(site))))

@@ -72,8 +72,7 @@ class Setting:
 
     @property
     def grid(self) -> HeadGrid:
-        sites = (self.heads,) * self.layers
-        return HeadGrid(sites, sites, sites)
+        return HeadGrid.even(self.layers, self.heads)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Lagrangian(Method):
         loss per target token = cross entropy + l1 · (s - s_t) + l2 · (s - s_t)²
         s = share of heads expected to be closed,   s_t = (1 - K/H) · min(1, update / lagrangian_warmup)
 
-    (Xia et al. 2022, section 3.3, after Wang et al. 2020, and the authors' code.) The multipliers start at 0 and are trained
+    (Xia et al. 2022, after Wang et al. 2020, and the authors' code.) The multipliers start at 0 and are trained
     by ascent with the importance's learning rate, 0.01 for both in the paper, whose models are fine-tuned. All gates start
     open. After the cooldown the K largest w are fixed, so that K heads are kept whether or not the constraint is met by then.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
-from fairseq_dsp.scoring.sentence_gates import loss_derivatives
+from fairseq_dsp.scoring.sentence_gates import mean_over_sentences
 
 if TYPE_CHECKING:
     from fairseq_dsp.scoring.subject import Subject
@@ -18,7 +17,7 @@ class FisherScorer:
 
         score_h = E_x (dL(x) / d xi_h)^2
 
-    (Kwon et al. 2022, eq. 5, the diagonal of the empirical Fisher information.) Near an optimum of the weights half of it
+    (Kwon et al. 2022: the diagonal of the empirical Fisher information.) Near an optimum of the weights half of it
     is what the loss of a sentence grows by, to second order, when the head goes. x is one sentence pair and L(x) the sum
     of its target tokens' negative log-likelihood, without label smoothing and dropout. The square is taken sentence by
     sentence, where the authors' code takes that of a batch's mean, which depends on the batch. Nothing is normalised: the
@@ -30,9 +29,4 @@ class FisherScorer:
     takes_seed: ClassVar[bool] = True
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
-        squares = torch.zeros(subject.grid.total, dtype=torch.float64)
-        sentences = 0
-        for derivatives in loss_derivatives(subject, live):
-            squares += derivatives.double().square().sum(dim=0).cpu()  # waits for the device once a batch
-            sentences += len(derivatives)
-        return squares / max(sentences, 1) * live
+        return mean_over_sentences(subject, live, lambda derivatives: derivatives.double().square().sum(dim=0)) * live

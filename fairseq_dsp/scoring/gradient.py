@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
-from fairseq_dsp.scoring.sentence_gates import loss_derivatives
+from fairseq_dsp.scoring.sentence_gates import mean_over_sentences
 
 if TYPE_CHECKING:
     from fairseq_dsp.scoring.subject import Subject
@@ -28,12 +27,7 @@ class GradientScorer:
     takes_seed: ClassVar[bool] = True
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
-        sizes = torch.zeros(subject.grid.total, dtype=torch.float64)
-        sentences = 0
-        for derivatives in loss_derivatives(subject, live):
-            sizes += derivatives.abs().sum(dim=0).double().cpu()  # waits for the device once a batch
-            sentences += len(derivatives)
-        scores = sizes / max(sentences, 1) * live
+        scores = mean_over_sentences(subject, live, lambda derivatives: derivatives.abs().sum(dim=0)) * live
         for _, span in subject.grid.spans():
             norm = scores[span].norm()
             if norm > 0:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from fairseq_dsp.scoring.sentence_gates import loss_derivatives
+from fairseq_dsp.scoring.sentence_gates import mean_over_sentences
 
 if TYPE_CHECKING:
     from fairseq_dsp.scoring.subject import Subject
@@ -20,7 +20,7 @@ class JointFisherScorer:
         score_h = how many heads have gone when h goes, itself included, of the greedy order of removal
 
     Half the cost is, to second order near an optimum of the weights, what the loss of a sentence grows by when all of R go
-    (Kwon et al. 2022, section 3.2). Their rearrangement minimises it within a layer after the diagonal has decided how many
+    (Kwon et al. 2022). Their rearrangement minimises it within a layer after the diagonal has decided how many
     heads a layer keeps; here it decides over the whole model at once. Heads that do the same have derivatives that go
     together, so the second of them is dear once the first has gone, where the diagonal (`fisher`) would remove both. x, L and
     xi are those of `fisher`. Scores are ranks: they order heads and have no unit; all are NaN where a
@@ -32,18 +32,19 @@ class JointFisherScorer:
     takes_seed: ClassVar[bool] = True
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
-        information = torch.zeros(subject.grid.total, subject.grid.total, dtype=torch.float64)
-        sentences = 0
-        for derivatives in loss_derivatives(subject, live):
-            wide = derivatives.double()
-            information += (wide.T @ wide).cpu()  # waits for the device once a batch
-            sentences += len(derivatives)
+        heads = subject.grid.total
+        information = mean_over_sentences(subject, live, _outer_products).expand(heads, heads)
         if not bool(torch.isfinite(information).all()):
             return torch.full((subject.grid.total,), torch.nan, dtype=torch.float64)  # ranks would hide it
         scores = torch.zeros(subject.grid.total, dtype=torch.float64)
-        order = removal_by_joint_cost(information / max(sentences, 1), live)
+        order = removal_by_joint_cost(information, live)
         scores[order] = torch.arange(1, len(order) + 1, dtype=torch.float64)
         return scores
+
+
+def _outer_products(derivatives: Tensor) -> Tensor:
+    wide = derivatives.double()
+    return wide.T @ wide
 
 
 def removal_by_joint_cost(information: Tensor, live: Tensor) -> list[int]:

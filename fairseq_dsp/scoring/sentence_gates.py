@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,21 @@ def loss_derivatives(subject: Subject, live: Tensor) -> Iterator[Tensor]:
             by_site = dict(zip(gates, found, strict=True))
             empty = loss.new_zeros(len(loss), 0)
             yield torch.cat([by_site.get(site, empty) for site, _ in subject.grid.spans()], dim=1)
+
+
+def mean_over_sentences(subject: Subject, live: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean over all sentences of what `of` makes of their derivatives: float64, on the CPU; a 0 without shape
+    where there is no sentence.
+
+    Args:
+        live: see `loss_derivatives`.
+        of: a batch's derivatives [B, H] -> their sum over the sentences, of any shape.
+    """
+    total, sentences = torch.zeros((), dtype=torch.float64), 0
+    for derivatives in loss_derivatives(subject, live):
+        total = total + of(derivatives).double().cpu()  # waits for the device once a batch
+        sentences += len(derivatives)
+    return total / max(sentences, 1)
 
 
 @contextlib.contextmanager

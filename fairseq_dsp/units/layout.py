@@ -51,6 +51,11 @@ class HeadGrid:
     dec: tuple[int, ...]
     cross: tuple[int, ...]
 
+    @classmethod
+    def even(cls, layers: int, heads: int) -> HeadGrid:
+        """Encoder and decoder of as many layers, with as many heads at every site."""
+        return cls((heads,) * layers, (heads,) * layers, (heads,) * layers)
+
     @property
     def sites(self) -> list[Site]:
         return [Site(stack, layer) for stack in STACKS for layer in range(len(getattr(self, stack)))]

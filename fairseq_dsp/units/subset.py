@@ -57,7 +57,7 @@ def annealed_budget(update: int, kept: int, total: int, start: int, end: int) ->
     """Heads that are on at an update: all of them at first, then fewer and fewer, K from `end` on.
 
     K_s = H for s < s0;  K + round((H - K) (1 - (s - s0) / (S - s0))^3) for s0 <= s < S;  K after (the cubic of Zhu and Gupta,
-    2017, section 3, on what is kept).
+    2017, on what is kept).
 
     Args:
         update: number of updates done before this one, s >= 0.

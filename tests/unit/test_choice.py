@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from models import few_examples, many_examples
 
 from fairseq_dsp.benchmark import choice, choice_lines, lookup, roles
-from fairseq_dsp.benchmark.arms import control_layout, cross_first, draw_within, parse_arm
+from fairseq_dsp.benchmark.arms import control_layout, cross_first, parse_arm
 from fairseq_dsp.benchmark.choosing import Bench, Setting
 from fairseq_dsp.benchmark.lookup import SPECIAL, VALUES, WORDS, Lookup, digits, sufficient_layout
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.methods.stratified import draw_stratified
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.units.layout import HeadGrid, HeadLayout
 
@@ -151,7 +152,7 @@ def test_arms_that_are_none_are_refused(text: str, wrong: str) -> None:
 
 @given(st.integers(0, 24), seeds)
 def test_cross_first_gives_every_decoder_layer_its_cross_attention_first(k: int, seed: int) -> None:
-    layout = draw_within(GRID, cross_first(GRID, k), seed)
+    layout = draw_stratified(GRID, cross_first(GRID, k), seed)
     assert layout.count == k
     enc, dec, cross = (layout.by_type()[stack][0] for stack in ("enc", "dec", "cross"))
     assert cross >= dec >= enc >= cross - 2

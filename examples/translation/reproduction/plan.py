@@ -98,8 +98,7 @@ class _Maker:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.preset, self.schedule = settings, settings.preset, settings.schedule
         self.commands = Commands(settings)
-        layers = (self.preset.heads_per_layer,) * self.preset.layers
-        self.full = HeadLayout.full(HeadGrid(layers, layers, layers))
+        self.full = HeadLayout.full(HeadGrid.even(self.preset.layers, self.preset.heads_per_layer))
 
     def dense(self, seed: int) -> Run:
         name = f"dense-s{seed}"
