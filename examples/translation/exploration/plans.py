@@ -178,6 +178,21 @@ def recorded(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     return jobs
 
 
+def decisive(setting: Setting, seeds: Sequence[int]) -> list[Job]:
+    """What lost least so far, beside rules and the paper's recipe: all seeds, for a test that is paired by seed."""
+    jobs = []
+    for kept in (6, 12):
+        for seed in seeds:
+            make = _Arms(kept, seed, HIGH)
+            jobs += [
+                make("staged-full", "staged", by="fisher-full", stages=4),
+                make("full-recut", "scored", by="fisher-full", recut=1),
+                *rules(kept, seed, HIGH, _LATER_RULES),
+                make("paper", "learned", **_PAPER),
+            ]
+    return jobs
+
+
 def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     """Every chooser once, at six heads with the first seed: does it run?"""
     seed = seeds[0]
@@ -196,5 +211,5 @@ def _first(kept: int, seed: int) -> list[Job]:
 
 
 PLANS: dict[str, Callable[[Setting, Sequence[int]], list[Job]]] = {
-    "phase1": phase1, "phase2": phase2, "phase3": phase3, "recorded": recorded, "smoke": smoke,
+    "phase1": phase1, "phase2": phase2, "phase3": phase3, "recorded": recorded, "decisive": decisive, "smoke": smoke,
 }  # fmt: skip
