@@ -245,5 +245,5 @@ class TestRewriting:
         assert_same(scores(small), scores(model))
         assert_same(scores_as_generated(small), scores_as_generated(model))
         assert sum(attention.num_heads for _, attention in attentions(small, model.layout.grid)) == (
-            model.head_gates.kept
+            model.head_gates.budget.count
         )

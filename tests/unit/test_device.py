@@ -27,6 +27,7 @@ from fairseq_dsp.modules.surgery import (
     remove_gates,
     shrink_state,
 )
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import gumbel_noise, hard_top_k, projected_top_k
 
@@ -196,7 +197,7 @@ class TestNothingIsMixed:
 
     def test_in_gates_that_a_model_on_a_device_is_given(self):
         model = gated()
-        gates = HeadGates(GRID, KEPT, model.head_gates.method)
+        gates = HeadGates(GRID, Budget.of_units(KEPT, GRID.total), model.head_gates.method)
         remove_gates(model, GRID)
         install_gates(model, GRID, gates)
         assert gates.importance.device == gates.fixed_mask.device == devices.device()
