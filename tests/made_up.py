@@ -8,16 +8,16 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
-GRID = HeadGrid((4, 4, 4), (4, 4, 4), (4, 4, 4))
+GRID = Grid.of_heads((4, 4, 4), (4, 4, 4), (4, 4, 4))
 BUDGETS = (24, 12, 6, 3, 0)
 # how fast the made-up score falls with the heads
 METHODS = {"dsp": 0.2, "dsp-pipelined": 0.3, "ste": 0.25, "hard-concrete": 0.35, "gradient": 0.6, "random": 1.2}
 METHODS |= {"gradient-finetuned": 0.4, "fixed": 0.5, "brand new": 0.45}
 
 
-def run(method: str = "dsp", kept: int = 6, seed: int = 1, grid: HeadGrid = GRID, **others: Any) -> dict[str, Any]:
+def run(method: str = "dsp", kept: int = 6, seed: int = 1, grid: Grid = GRID, **others: Any) -> dict[str, Any]:
     """One line's content."""
     draw = random.Random(f"{method} {kept} {seed}")
     bleu = (
@@ -31,7 +31,7 @@ def run(method: str = "dsp", kept: int = 6, seed: int = 1, grid: HeadGrid = GRID
         "kept": kept,
         "total": grid.total,
         "seed": seed,
-        "layout": str(HeadLayout.full(grid).random_subset(kept, draw.randrange(1000))),
+        "layout": str(Layout.full(grid).random_subset(kept, draw.randrange(1000))),
         "bleu_tok": round(bleu, 4),
         "sacrebleu": round(bleu - 1, 4),
         "chrf": round(bleu + 20, 4),
@@ -51,7 +51,7 @@ def run(method: str = "dsp", kept: int = 6, seed: int = 1, grid: HeadGrid = GRID
     } | others
 
 
-def runs(seeds: tuple[int, ...] = (1, 2), grid: HeadGrid = GRID, budgets: tuple[int, ...] = BUDGETS) -> list[dict]:
+def runs(seeds: tuple[int, ...] = (1, 2), grid: Grid = GRID, budgets: tuple[int, ...] = BUDGETS) -> list[dict]:
     """Dense and every method at every budget."""
     return [run("dense", grid.total, seed, grid) for seed in seeds] + [
         run(method, kept, seed, grid) for method in METHODS for kept in budgets for seed in seeds

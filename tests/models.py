@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fairseq_dsp.checkpoints.building import VocabularyTask
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 # Every example builds or runs a model, so few of them, and the same ones every time.
 few_examples = settings(max_examples=8, deadline=None, derandomize=True)
@@ -60,7 +60,7 @@ def build_gated(method: str = "dsp", kept: int = 7, **options: Any) -> Any:
     return build(head_selection=method, unpruned_heads=kept, **options)
 
 
-def build_with(layout: HeadLayout, **options: Any) -> Any:
+def build_with(layout: Layout, **options: Any) -> Any:
     """A small model that has the heads of the layout only, from the start."""
     return build(head_layout=str(layout), **options)
 
@@ -115,14 +115,14 @@ def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-11) -> None:
 
 
 counts = st.lists(st.integers(0, 4), max_size=3).map(tuple)
-grids = st.builds(HeadGrid, counts, counts, counts)
+grids = st.builds(Grid.of_heads, counts, counts, counts)
 
 
-def layouts_of(grid: HeadGrid) -> st.SearchStrategy[HeadLayout]:
+def layouts_of(grid: Grid) -> st.SearchStrategy[Layout]:
     """Any layout of the grid, none and all of its heads included."""
     marks = st.tuples(*[st.booleans()] * grid.total)
     return st.one_of(
-        st.just(HeadLayout(grid, (False,) * grid.total)),
-        st.just(HeadLayout.full(grid)),
-        marks.map(lambda kept: HeadLayout(grid, kept)),
+        st.just(Layout(grid, (False,) * grid.total)),
+        st.just(Layout.full(grid)),
+        marks.map(lambda kept: Layout(grid, kept)),
     )

@@ -11,14 +11,14 @@ from torch import Tensor
 from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.scoring.subject import Subject
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
-GRID = HeadGrid((3, 3), (3, 3), (3, 3))
-ALL = HeadLayout.full(GRID)
-SOME = HeadLayout.parse("enc:101.111/dec:000.011/cross:110.100")
+GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
+ALL = Layout.full(GRID)
+SOME = Layout.parse("enc:101.111/dec:000.011/cross:110.100")
 
 
-def dense(layout: HeadLayout = ALL) -> Any:
+def dense(layout: Layout = ALL) -> Any:
     return build_with(layout)
 
 

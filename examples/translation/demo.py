@@ -32,7 +32,7 @@ from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal, as_command, noted, refused_disk
 from fairseq_dsp.files.output import refuse_working_folder
 from fairseq_dsp.plugin.objections import budget_out_of_range
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 MARKER = ".fairseq_dsp_demo"
 # The models are so small that a second thread gains nothing, and costs much where the cores have other work.
@@ -73,7 +73,7 @@ class Demo:
         (trained, pruned), *others = (self._train_and_prune(seed) for seed in self.seeds)
         random_heads = self.out / "random.pt"
         layout = load_model(read_checkpoint(str(pruned))).layout
-        control = HeadLayout.full(layout.grid).random_subset(self.budget, self.options.seed)
+        control = Layout.full(layout.grid).random_subset(self.budget, self.options.seed)
         self._command("fairseq-dsp-prune", dense, random_heads, "--layout", control)
         rows = [
             ("dense", dense, self.total_heads),

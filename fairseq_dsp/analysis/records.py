@@ -20,7 +20,7 @@ from typing import Any
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.json_values import excerpt, is_finite, is_whole
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 DENSE = "dense"
 # the figures that are scores of translations, and what readers call them
@@ -62,7 +62,7 @@ class Record:
     kept: int
     total: int
     seed: int
-    layout: HeadLayout
+    layout: Layout
     bleu_tok: float
     sacrebleu: float
     chrf: float
@@ -203,7 +203,7 @@ def name_of(data: str | dict[str, Any]) -> str:
 
 def _record(content: dict[str, Any], line: int) -> Record:
     known = {name: content[name] for name in Record.__dataclass_fields__ if name in content}
-    return Record(**known | {"layout": HeadLayout.parse(content["layout"]), "line": line})
+    return Record(**known | {"layout": Layout.parse(content["layout"]), "line": line})
 
 
 def _problems(content: Any) -> list[str]:
@@ -221,7 +221,7 @@ def _problems(content: Any) -> list[str]:
 def _disagreements(content: dict[str, Any]) -> list[str]:
     """What is wrong between values that are right by themselves."""
     found = []
-    layout = HeadLayout.parse(content["layout"])
+    layout = Layout.parse(content["layout"])
     for name, count, what in (("kept", layout.count, "keeps"), ("total", layout.grid.total, "has")):
         if content[name] != count:
             found.append(f"`{name}` must be the {count} heads that the layout {what}, but is {content[name]}")
@@ -248,7 +248,7 @@ def _is_score(value: Any) -> bool:
 
 def _is_layout(value: Any) -> bool:
     try:
-        HeadLayout.parse(value)
+        Layout.parse(value)
     except (ValueError, AttributeError):
         return False
     return True

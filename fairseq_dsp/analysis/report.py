@@ -16,7 +16,7 @@ from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.output import OutputFolder
-from fairseq_dsp.units.layout import STACK_NAMES
+from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES
 
 MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
 _PIXELS_PER_INCH = 165  # of figures on the page; their text is then about as large as the page's
@@ -258,4 +258,4 @@ def _list(what: str, numbers: Sequence[int]) -> str:
 
 
 def _types() -> str:
-    return ", ".join(f"{name} attention" for name in STACK_NAMES.values())
+    return ", ".join(f"{STACK_NAMES[stack]} attention" for stack in HEAD_STACKS)

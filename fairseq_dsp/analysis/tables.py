@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fairseq_dsp.analysis.records import SCORES, Group, Record, describe, grouped, mean_and_spread
 from fairseq_dsp.analysis.significance import PairedTests
-from fairseq_dsp.units.layout import STACK_NAMES, STACKS
+from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES
 
 NONE = "–"
 
@@ -63,7 +63,7 @@ def all_figures(records: Sequence[Record]) -> Table:
     rows = []
     for group in groups:
         types = [
-            mean_and_spread([record.layout.by_type()[stack][0] for record in group.records])[0] for stack in STACKS
+            mean_and_spread([record.layout.by_type()[stack][0] for record in group.records])[0] for stack in HEAD_STACKS
         ]
         rows.append(
             (
@@ -77,7 +77,9 @@ def all_figures(records: Sequence[Record]) -> Table:
             )
         )
     names = ("method", "heads", "seeds", "BLEU", "sacreBLEU", "chrF")
-    types_name = " / ".join(STACK_NAMES[stack].replace("encoder", "enc").replace("decoder", "dec") for stack in STACKS)
+    types_name = " / ".join(
+        STACK_NAMES[stack].replace("encoder", "enc").replace("decoder", "dec") for stack in HEAD_STACKS
+    )
     return Table(
         "All figures",
         f"BLEU is tokenised and lower-cased, sacreBLEU and chrF are on detokenised text. {_spread_note(groups)} "

@@ -18,7 +18,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.stratified import counts_of_layout, draw_stratified
 from fairseq_dsp.scoring import SCORERS
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
+from fairseq_dsp.units.layout import Grid, Layout, Site
 
 DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED = "dense", "sufficient", "cross-first", "shuffled"
 CONTROLS = (DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED)
@@ -90,9 +90,7 @@ def parse_arm(text: str) -> Arm:
     return Arm(label, name, tuple(sorted(options)))
 
 
-def control_layout(
-    arm: Arm, grid: HeadGrid, k: int, seed: int, needed: Sequence[Head], source: HeadLayout | None
-) -> HeadLayout:
+def control_layout(arm: Arm, grid: Grid, k: int, seed: int, needed: Sequence[Head], source: Layout | None) -> Layout:
     """The heads of a control, decided before it trains.
 
     Args:
@@ -100,7 +98,7 @@ def control_layout(
         source: what `shuffled` takes its counts from.
     """
     if arm.name == DENSE:
-        return HeadLayout.full(grid)
+        return Layout.full(grid)
     if arm.name == SUFFICIENT:
         return sufficient_layout(grid, k, needed)
     if arm.name == CROSS_FIRST:
@@ -109,12 +107,12 @@ def control_layout(
     return draw_stratified(grid, counts_of_layout(source), seed)
 
 
-def cross_first(grid: HeadGrid, k: int) -> dict[Site, int]:
+def cross_first(grid: Grid, k: int) -> dict[Site, int]:
     """Heads by site: one of cross-attention in every decoder layer, then one of decoder self-attention in every decoder
     layer, then one of encoder self-attention in every encoder layer, and so on until they are k."""
     counts = dict.fromkeys(grid.sites, 0)
     while sum(counts.values()) < k:
-        open_sites = [site for site in grid.sites if counts[site] < grid.heads(site)]
+        open_sites = [site for site in grid.sites if counts[site] < grid.size(site)]
         if not open_sites:
             raise Refusal(f"{flag('kept')} must be at most {grid.total}, but is {k}.")
         for stack in ("cross", "dec", "enc"):

@@ -27,7 +27,7 @@ from fairseq_dsp.modules.surgery import grid_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import objections_to_task
 from fairseq_dsp.plugin.options import family_of, grid_of_options
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
 
@@ -94,7 +94,7 @@ class Facts:
 
 def facts_of(model: nn.Module) -> Facts:
     ours = isinstance(model, DspTransformerModel)
-    layout = model.deployed_layout() if ours else HeadLayout.full(grid_of(model))
+    layout = model.deployed_layout() if ours else Layout.full(grid_of(model))
     gates = model.head_gates if ours else None
     phases: tuple[str, ...] = ("",)
     weights = [p for p in model.parameters() if getattr(p, "param_group", None) != IMPORTANCE_GROUP]
@@ -197,8 +197,8 @@ def _read_settings(text: str, rest: str) -> dict[str, str | None]:
     return settings
 
 
-def _layout(text: str, settings: dict[str, str | None], grid: HeadGrid) -> HeadLayout:
-    layout = HeadLayout.full(grid)
+def _layout(text: str, settings: dict[str, str | None], grid: Grid) -> Layout:
+    layout = Layout.full(grid)
     if "layout" in settings:
         layout = _given_layout(str(settings["layout"]))
         if layout.grid != grid:
@@ -211,7 +211,7 @@ def _layout(text: str, settings: dict[str, str | None], grid: HeadGrid) -> HeadL
     return layout
 
 
-def _given_layout(text: str) -> HeadLayout:
+def _given_layout(text: str) -> Layout:
     """Of a text, of a text file, or of a checkpoint: the heads that it keeps."""
     if os.path.isfile(text) and not text.endswith(".pt"):
         with (

@@ -29,7 +29,7 @@ from fairseq_dsp.benchmark.arms import DENSE, SUFFICIENT, Arm, parse_arm
 from fairseq_dsp.benchmark.choice_lines import by_seed, is_line_of, line_of, read_lines, tables
 from fairseq_dsp.benchmark.choosing import Bench, Setting
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 _TABLE_WIDTH = 150
 _SHORT = 300  # updates of arms that begin with heads that know their places
@@ -81,7 +81,7 @@ def run_seed(setting: Setting, seed: int, wanted: Sequence[tuple[int, Arm]], pat
         source = None
         if arm.source is not None:
             line = next(line for line in read_lines(path) if is_line_of(line, setting, arm.source, k, seed))
-            source = HeadLayout.parse(line["layout"])
+            source = Layout.parse(line["layout"])
         outcome = bench.run(arm, k, source)
         with open(path, "a", encoding="utf-8") as file:  # one write of one line: processes do not mix theirs
             file.write(json.dumps(line_of(setting, arm, k, seed, outcome)) + "\n")

@@ -21,7 +21,7 @@ from fairseq_dsp import __version__
 from fairseq_dsp.benchmark.arms import Arm
 from fairseq_dsp.benchmark.choosing import Outcome, Setting
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 _BEGIN = b'{"method"'
 _LINE = {"method", "kept", "seed", "accuracy", "loss", "lookups", "counts", "layout", "setting"}
@@ -37,7 +37,7 @@ def line_of(setting: Setting, arm: Arm, k: int, seed: int, outcome: Outcome) -> 
         "accuracy": outcome.accuracy,
         "loss": outcome.loss,
         "lookups": outcome.lookups,
-        "counts": {f"{site.stack} {site.layer}": len(layout.heads(site)) for site in layout.grid.sites},
+        "counts": {f"{site.stack} {site.layer}": len(layout.units(site)) for site in layout.grid.sites},
         "layout": str(layout),
         "seconds": round(outcome.seconds, 2),
         "setting": asdict(setting),
@@ -128,7 +128,7 @@ def mean_and_error(values: Sequence[float], sign: bool = False) -> str:
 
 
 def _by_type(run: dict[str, Any]) -> list[int]:
-    return [count for count, _ in HeadLayout.parse(run["layout"]).by_type().values()]
+    return [count for count, _ in Layout.parse(run["layout"]).by_type().values()]
 
 
 def is_line_of(line: dict[str, Any], setting: Setting, arm: Arm, k: int, seed: int) -> bool:

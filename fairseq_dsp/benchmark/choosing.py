@@ -29,7 +29,7 @@ from fairseq_dsp.plugin.objections import budget_out_of_range, objections
 from fairseq_dsp.plugin.optimizer import DspAdam, DspAdamConfig
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.subject import Subject
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import hard_top_k
 
 _SIDES = ("encoder", "decoder")
@@ -71,8 +71,8 @@ class Setting:
     validated: int = 256
 
     @property
-    def grid(self) -> HeadGrid:
-        return HeadGrid.even(self.layers, self.heads)
+    def grid(self) -> Grid:
+        return Grid.even(self.layers, self.heads)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Outcome:
     accuracy: float
     loss: float
     lookups: tuple[float, float, float]
-    layout: HeadLayout
+    layout: Layout
     seconds: float
 
 
@@ -107,7 +107,7 @@ class Bench:
         self.lookup = Lookup.draw(seed, setting.length)
         self._dense: dict[str, Tensor] | None = None
 
-    def run(self, arm: Arm, k: int, source: HeadLayout | None = None) -> Outcome:
+    def run(self, arm: Arm, k: int, source: Layout | None = None) -> Outcome:
         """Trains an arm with k heads, deploys it, measures it.
 
         Args:
@@ -198,7 +198,7 @@ class Bench:
             seconds=seconds,
         )
 
-    def _options(self, arm: Arm, k: int, source: HeadLayout | None = None) -> dict[str, Any]:
+    def _options(self, arm: Arm, k: int, source: Layout | None = None) -> dict[str, Any]:
         """The arm as options of ours."""
         if arm.name in METHODS:
             given = dict(arm.options)
@@ -233,15 +233,15 @@ class Bench:
     def _dense_state(self) -> dict[str, Tensor]:
         """Weights of the seed's dense model, without marks of a layout; trained when they are first asked for."""
         if self._dense is None:
-            model = self.build({"head_layout": str(HeadLayout.full(self.setting.grid))})
+            model = self.build({"head_layout": str(Layout.full(self.setting.grid))})
             self.train(model, self.setting.dense_updates, self.setting.dense_lr, {})
             state = model.state_dict()
             self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(KEPT_MASK)}
         return self._dense
 
-    def _scored(self, name: str, k: int) -> HeadLayout:
+    def _scored(self, name: str, k: int) -> Layout:
         """The k heads of the dense model to which a scorer gives most."""
-        model = self.build({"head_layout": str(HeadLayout.full(self.setting.grid))}, self._dense_state()).eval()
+        model = self.build({"head_layout": str(Layout.full(self.setting.grid))}, self._dense_state()).eval()
         generator = torch.Generator().manual_seed(_SCORING_SEED + self.seed)
         subject = Subject(
             grid=self.setting.grid,
@@ -251,7 +251,7 @@ class Bench:
             seed=self.seed,
         )
         scores = SCORERS[name]().score(subject, torch.ones(self.setting.grid.total))
-        return HeadLayout.of_mask(self.setting.grid, hard_top_k(scores, k))
+        return Layout.of_mask(self.setting.grid, hard_top_k(scores, k))
 
 
 def _optimizer(model: DspTransformerModel, lr: float, options: dict[str, Any]) -> DspAdam:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
+from fairseq_dsp.units.layout import Grid, Layout, Site
 
 VALUES = 4  # of a digit
 WORDS = VALUES**3
@@ -79,21 +79,25 @@ def digits(tokens: Tensor) -> Tensor:
     return found.where(words >= 0, -1)
 
 
-def needed_heads(grid: HeadGrid) -> tuple[Head, Head, Head]:
+def needed_heads(grid: Grid) -> tuple[Head, Head, Head]:
     """Heads for the three digits where all heads of a site can learn the same."""
-    return (Site("cross", len(grid.cross) - 1), 0), (Site("cross", 0), int(len(grid.cross) == 1)), (Site("dec", 0), 0)
+    return (
+        (Site("cross", len(grid.of("cross")) - 1), 0),
+        (Site("cross", 0), int(len(grid.of("cross")) == 1)),
+        (Site("dec", 0), 0),
+    )
 
 
-def sufficient_layout(grid: HeadGrid, k: int, needed: Sequence[Head]) -> HeadLayout:
+def sufficient_layout(grid: Grid, k: int, needed: Sequence[Head]) -> Layout:
     """k heads that suffice: the needed ones, then others of cross-attention, dealt over the layers from the last.
 
     Raises:
         ValueError: k is less than are needed, or more than these and cross-attention.
     """
-    layers = range(len(grid.cross))
-    cross = [(Site("cross", layer), head) for head in range(max(grid.cross)) for layer in reversed(layers)]
-    others = [each for each in cross if each not in needed and each[1] < grid.heads(each[0])]
+    layers = range(len(grid.of("cross")))
+    cross = [(Site("cross", layer), head) for head in range(max(grid.of("cross"))) for layer in reversed(layers)]
+    others = [each for each in cross if each not in needed and each[1] < grid.size(each[0])]
     if not len(needed) <= k <= len(needed) + len(others):
         raise ValueError(f"k must be between {len(needed)} and {len(needed) + len(others)}, but is {k}.")
     kept = {*needed, *others[: k - len(needed)]}
-    return HeadLayout(grid, tuple((site, head) in kept for site in grid.sites for head in range(grid.heads(site))))
+    return Layout(grid, tuple((site, head) in kept for site in grid.sites for head in range(grid.size(site))))

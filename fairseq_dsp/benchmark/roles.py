@@ -22,22 +22,22 @@ from torch import Tensor
 from fairseq_dsp.benchmark.lookup import DISTANCE, Head, Lookup
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import HeadGrid, head_rows
+from fairseq_dsp.units.layout import Grid, head_rows
 
 _SHARPNESS = 20.0  # logit of the right place where embeddings have their first size; it shrinks in deeper layers
 _FIRST_POSITION = 2  # rows of fairseq's learned positions before the first
 
 
-def needed_heads(grid: HeadGrid, seed: int) -> tuple[Head, Head, Head]:
+def needed_heads(grid: Grid, seed: int) -> tuple[Head, Head, Head]:
     """The heads that attend to t, to p(t) and to target_t-3, drawn with the seed."""
     draw = random.Random(f"roles {seed}")
-    cross = [(site, head) for site in grid.sites if site.stack == "cross" for head in range(grid.heads(site))]
-    dec = [(site, head) for site in grid.sites if site.stack == "dec" for head in range(grid.heads(site))]
+    cross = [(site, head) for site in grid.sites if site.stack == "cross" for head in range(grid.size(site))]
+    dec = [(site, head) for site in grid.sites if site.stack == "dec" for head in range(grid.size(site))]
     here, there = draw.sample(cross, 2)
     return here, there, draw.choice(dec)
 
 
-def roles_of(grid: HeadGrid, lookup: Lookup, seed: int) -> Mapping[Head, Tensor]:
+def roles_of(grid: Grid, lookup: Lookup, seed: int) -> Mapping[Head, Tensor]:
     """r of every head: [length], the place that it attends to from each place. In decoder self-attention never a later one."""
     length = len(lookup.permutation)
     places = torch.arange(length)
@@ -47,7 +47,7 @@ def roles_of(grid: HeadGrid, lookup: Lookup, seed: int) -> Mapping[Head, Tensor]
     generator = torch.Generator().manual_seed(seed)
     roles = {}
     for site in grid.sites:
-        for head in range(grid.heads(site)):
+        for head in range(grid.size(site)):
             drawn = torch.randperm(length, generator=generator)
             if site.stack == "dec":
                 drawn = (torch.rand(length, generator=generator) * (places + 1)).long()
@@ -81,9 +81,9 @@ def freeze_roles(model: DspTransformerModel, lookup: Lookup, seed: int) -> None:
         dim = attention.head_dim
         codes = torch.nn.functional.normalize(torch.randn(length, dim, generator=generator), dim=1)
         gain = (_SHARPNESS * dim**0.5) ** 0.5
-        rows = head_rows(model.layout.heads(site), dim)
-        queries = [gain * (inverse[query_side] @ codes[roles[site, head]]).T for head in range(grid.heads(site))]
-        keys = [gain * (inverse[key_side] @ codes).T for _ in range(grid.heads(site))]
+        rows = head_rows(model.layout.units(site), dim)
+        queries = [gain * (inverse[query_side] @ codes[roles[site, head]]).T for head in range(grid.size(site))]
+        keys = [gain * (inverse[key_side] @ codes).T for _ in range(grid.size(site))]
         for projection, of_heads in ((attention.q_proj, queries), (attention.k_proj, keys)):
             projection.weight.copy_(torch.cat(of_heads)[rows])
             projection.bias.zero_()

@@ -17,7 +17,7 @@ from fairseq_dsp.checkpoints.reading import PROVENANCE, read_checkpoint
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.plugin.computation import computation, differences
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 
 def average(paths: Sequence[str]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
     """
     sums: dict[str, Tensor] = {}
     kinds: dict[str, torch.dtype] = {}
-    layouts: dict[str, HeadLayout] = {}
+    layouts: dict[str, Layout] = {}
     computed: dict[str, dict[str, str]] = {}
     for path in paths:
         state = read_checkpoint(path)

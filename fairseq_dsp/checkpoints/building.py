@@ -24,7 +24,7 @@ from fairseq_dsp.modules.surgery import remove_gates
 from fairseq_dsp.plugin.objections import objections_to_stored_options
 from fairseq_dsp.plugin.options import family_of, grid_of_options
 from fairseq_dsp.units.fingerprint import fingerprint
-from fairseq_dsp.units.layout import HeadLayout, parse_layout
+from fairseq_dsp.units.layout import Layout, parse_layout
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
@@ -95,14 +95,14 @@ def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:
         ARCH_CONFIG_REGISTRY[name](cfg)  # defaults that an older checkpoint's options lack
         grid = grid_of_options(cfg)
         assert grid is not None  # they are complete now
-        set_option(cfg, "head_layout", str(HeadLayout.full(grid)))
+        set_option(cfg, "head_layout", str(Layout.full(grid)))
         # an architecture that another plug-in registered has no twin; its options are complete by now
         name = f"dsp_{name}" if f"dsp_{name}" in ARCH_MODEL_REGISTRY else "dsp_transformer"
     set_option(cfg, "_name", name)
     set_option(cfg, "arch", name)
 
 
-def resolve_layout(text: str, option: str = "--head-layout") -> HeadLayout:
+def resolve_layout(text: str, option: str = "--head-layout") -> Layout:
     """The layout that an option names: a text, or a checkpoint whose heads are meant.
 
     Raises:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairseq_dsp.modules.surgery import attentions, site_name
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import HeadLayout, Site, head_rows
+from fairseq_dsp.units.layout import Layout, Site, head_rows
 
 
 @dataclass
@@ -104,8 +104,8 @@ def rescaled_projection(weight: Tensor, bias: Tensor, moments: Moments, columns:
 def rescale_state(
     state: dict[str, Tensor],
     small: dict[str, Tensor],
-    layout: HeadLayout,
-    current: HeadLayout,
+    layout: Layout,
+    current: Layout,
     moments: dict[Site, Moments],
 ) -> None:
     """Gives a cut state, in place, the output projections that are nearest to those of the whole one.
@@ -117,7 +117,7 @@ def rescale_state(
         current: heads that `state` has.
     """
     for site, found in moments.items():
-        existing, keep = current.heads(site), set(layout.heads(site))
+        existing, keep = current.units(site), set(layout.units(site))
         if len(keep) == len(existing):
             continue
         weight, bias = (f"{site_name(site)}.out_proj.{kind}" for kind in ("weight", "bias"))

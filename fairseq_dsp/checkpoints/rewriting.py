@@ -27,7 +27,7 @@ from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_state
 from fairseq_dsp.plugin.objections import budget_out_of_range
 from fairseq_dsp.units.fingerprint import agree, fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Rewrite:
     """
 
     state: dict[str, Any]
-    layout: HeadLayout
+    layout: Layout
     parameters_before: int
     parameters_after: int
     difference: float
@@ -152,7 +152,7 @@ def choose_layout(
     rewritten: bool,
     scores: ScoreFile | None = None,
     floor: str | None = None,
-) -> HeadLayout:
+) -> Layout:
     """The heads to keep: those given, those of the highest scores, or the model's own choice at any budget.
 
     Args:

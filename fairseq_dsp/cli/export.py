@@ -15,7 +15,7 @@ from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert, is_model
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.quality import Effect
 from fairseq_dsp.files.output import checked_file, checked_folder
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 FORMATS = ("dense", "ctranslate2")
 
@@ -89,6 +89,6 @@ def _export_ctranslate2(args: argparse.Namespace) -> None:
         print(f"with {args.quantization}, what becomes of translations of real sentences is not known: {done.effect}")
 
 
-def _report(args: argparse.Namespace, layout: HeadLayout, size: str) -> None:
+def _report(args: argparse.Namespace, layout: Layout, size: str) -> None:
     sizes = f"{megabytes(args.input)} -> {size} megabytes"
     print(f"{args.input} -> {args.output}: {layout.count} of {layout.grid.total} heads, {sizes}")

@@ -19,7 +19,7 @@ from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.errors import Refusal, as_command
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
-from fairseq_dsp.units.layout import STACK_NAMES, HeadLayout
+from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
 from fairseq_dsp.units.score_file import read_scores
 
 # Sentences that `--rescale` reads: some tens of contexts for every weight that it fits, at the usual sizes.
@@ -114,14 +114,14 @@ def cli_main() -> None:
 
 def report(done: Rewrite, source: str, target: str) -> None:
     """Prints the before/after table, the grid of kept heads and the layout."""
-    full = HeadLayout.full(done.layout.grid).by_type()
+    full = Layout.full(done.layout.grid).by_type()
     kept = done.layout.by_type()
     print(f"{source} -> {target}")  # not the table's title, which would be folded within a path
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
-    for stack, name in STACK_NAMES.items():
-        table.add_row(f"{name} heads", str(full[stack][1]), str(kept[stack][0]))
+    for stack in HEAD_STACKS:
+        table.add_row(f"{STACK_NAMES[stack]} heads", str(full[stack][1]), str(kept[stack][0]))
     table.add_row("heads", str(done.layout.grid.total), str(done.layout.count))
     table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
     table.add_row("megabytes on disk", megabytes(source), megabytes(target))

@@ -24,7 +24,7 @@ from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, 
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.files.output import OutputFolder
 from fairseq_dsp.plugin.objections import objections_to_task
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
@@ -64,7 +64,7 @@ class Conversion:
         effect: what that does to translations of the data's sentences, or why it is not known; None likewise.
     """
 
-    layout: HeadLayout
+    layout: Layout
     heads: tuple[int, int]
     difference: float
     quantized_difference: float | None

@@ -21,7 +21,7 @@ from fairseq_dsp.checkpoints.rewriting import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.stock import STOCK_NAMES, build_stock, stock_cfg
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, mask_heads, shrink_state, site_name
-from fairseq_dsp.units.layout import HeadLayout, Site, head_rows
+from fairseq_dsp.units.layout import Layout, Site, head_rows
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DenseExport:
     """
 
     state: dict[str, Any]
-    layout: HeadLayout
+    layout: Layout
     difference: float
 
 
@@ -77,7 +77,7 @@ def fold(path: str) -> DenseExport:
     return DenseExport(folded, layout, difference)
 
 
-def widen_state(state: dict[str, Tensor], layout: HeadLayout, head_dims: dict[Site, int]) -> dict[str, Tensor]:
+def widen_state(state: dict[str, Tensor], layout: Layout, head_dims: dict[Site, int]) -> dict[str, Tensor]:
     """The inverse of `surgery.shrink_state`, with zeros for what is gone: a dense state that computes the same.
 
     Args:
@@ -90,11 +90,11 @@ def widen_state(state: dict[str, Tensor], layout: HeadLayout, head_dims: dict[Si
     """
     wide = {name: value for name, value in state.items() if not name.endswith(f".{KEPT_MASK}")}
     for site in layout.grid.sites:
-        name, kept = site_name(site), layout.heads(site)
-        if len(kept) == layout.grid.heads(site):
+        name, kept = site_name(site), layout.units(site)
+        if len(kept) == layout.grid.size(site):
             continue
         rows = head_rows(kept, head_dims[site])
-        size = layout.grid.heads(site) * head_dims[site]
+        size = layout.grid.size(site) * head_dims[site]
         for projection in ("q_proj", "k_proj", "v_proj"):
             for kind in ("weight", "bias"):
                 if (key := f"{name}.{projection}.{kind}") in wide:

@@ -139,7 +139,7 @@ def build_spec(model: DspTransformerModel, options: Any, words: Vocabularies) ->
 def stack_heads(model: DspTransformerModel) -> tuple[int, int]:
     """N of encoder and decoder: the most heads that a sublayer of it keeps; at least 1, for CTranslate2 knows no fewer."""
     grid = model.layout.surviving
-    return max([1, *grid.enc]), max([1, *grid.dec, *grid.cross])
+    return max([1, *grid.of("enc")]), max([1, *grid.of("dec"), *grid.of("cross")])
 
 
 def _head_dim(parts: dict[Site, Any], stack: str) -> int | None:

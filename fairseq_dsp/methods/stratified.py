@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method
-from fairseq_dsp.units.layout import STACKS, HeadGrid, HeadLayout, Site
+from fairseq_dsp.units.layout import HEAD_STACKS, Grid, Layout, Site
 
 RULE, EVEN = "rule", "even"
 
@@ -53,18 +53,18 @@ class Stratified(Method):
         raise AssertionError("a model with fixed heads has no gates")
 
 
-def draw_stratified(grid: HeadGrid, counts: Mapping[Site, int], seed: int) -> HeadLayout:
+def draw_stratified(grid: Grid, counts: Mapping[Site, int], seed: int) -> Layout:
     """The layout with so many heads at each site, drawn with the seed."""
     generator = random.Random(seed)
     kept = {
         span.start + head
         for site, span in grid.spans()
-        for head in generator.sample(range(grid.heads(site)), counts.get(site, 0))
+        for head in generator.sample(range(grid.size(site)), counts.get(site, 0))
     }
-    return HeadLayout(grid, tuple(head in kept for head in range(grid.total)))
+    return Layout(grid, tuple(head in kept for head in range(grid.total)))
 
 
-def counts_of(grid: HeadGrid, k: int, text: str | None) -> dict[Site, int]:
+def counts_of(grid: Grid, k: int, text: str | None) -> dict[Site, int]:
     """Heads at every site as `--head-counts` words them; a layout's are `counts_of_layout`.
 
     Args:
@@ -74,29 +74,29 @@ def counts_of(grid: HeadGrid, k: int, text: str | None) -> dict[Site, int]:
         ValueError: the text says nothing of this kind, the numbers do not add up to k, or a type has fewer heads.
     """
     if text == EVEN:
-        cross_first = [site for stack in reversed(STACKS) for site in _by_turn(grid, stack)]
+        cross_first = [site for stack in reversed(HEAD_STACKS) for site in _by_turn(grid, stack)]
         return _deal(grid, k, cross_first)
     by_type = _rule(grid, k) if text in (None, RULE) else _numbers(text or "")
     if sum(by_type.values()) != k:
         raise ValueError(f"must add up to the budget of {k}, but is {text}")
     found: dict[Site, int] = {}
     for stack, count in by_type.items():
-        if count > sum(getattr(grid, stack)):
-            raise ValueError(f"must be at most {sum(getattr(grid, stack))} for {stack}, but is {count}")
+        if count > sum(grid.of(stack)):
+            raise ValueError(f"must be at most {sum(grid.of(stack))} for {stack}, but is {count}")
         found |= _deal(grid, count, _by_turn(grid, stack))
     return found
 
 
-def counts_of_layout(layout: HeadLayout) -> dict[Site, int]:
+def counts_of_layout(layout: Layout) -> dict[Site, int]:
     """How many heads a layout keeps at every site."""
-    return {site: len(layout.heads(site)) for site in layout.grid.sites}
+    return {site: len(layout.units(site)) for site in layout.grid.sites}
 
 
-def _rule(grid: HeadGrid, k: int) -> dict[str, int]:
-    cross = min(math.ceil(_CROSS * k), sum(grid.cross))
-    dec = min(math.ceil(_DECODER_OF_REST * (k - cross)), sum(grid.dec))
-    enc = min(k - cross - dec, sum(grid.enc))
-    dec = min(k - cross - enc, sum(grid.dec))
+def _rule(grid: Grid, k: int) -> dict[str, int]:
+    cross = min(math.ceil(_CROSS * k), sum(grid.of("cross")))
+    dec = min(math.ceil(_DECODER_OF_REST * (k - cross)), sum(grid.of("dec")))
+    enc = min(k - cross - dec, sum(grid.of("enc")))
+    dec = min(k - cross - enc, sum(grid.of("dec")))
     return {"enc": enc, "dec": dec, "cross": k - enc - dec}
 
 
@@ -108,19 +108,19 @@ def _numbers(text: str) -> dict[str, int]:
     return {stack: int(count) for stack, count in (part.split("=") for part in text.split(","))}
 
 
-def _by_turn(grid: HeadGrid, stack: str) -> list[Site]:
+def _by_turn(grid: Grid, stack: str) -> list[Site]:
     """The sites of a type in the order in which they get one head more than others."""
-    layers = range(len(getattr(grid, stack)))
+    layers = range(len(grid.of(stack)))
     middle = (len(layers) - 1) / 2
     turn = reversed(layers) if stack == "cross" else sorted(layers, key=lambda layer: abs(layer - middle))
     return [Site(stack, layer) for layer in turn]
 
 
-def _deal(grid: HeadGrid, k: int, sites: Sequence[Site]) -> dict[Site, int]:
+def _deal(grid: Grid, k: int, sites: Sequence[Site]) -> dict[Site, int]:
     """k heads dealt one a round to every site that has more."""
     counts = dict.fromkeys(sites, 0)
     while k > 0:
-        open_sites = [site for site in sites if counts[site] < grid.heads(site)]
+        open_sites = [site for site in sites if counts[site] < grid.size(site)]
         if not open_sites:
             raise ValueError("must keep no more heads than there are")
         for site in open_sites[:k]:

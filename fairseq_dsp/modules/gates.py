@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.methods import Method
 from fairseq_dsp.units.floors import Floors, fewest, top_k_above_floors
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 logger = logging.getLogger("fairseq_dsp.gates")  # as logs have always named it
 
@@ -48,7 +48,7 @@ class HeadGates(nn.Module):
     What a method declares as its `variables` and `records` are further parameters and buffers, named as there.
     """
 
-    def __init__(self, grid: HeadGrid, kept: int | None, method: Method, floors: Floors = ()) -> None:
+    def __init__(self, grid: Grid, kept: int | None, method: Method, floors: Floors = ()) -> None:
         super().__init__()
         self.grid = grid
         self.kept = kept
@@ -98,9 +98,9 @@ class HeadGates(nn.Module):
         kept = max(self.method.own_number(self.importance), fewest(self.floors)) if self.kept is None else self.kept
         return top_k_above_floors(self.importance, kept, self.floors)
 
-    def layout(self) -> HeadLayout:
+    def layout(self) -> Layout:
         """`decided_mask` as a layout of the grid."""
-        return HeadLayout.of_mask(self.grid, self.decided_mask())
+        return Layout.of_mask(self.grid, self.decided_mask())
 
     def own_state(self) -> dict[str, Tensor]:
         """What the method keeps beside the importance, by name; see `Method.variables` and `Method.records`."""
@@ -288,9 +288,9 @@ def are_marks(mask: Tensor) -> bool:
     return mask.numel() > 0 and bool(((mask == 0) | (mask == 1)).all())
 
 
-def initial_importance(grid: HeadGrid) -> Tensor:
+def initial_importance(grid: Grid) -> Tensor:
     """Xavier-uniform values for a matrix of sites x heads (Li et al. 2021, official code): [H] float32."""
-    sites = [site for site in grid.sites if grid.heads(site)]
-    widest = max((grid.heads(site) for site in sites), default=0)
+    sites = [site for site in grid.sites if grid.size(site)]
+    widest = max((grid.size(site) for site in sites), default=0)
     bound = (6.0 / max(len(sites) + widest, 1)) ** 0.5
     return torch.empty(grid.total).uniform_(-bound, bound)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.attention import PrunableAttention
 from fairseq_dsp.modules.gates import STATE_PREFIX, ConstantGates, GatedCheckpoint, HeadGates, SiteGates
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site, head_rows
+from fairseq_dsp.units.layout import Grid, Layout, Site, head_rows
 
 KEPT_MASK = "kept_mask"
 
@@ -28,7 +28,7 @@ def site_name(site: Site) -> str:
     return f"{stack}.layers.{site.layer}.{attention}"
 
 
-def make_prunable(model: nn.Module) -> HeadGrid:
+def make_prunable(model: nn.Module) -> Grid:
     """Puts a `PrunableAttention` with the same parameters at every site, in place.
 
     Returns:
@@ -40,23 +40,23 @@ def make_prunable(model: nn.Module) -> HeadGrid:
     return grid_of(model)
 
 
-def grid_of(model: nn.Module) -> HeadGrid:
+def grid_of(model: nn.Module) -> Grid:
     """The heads that a transformer has, ours or fairseq's own."""
     counts = {
         stack: tuple(getattr(layer, name).num_heads for layer in _layers(model, side))
         for stack, (side, name) in _ATTENTION.items()
     }
-    return HeadGrid(**counts)
+    return Grid.of_heads(**counts)
 
 
-def attentions(model: nn.Module, grid: HeadGrid) -> Iterator[tuple[Site, PrunableAttention]]:
+def attentions(model: nn.Module, grid: Grid) -> Iterator[tuple[Site, PrunableAttention]]:
     """Every site of the grid with its attention."""
     for site in grid.sites:
         side, name = _ATTENTION[site.stack]
         yield site, getattr(getattr(model, side).layers[site.layer], name)
 
 
-def shrink_model(model: nn.Module, layout: HeadLayout, current: HeadLayout | None = None) -> None:
+def shrink_model(model: nn.Module, layout: Layout, current: Layout | None = None) -> None:
     """Removes from the model, in place, all heads that the layout does not keep, and marks the kept ones in its state.
 
     The marks are a 0/1 buffer at every site, `kept_mask` over the original heads: fairseq's averaging of checkpoints
@@ -68,9 +68,9 @@ def shrink_model(model: nn.Module, layout: HeadLayout, current: HeadLayout | Non
         current: heads that the model has now; all of them if None.
     """
     for site, attention in attentions(model, layout.grid):
-        here = layout.grid.heads(site) if current is None else current.marks(site)
+        here = layout.grid.size(site) if current is None else current.marks(site)
         existing = list(range(here)) if isinstance(here, int) else [head for head, mark in enumerate(here) if mark]
-        keep = set(layout.heads(site))
+        keep = set(layout.units(site))
         positions = [position for position, head in enumerate(existing) if head in keep]
         if len(positions) < len(existing):
             attention.keep_heads(positions)
@@ -79,7 +79,7 @@ def shrink_model(model: nn.Module, layout: HeadLayout, current: HeadLayout | Non
 
 
 def shrink_state(
-    state: dict[str, Tensor], layout: HeadLayout, head_dims: dict[Site, int], current: HeadLayout | None = None
+    state: dict[str, Tensor], layout: Layout, head_dims: dict[Site, int], current: Layout | None = None
 ) -> dict[str, Tensor]:
     """The state of the model that `shrink_model` would make, in the same precision. Gates are dropped.
 
@@ -95,8 +95,8 @@ def shrink_state(
     shrunk = {name: value for name, value in state.items() if not name.startswith(STATE_PREFIX)}
     for site in layout.grid.sites:
         name = site_name(site)
-        existing = (current or HeadLayout.full(layout.grid)).heads(site)
-        keep = set(layout.heads(site))
+        existing = (current or Layout.full(layout.grid)).units(site)
+        keep = set(layout.units(site))
         rows = head_rows([i for i, head in enumerate(existing) if head in keep], head_dims[site])
         output = shrunk[f"{name}.out_proj.weight"]
         rows = rows.to(output.device)
@@ -109,7 +109,7 @@ def shrink_state(
     return shrunk
 
 
-def layout_of_state(state: dict[str, Any], grid: HeadGrid) -> HeadLayout | None:
+def layout_of_state(state: dict[str, Any], grid: Grid) -> Layout | None:
     """The layout that a state's marks give; None for a state without marks (a dense one).
 
     Raises:
@@ -119,16 +119,16 @@ def layout_of_state(state: dict[str, Any], grid: HeadGrid) -> HeadLayout | None:
     if not any(name in state for name in names):
         return None
     if not all(
-        name in state and state[name].numel() == grid.heads(site) for name, site in zip(names, grid.sites, strict=True)
+        name in state and state[name].numel() == grid.size(site) for name, site in zip(names, grid.sites, strict=True)
     ):
         raise Refusal("the checkpoint's kept heads do not fit this model: another number of layers or heads.")
     marks = torch.cat([state[name].float().cpu() for name in names]) if names else torch.zeros(0)
     if ((marks - marks.round()).abs() > 0.02).any():  # bfloat16 is within; one stranger among 49 checkpoints is not
         raise Refusal("the checkpoint mixes models that keep different heads: average checkpoints of one layout only.")
-    return HeadLayout.of_mask(grid, marks.round())
+    return Layout.of_mask(grid, marks.round())
 
 
-def install_gates(model: nn.Module, grid: HeadGrid, gates: HeadGates) -> None:
+def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
     """Makes every site ask `gates` for its slice. `grid` counts the heads that the model has now."""
     model.head_gates = gates
     model.register_forward_pre_hook(gates.before_forward)
@@ -152,7 +152,7 @@ def install_gates(model: nn.Module, grid: HeadGrid, gates: HeadGates) -> None:
             layer.forward = GatedCheckpoint(layer.forward, site_gates)
 
 
-def remove_gates(model: nn.Module, grid: HeadGrid) -> None:
+def remove_gates(model: nn.Module, grid: Grid) -> None:
     """Undoes `install_gates`. The model keeps its heads, ungated. `grid` names the sites."""
     for _, attention in attentions(model, grid):
         attention.gates = attention.live = None
@@ -166,7 +166,7 @@ def remove_gates(model: nn.Module, grid: HeadGrid) -> None:
     model.head_gates = None
 
 
-def mask_heads(model: nn.Module, layout: HeadLayout, current: HeadLayout) -> None:
+def mask_heads(model: nn.Module, layout: Layout, current: Layout) -> None:
     """Gates the model, in place, by constants: the layout's heads 1, others 0. The model keeps its size.
 
     Args:
@@ -174,8 +174,8 @@ def mask_heads(model: nn.Module, layout: HeadLayout, current: HeadLayout) -> Non
         current: heads that the model has.
     """
     for site, attention in attentions(model, layout.grid):
-        keep = set(layout.heads(site))
-        marks = [float(head in keep) for head in current.heads(site)]
+        keep = set(layout.units(site))
+        marks = [float(head in keep) for head in current.units(site)]
         attention.gates = ConstantGates(torch.tensor(marks, device=attention.out_proj.weight.device)) if marks else None
 
 

@@ -17,7 +17,7 @@ from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, layout_of_state, shrink_state
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 
 class Fitted(Protocol):
@@ -29,7 +29,7 @@ class Fitted(Protocol):
         adopts_dense_state: whether it may start from a state without importance variables.
     """
 
-    layout: HeadLayout
+    layout: Layout
     head_gates: HeadGates | None
     adopts_dense_state: bool
 

@@ -10,10 +10,10 @@ from fairseq_dsp.methods import Stratified, method_class
 from fairseq_dsp.methods.stratified import RULE, counts_of, counts_of_layout, draw_stratified
 from fairseq_dsp.plugin.objections import budget_out_of_range
 from fairseq_dsp.units.floors import floors_of, meets, objection_to_floor, parse_floor, random_subset_above_floors
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 
-def initial_layout(grid: HeadGrid, config: PruningConfig) -> HeadLayout:
+def initial_layout(grid: Grid, config: PruningConfig) -> Layout:
     """The layout that the options give or draw, before anything is learned.
 
     Args:
@@ -22,7 +22,7 @@ def initial_layout(grid: HeadGrid, config: PruningConfig) -> HeadLayout:
     Raises:
         Refusal: the layout does not fit the grid, or budget, floor and counts do not fit each other.
     """
-    layout = HeadLayout.full(grid)
+    layout = Layout.full(grid)
     if config.head_layout is not None:
         layout = _looked_up(config.head_layout)
         if layout.grid != grid:
@@ -45,7 +45,7 @@ def initial_layout(grid: HeadGrid, config: PruningConfig) -> HeadLayout:
     return random_subset_above_floors(layout, budget, config.seed, floors)
 
 
-def _stratified(grid: HeadGrid, budget: int, config: PruningConfig) -> HeadLayout:
+def _stratified(grid: Grid, budget: int, config: PruningConfig) -> Layout:
     text = config.head_counts
     try:
         if text is not None and ("/" in text or os.path.exists(text)):
@@ -61,11 +61,11 @@ def _stratified(grid: HeadGrid, budget: int, config: PruningConfig) -> HeadLayou
         raise Refusal(f"{flag('head_counts')} {error}.") from error
 
 
-def _looked_up(text: str) -> HeadLayout:
+def _looked_up(text: str) -> Layout:
     from fairseq_dsp.checkpoints.building import resolve_layout  # which needs the model that this is called for
 
     return resolve_layout(text)
 
 
-def _counts(grid: HeadGrid) -> str:
-    return f"enc {grid.enc}, dec {grid.dec}, cross {grid.cross}"
+def _counts(grid: Grid) -> str:
+    return ", ".join(f"{stack} {grid.of(stack)}" for stack in grid.named_stacks)

@@ -33,7 +33,7 @@ from fairseq_dsp.plugin.initial_layout import initial_layout
 from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.units.floors import floors_of, parse_floor
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 ARCHITECTURES = (
     "transformer",
@@ -97,7 +97,7 @@ class DspTransformerModel(TransformerModel):
         super().__init__(args, encoder, decoder)
         disable_fused_encoder(self.encoder)
         settle_device_marks_of(self)
-        self.layout = HeadLayout.full(make_prunable(self))
+        self.layout = Layout.full(make_prunable(self))
         self.head_gates: HeadGates | None = None
         self.adopts_dense_state = False
         self.unchecked: argparse.Namespace | DictConfig | None = None
@@ -186,7 +186,7 @@ class DspTransformerModel(TransformerModel):
                     raise Refusal(*reasons)
         return super().train(mode)
 
-    def deployed_layout(self) -> HeadLayout:
+    def deployed_layout(self) -> Layout:
         """The heads that evaluation and rewriting keep, in original ids."""
         return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
 
@@ -259,7 +259,7 @@ class DspTransformerModel(TransformerModel):
                 setattr(self.get_submodule(owner), attribute, self.get_parameter(first))
 
     def _find_alignment_layer(self) -> None:
-        able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.heads(site)]
+        able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.units(site)]
         self.decoder.alignment_layer = able[-1] if able else self.decoder.num_layers - 1
 
 

@@ -8,7 +8,7 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from omegaconf import DictConfig
 
 from fairseq_dsp.config import get_option
-from fairseq_dsp.units.layout import HeadGrid
+from fairseq_dsp.units.layout import Grid
 
 
 def family_of(architecture: str | None) -> str | None:
@@ -16,7 +16,7 @@ def family_of(architecture: str | None) -> str | None:
     return ARCH_MODEL_NAME_REGISTRY.get(architecture)
 
 
-def grid_of_options(cfg: argparse.Namespace | DictConfig) -> HeadGrid | None:
+def grid_of_options(cfg: argparse.Namespace | DictConfig) -> Grid | None:
     """The heads of the transformer that a cfg of either kind describes; None where it does not say yet."""
     heads = {}
     for side in ("encoder", "decoder"):
@@ -24,4 +24,4 @@ def grid_of_options(cfg: argparse.Namespace | DictConfig) -> HeadGrid | None:
         if layers is None or width is None:
             return None
         heads[side] = (int(width),) * int(layers)
-    return HeadGrid(heads["encoder"], heads["decoder"], heads["decoder"])
+    return Grid.of_heads(heads["encoder"], heads["decoder"], heads["decoder"])

@@ -6,7 +6,7 @@ Logged elsewhere: temperature and penalty by `criterion`, the norm of the import
 from __future__ import annotations
 
 from fairseq_dsp.modules.gates import HeadGates
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 
 class HeadProgress:
@@ -21,14 +21,14 @@ class HeadProgress:
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
-        self._before: HeadLayout | None = None
+        self._before: Layout | None = None
 
     def start(self, gates: HeadGates) -> None:
         """Training starts, or goes on with another epoch."""
         if self._before is None:
             self._before = self.look(gates)
 
-    def look(self, gates: HeadGates) -> HeadLayout:
+    def look(self, gates: HeadGates) -> Layout:
         """Takes the figures anew and returns the heads that the model would keep now."""
         layout = gates.layout()
         before = layout if self._before is None else self._before

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fairseq_dsp.modules.attention import PrunableAttention
-from fairseq_dsp.units.layout import HeadGrid, Site
+from fairseq_dsp.units.layout import Grid, Site
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Subject:
         seed: for what is drawn.
     """
 
-    grid: HeadGrid
+    grid: Grid
     attentions: dict[Site, PrunableAttention]
     batches: Iterable[Any]
     loss: Callable[[Any], Tensor]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import hard_top_k
 
 # What `--cross-floor` takes for a number: a head in every decoder layer.
@@ -37,7 +37,7 @@ def parse_floor(text: str | None) -> int | str | None:
     return int(text)
 
 
-def floors_of(grid: HeadGrid, floor: int | str | None) -> Floors:
+def floors_of(grid: Grid, floor: int | str | None) -> Floors:
     """The groups of a grid that a floor is about; a group without heads is left out.
 
     Args:
@@ -55,7 +55,7 @@ def fewest(floors: Floors) -> int:
     return sum(count for _, count in floors)
 
 
-def objection_to_floor(grid: HeadGrid, floor: int | str | None, kept: int | None) -> str | None:
+def objection_to_floor(grid: Grid, floor: int | str | None, kept: int | None) -> str | None:
     """The sentence on a floor that the grid or the budget cannot meet; None if they can."""
     floors = floors_of(grid, floor)
     for heads, count in floors:
@@ -91,7 +91,7 @@ def top_k_above_floors(scores: Tensor, k: int, floors: Floors) -> Tensor:
     return forced + rest
 
 
-def random_subset_above_floors(layout: HeadLayout, k: int, seed: int, floors: Floors) -> HeadLayout:
+def random_subset_above_floors(layout: Layout, k: int, seed: int, floors: Floors) -> Layout:
     """k of a layout's heads, drawn with the seed; where the draw misses the floors, the floored groups are drawn from first.
 
     Args:

@@ -1,35 +1,49 @@
-"""Which heads a model has and which of them it keeps: pure data, used everywhere, importing nothing of fairseq.
+"""Which units a model has and which of them it keeps: pure data, used everywhere, importing nothing of fairseq.
 
-A `Site` is one attention sublayer, a `HeadGrid` says how many heads every site has, a `HeadLayout` which of them are
-kept. A layout is the only thing that passes from methods to surgery, and its text
-form is what checkpoints, logs and command lines carry:
+A unit is an attention head, or a group of neurons of a feed-forward network. A `Site` is one sublayer that has units, a `Grid`
+is the ordered list of sites with their counts, a `Layout` says which units are kept. A layout is the only thing that passes
+from methods to surgery, and its text form is what checkpoints, logs and command lines carry:
 
     enc:1000.0000.1011/dec:0110.1111.0000/cross:0001.0101.0000
 
-one character a head, `.` between layers, `/` between attention types.
+one character a unit, `.` between layers, `/` between stacks. Where feed-forward networks have units too, `/ffn-enc:…/ffn-dec:…`
+follows, in which a site of more than 64 units reads `xCOUNT:HEX`, its marks as bits, the first unit's the highest.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
 
-STACKS = ("enc", "dec", "cross")
-STACK_NAMES = {"enc": "encoder self", "dec": "decoder self", "cross": "cross"}
+HEAD_STACKS, FFN_STACKS = ("enc", "dec", "cross"), ("ffn-enc", "ffn-dec")
+STACKS = HEAD_STACKS + FFN_STACKS
+STACK_NAMES = {
+    "enc": "encoder self",
+    "dec": "decoder self",
+    "cross": "cross",
+    "ffn-enc": "encoder FFN",
+    "ffn-dec": "decoder FFN",
+}
+
+# A site of more units is written in hexadecimal, and none of more than the second number is read.
+_LONGEST, _MOST = 64, 1 << 20
 
 
 @dataclass(frozen=True)
 class Site:
-    """One attention sublayer.
+    """One sublayer that has units.
 
     Args:
-        stack: `enc` (encoder self-attention), `dec` (decoder self-attention) or `cross` (decoder over encoder).
+        stack: `enc` (encoder self-attention), `dec` (decoder self-attention), `cross` (decoder over encoder), `ffn-enc` or `ffn-dec`
+            (feed-forward networks).
         layer: index within the stack, from 0.
     """
 
@@ -38,54 +52,77 @@ class Site:
 
 
 @dataclass(frozen=True)
-class HeadGrid:
-    """The number of heads at every site; owns the flat order 0..H-1: enc, dec, cross, each layer by layer.
+class Grid:
+    """The sites of a model, each with its number of units. Their order is the flat order 0..n-1 of all units.
 
     Args:
-        enc: heads of every encoder layer's self-attention.
-        dec: heads of every decoder layer's self-attention.
-        cross: heads of every decoder layer's cross-attention.
+        counts: sites in the order of `STACKS`, each stack layer by layer from 0, with their number of units.
     """
 
-    enc: tuple[int, ...]
-    dec: tuple[int, ...]
-    cross: tuple[int, ...]
+    counts: tuple[tuple[Site, int], ...]
+
+    def __post_init__(self) -> None:
+        ordered = [Site(stack, layer) for stack in STACKS for layer in range(len(self.of(stack)))]
+        if self.sites != ordered or any(count < 0 for _, count in self.counts):
+            raise ValueError(f"the sites of a grid must be in order and have 0 or more units, but are {self.counts}.")
 
     @classmethod
-    def even(cls, layers: int, heads: int) -> HeadGrid:
+    def of_stacks(cls, **counts: Sequence[int]) -> Grid:
+        """A grid of the stacks named, `-` written as `_`: the units of every layer."""
+        named = {name.replace("_", "-"): layers for name, layers in counts.items()}
+        return cls(tuple((Site(stack, i), count) for stack in STACKS for i, count in enumerate(named.pop(stack, ()))))
+
+    @classmethod
+    def of_heads(cls, enc: Sequence[int], dec: Sequence[int], cross: Sequence[int]) -> Grid:
+        """A grid of heads alone: those of every layer."""
+        return cls.of_stacks(enc=enc, dec=dec, cross=cross)
+
+    @classmethod
+    def even(cls, layers: int, heads: int) -> Grid:
         """Encoder and decoder of as many layers, with as many heads at every site."""
-        return cls((heads,) * layers, (heads,) * layers, (heads,) * layers)
+        return cls.of_heads((heads,) * layers, (heads,) * layers, (heads,) * layers)
 
     @property
     def sites(self) -> list[Site]:
-        return [Site(stack, layer) for stack in STACKS for layer in range(len(getattr(self, stack)))]
+        return [site for site, _ in self.counts]
 
     @property
     def total(self) -> int:
-        """H, the number of heads in the grid."""
-        return sum(self.enc) + sum(self.dec) + sum(self.cross)
+        """n, the number of units in the grid."""
+        return sum(count for _, count in self.counts)
 
-    def heads(self, site: Site) -> int:
-        return getattr(self, site.stack)[site.layer]
+    def of(self, stack: str) -> tuple[int, ...]:
+        """The units of every layer of a stack."""
+        return tuple(count for site, count in self.counts if site.stack == stack)
+
+    def size(self, site: Site) -> int:
+        """The number of units at a site."""
+        return dict(self.counts)[site]
 
     def spans(self) -> Iterator[tuple[Site, slice]]:
         """Every site with its slice of the flat order."""
         start = 0
-        for site in self.sites:
-            yield site, slice(start, start + self.heads(site))
-            start += self.heads(site)
+        for site, count in self.counts:
+            yield site, slice(start, start + count)
+            start += count
+
+    @property
+    def named_stacks(self) -> tuple[str, ...]:
+        """Stacks that tables and texts name: those of heads always, others where the grid has sites of them."""
+        there = {site.stack for site in self.sites}
+        return HEAD_STACKS + (FFN_STACKS if there & set(FFN_STACKS) else ())
 
 
 @dataclass(frozen=True)
-class HeadLayout:
-    """Which heads of a grid are kept. Hashable; ids are the grid's own, so pruning twice never shifts them.
+class Layout:
+    """Which units of a grid are kept. Hashable; ids are the grid's own, so pruning twice never shifts them.
 
     Args:
-        grid: the heads that there are.
-        kept: one bool a head in the grid's flat order.
+        grid: the units that there are.
+        kept: one bool a unit in the grid's flat order.
     """
 
-    grid: HeadGrid
+    grid: Grid
     kept: tuple[bool, ...]
 
     def __post_init__(self) -> None:
@@ -93,94 +130,88 @@ class HeadLayout:
             raise ValueError(f"a layout of {self.grid.total} heads cannot hold {len(self.kept)} marks.")
 
     @classmethod
-    def full(cls, grid: HeadGrid) -> HeadLayout:
+    def full(cls, grid: Grid) -> Layout:
         return cls(grid, (True,) * grid.total)
 
     @classmethod
-    def of_mask(cls, grid: HeadGrid, mask: Tensor | Sequence[float]) -> HeadLayout:
-        """Layout of a 0/1 vector [H] in the grid's flat order."""
+    def of_mask(cls, grid: Grid, mask: Tensor | Sequence[float]) -> Layout:
+        """Layout of a 0/1 vector [n] in the grid's flat order."""
         return cls(grid, tuple(bool(mark) for mark in torch.as_tensor(mask).tolist()))
 
     @classmethod
-    def parse(cls, text: str) -> HeadLayout:
+    def parse(cls, text: str) -> Layout:
         """Reads the text form.
 
         Raises:
             ValueError: the text is not a layout; the message says what is wrong with it.
         """
         parts = text.strip().split("/")
-        names = [part.partition(":")[0] for part in parts]
-        if names != list(STACKS) or any(":" not in part for part in parts):
+        names = tuple(part.partition(":")[0] for part in parts)
+        if names not in (HEAD_STACKS, STACKS) or any(":" not in part for part in parts):
             raise ValueError(f"a layout reads enc:…/dec:…/cross:…, with 1 or 0 for every head, but is {text!r}.")
-        counts: dict[str, tuple[int, ...]] = {}
+        counts: list[tuple[Site, int]] = []
         marks = ""
         for part in parts:
             name, _, body = part.partition(":")
-            layers = body.split(".") if body else []
-            if any(not layer or set(layer) - {"0", "1"} for layer in layers):
-                raise ValueError(
-                    f"the layers of a layout are made of 1 and 0, with dots between, but {name} is {body!r}."
-                )
-            counts[name] = tuple(len(layer) for layer in layers)
-            marks += "".join(layers)
-        return cls(HeadGrid(**counts), tuple(mark == "1" for mark in marks))
+            for layer, written in enumerate(body.split(".") if body else []):
+                read = _read_marks(written, name in FFN_STACKS)
+                if read is None:
+                    raise ValueError(
+                        f"the layers of a layout are made of 1 and 0, with dots between, but {name} is {body!r}."
+                    )
+                counts.append((Site(name, layer), len(read)))
+                marks += read
+        return cls(Grid(tuple(counts)), tuple(mark == "1" for mark in marks))
 
     def __str__(self) -> str:
-        stacks = []
-        for stack in STACKS:
-            layers = [site for site in self.grid.sites if site.stack == stack]
-            text = ".".join("".join("01"[mark] for mark in self.marks(site)) for site in layers)
-            stacks.append(f"{stack}:{text}")
-        return "/".join(stacks)
+        texts = dict.fromkeys(self.grid.named_stacks, "")
+        for stack, sites in groupby(self.grid.spans(), lambda item: item[0].stack):
+            texts[stack] = ".".join(_write_marks(self.kept[span], stack in FFN_STACKS) for _, span in sites)
+        return "/".join(f"{stack}:{text}" for stack, text in texts.items())
 
     @property
     def count(self) -> int:
-        """K, the number of heads kept."""
+        """K, the number of units kept."""
         return sum(self.kept)
 
     def marks(self, site: Site) -> tuple[bool, ...]:
-        """One bool a head of the site."""
+        """One bool a unit of the site."""
         return next(self.kept[span] for other, span in self.grid.spans() if other == site)
 
-    def heads(self, site: Site) -> list[int]:
-        """Ids of the heads that the site keeps."""
-        return [head for head, mark in enumerate(self.marks(site)) if mark]
+    def units(self, site: Site) -> list[int]:
+        """Ids of the units that the site keeps."""
+        return [unit for unit, mark in enumerate(self.marks(site)) if mark]
 
     def by_type(self) -> dict[str, tuple[int, int]]:
-        """Attention type -> (heads kept, heads there are)."""
-        return {
-            stack: (
-                sum(len(self.heads(site)) for site in self.grid.sites if site.stack == stack),
-                sum(getattr(self.grid, stack)),
-            )
-            for stack in STACKS
-        }
+        """Stack -> (units kept, units there are)."""
+        counts = dict.fromkeys(self.grid.named_stacks, (0, 0))
+        for site, span in self.grid.spans():
+            kept, there = counts[site.stack]
+            counts[site.stack] = kept + sum(self.kept[span]), there + span.stop - span.start
+        return counts
 
     @property
-    def surviving(self) -> HeadGrid:
-        """The grid of a model that has only the kept heads."""
-        counts = {stack: [] for stack in STACKS}  # type: dict[str, list[int]]
-        for site in self.grid.sites:
-            counts[site.stack].append(len(self.heads(site)))
-        return HeadGrid(*(tuple(counts[stack]) for stack in STACKS))
+    def surviving(self) -> Grid:
+        """The grid of a model that has only the kept units."""
+        return Grid(tuple((site, sum(self.kept[span])) for site, span in self.grid.spans()))
 
-    def narrow(self, mask: Tensor | Sequence[float]) -> HeadLayout:
-        """The layout that keeps those of this layout's heads that `mask` marks.
+    def narrow(self, mask: Tensor | Sequence[float]) -> Layout:
+        """The layout that keeps those of this layout's units that `mask` marks.
 
         Args:
-            mask: 0/1 vector over the surviving heads, in their flat order.
+            mask: 0/1 vector over the surviving units, in their flat order.
         """
         survivors = iter(torch.as_tensor(mask).tolist())
-        return HeadLayout(self.grid, tuple(bool(next(survivors)) if mark else False for mark in self.kept))
+        return Layout(self.grid, tuple(bool(next(survivors)) if mark else False for mark in self.kept))
 
-    def within(self, other: HeadLayout) -> bool:
-        """Whether `other` has the same grid and keeps every head that this one keeps."""
+    def within(self, other: Layout) -> bool:
+        """Whether `other` has the same grid and keeps every unit that this one keeps."""
         return self.grid == other.grid and all(
             theirs for ours, theirs in zip(self.kept, other.kept, strict=True) if ours
         )
 
-    def random_subset(self, k: int, seed: int) -> HeadLayout:
-        """k of the kept heads, drawn uniformly; a function of the layout, k and the seed.
+    def random_subset(self, k: int, seed: int) -> Layout:
+        """k of the kept units, drawn uniformly; a function of the layout, k and the seed.
 
         Raises:
             ValueError: k outside 0..count.
@@ -188,26 +219,28 @@ class HeadLayout:
         if not 0 <= k <= self.count:
             raise ValueError(f"k must be between 0 and {self.count}, but is {k}.")
         chosen = set(random.Random(seed).sample(range(self.count), k))
-        return self.narrow([float(head in chosen) for head in range(self.count)])
+        return self.narrow([float(unit in chosen) for unit in range(self.count)])
 
     def drawing(self) -> str:
-        """The layout as a picture of text: a row a layer, a column a head, # kept and · removed."""
+        """The layout as a picture of text: a row a layer, a column a head, # kept and · removed; of an FFN the number kept."""
         lines = []
-        for stack in STACKS:
-            for site in (site for site in self.grid.sites if site.stack == stack):
-                cells = " ".join("#" if mark else "·" for mark in self.marks(site))
-                lines.append(f"{STACK_NAMES[stack]:>12} {site.layer + 1:>2}  {cells}")
+        for site, span in self.grid.spans():
+            marks = self.kept[span]
+            cells = " ".join("#" if mark else "·" for mark in marks)
+            if site.stack in FFN_STACKS:
+                cells = f"{sum(marks)}/{len(marks)}"
+            lines.append(f"{STACK_NAMES[site.stack]:>12} {site.layer + 1:>2}  {cells}")
         return "\n".join(lines)
 
 
-def parse_layout(text: str, option: str) -> HeadLayout:
+def parse_layout(text: str, option: str) -> Layout:
     """A layout from a command line.
 
     Raises:
         Refusal: the text is none; the sentence names the option.
     """
     try:
-        return HeadLayout.parse(text)
+        return Layout.parse(text)
     except ValueError as error:
         raise Refusal(f"`{option}` must be a layout: {error}") from error
 
@@ -216,3 +249,17 @@ def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
     """Rows of q, k and v (columns of the output projection) that belong to the heads: [len(heads) · d]."""
     starts = torch.tensor(list(heads), dtype=torch.long).unsqueeze(1) * head_dim
     return (starts + torch.arange(head_dim)).flatten()
+
+
+def _write_marks(marks: Sequence[bool], may_be_long: bool) -> str:
+    text = "".join("01"[mark] for mark in marks)
+    return f"x{len(text)}:{int(text, 2):x}" if may_be_long and len(text) > _LONGEST else text
+
+
+def _read_marks(text: str, may_be_long: bool) -> str | None:
+    """Marks as 1 and 0; None where the text is none."""
+    if may_be_long and (found := re.fullmatch(r"x(\d{1,7}):([0-9a-f]+)", text)):
+        count, value = int(found[1]), int(found[2], 16)
+        fits = _LONGEST < count <= _MOST and value < 1 << count
+        return f"{value:0{count}b}" if fits and f"{value:x}" == found[2] else None
+    return text if text and not set(text) - {"0", "1"} else None

@@ -21,7 +21,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.json_values import excerpt, is_finite, is_whole
 from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE
 from fairseq_dsp.units.floors import Floors, top_k_above_floors
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 FORMAT = 1
 _OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
@@ -49,7 +49,7 @@ class ScoreFile:
 
     version: str
     scorer: str
-    layout: HeadLayout
+    layout: Layout
     scores: tuple[float, ...]
     order: tuple[int, ...] | None
     iterative: int | None
@@ -61,7 +61,7 @@ class ScoreFile:
     checkpoint: str
     weights: dict[str, str] | None = None
 
-    def keep_top(self, k: int, floors: Floors = ()) -> HeadLayout:
+    def keep_top(self, k: int, floors: Floors = ()) -> Layout:
         """The layout of the k heads that matter most, or that are removed last.
 
         Args:
@@ -104,7 +104,7 @@ def read_scores(path: str) -> ScoreFile:
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
     wrong += [problem for name in names if name in content for problem in _problem(name, content[name])]
     if not wrong:
-        content["layout"] = HeadLayout.parse(content["layout"])
+        content["layout"] = Layout.parse(content["layout"])
         wrong = _disagreements(content)
     if wrong:
         raise Refusal(*(f"`--scores` must be as fairseq-dsp-score writes it, but in {path} {each}." for each in wrong))
@@ -122,7 +122,7 @@ def _problem(name: str, value: Any) -> list[str]:
         return [] if value in ("train", "valid") else [f"`subset` is neither train nor valid but {excerpt(value)}"]
     if name == "layout":
         try:
-            HeadLayout.parse(value)
+            Layout.parse(value)
         except (ValueError, AttributeError):
             return [f"`layout` is no layout but {excerpt(value)}"]
         return []

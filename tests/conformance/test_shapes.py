@@ -13,14 +13,14 @@ from models import FAIRSEQ_0_12_2, assert_same, build, build_with, layouts_of, s
 from torch import Tensor
 
 from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_model, shrink_state
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 MOST_HEADS = 16
 TOLERANCE = 1e-5
 
 
 @st.composite
-def shapes(draw: st.DrawFn, most_layers: int = 8) -> tuple[HeadGrid, dict[str, Any]]:
+def shapes(draw: st.DrawFn, most_layers: int = 8) -> tuple[Grid, dict[str, Any]]:
     """A grid and the options of a model that has it; dimensions are small multiples of the numbers of heads."""
     options: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
@@ -43,7 +43,7 @@ def shapes(draw: st.DrawFn, most_layers: int = 8) -> tuple[HeadGrid, dict[str, A
         options |= {"adaptive_softmax_cutoff": "5,9", "adaptive_softmax_factor": 1, "adaptive_softmax_dropout": 0}
     encoder = (options["encoder_attention_heads"],) * options["encoder_layers"]
     decoder = (options["decoder_attention_heads"],) * options["decoder_layers"]
-    return HeadGrid(encoder, decoder, decoder), options
+    return Grid.of_heads(encoder, decoder, decoder), options
 
 
 def log_probs(model: Any, net_output: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ def log_probs(model: Any, net_output: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assert_rewritten_equals_masked(data: st.DataObject, grid: HeadGrid, options: dict[str, Any]) -> None:
+def assert_rewritten_equals_masked(data: st.DataObject, grid: Grid, options: dict[str, Any]) -> None:
     # float32 and without gradients as users run it; moderate weights, for rounding grows with the size of what is added up
-    model = build(head_layout=str(HeadLayout.full(grid)), **options).float()
+    model = build(head_layout=str(Layout.full(grid)), **options).float()
     for parameter in model.parameters():
         parameter.mul_(0.5)
     layout = data.draw(layouts_of(grid))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import QUIET, assert_refused, budget, load, prune, train
 
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 
 def floor_of(path: Path) -> Any:
@@ -27,7 +27,7 @@ def without_cross_attention(path: Path, target: Path) -> None:
 def cross_heads(path: Path, target: Path) -> int:
     """Cross-attention heads that a checkpoint deploys."""
     prune(path, target)
-    return HeadLayout.parse(load(target)["cfg"]["model"].head_layout).by_type()["cross"][0]
+    return Layout.parse(load(target)["cfg"]["model"].head_layout).by_type()["cross"][0]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from commands import ROOT
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 sys.path.insert(0, str(ROOT / "examples/translation"))
 
@@ -43,7 +43,7 @@ def test_every_arm_keeps_its_heads_one_of_them_in_cross_attention(explored: Path
     assert (dense["arm"], dense["curve"][-1][0]) == ("dense", 4)
     assert [(line["arm"], line["a"]["family"]) for line in arms] == [(job.arm, job.family) for job in jobs]
     for line in arms:
-        layout = HeadLayout.parse(line["layout"])
+        layout = Layout.parse(line["layout"])
         assert layout.count == 6, line
         if line["a"].get("floor") != 0 and "draw" not in line["a"]:
             assert layout.by_type()["cross"][0] >= 1, line

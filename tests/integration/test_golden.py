@@ -15,7 +15,7 @@ from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.fingerprint import fingerprint
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import read_scores
 
 sys.path.append(str(ROOT))
@@ -69,8 +69,8 @@ def test_a_later_format_is_refused(later: Any, tmp_path: Path):
 
 def test_the_stored_files_are_worth_comparing():
     stored = load(GOLDEN / "rewritten.pt")
-    layout = HeadLayout.parse(stored["fairseq_dsp"]["layout"])
-    assert min(len(layout.heads(site)) for site in layout.grid.sites) == 0 < layout.count
+    layout = Layout.parse(stored["fairseq_dsp"]["layout"])
+    assert min(len(layout.units(site)) for site in layout.grid.sites) == 0 < layout.count
     assert sum(path.stat().st_size for path in GOLDEN.glob("*.pt")) < 250_000
     texts = {line.split("\t")[1] for line in (GOLDEN / "expected.tsv").read_text().splitlines()}
     assert len(texts) > 8

@@ -9,9 +9,9 @@ import torch
 from commands import QUIET, budget, different, load, prune, train
 
 from fairseq_dsp.units.floors import floors_of, top_k_above_floors
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
-GRID = HeadGrid((2, 2), (2, 2), (2, 2))
+GRID = Grid.of_heads((2, 2), (2, 2), (2, 2))
 COOLDOWN, END = 10, 14  # 8 updates an epoch
 SCHEDULE = [*QUIET, *budget(5, cooldown=COOLDOWN), "--save-interval-updates", 1]
 METHODS = {name: ["--head-selection", name] for name in ("dsp", "ste", "simple", "lagrangian", "pass")}
@@ -209,5 +209,5 @@ def test_heads_that_were_fixed_are_chosen_anew_by_a_training_with_a_later_cooldo
     expected = chosen if cooldown < done + 4 else torch.full_like(old, -1)
     assert torch.equal(model["head_gates.fixed_mask"], expected)
     prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "pruned.pt")
-    grid = HeadLayout.parse(load(tmp_path / "pruned.pt")["fairseq_dsp"]["layout"])
+    grid = Layout.parse(load(tmp_path / "pruned.pt")["fairseq_dsp"]["layout"])
     assert torch.equal(torch.tensor(grid.kept).float(), chosen)

@@ -14,7 +14,7 @@ import torch
 from commands import HEADS, QUIET, Result, assert_refused, generate, heads_in, load, prune, run, train
 
 from fairseq_dsp.scoring import SCORERS
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 SCORE = "fairseq_dsp.cli.score"
 ALL = "enc:11.11/dec:11.11/cross:11.11"
@@ -47,7 +47,7 @@ class TestScoring:
         for k in (0, 5, HEADS):
             prune(dense, tmp_path / f"{k}.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", k)
             assert heads_in(tmp_path / f"{k}.pt") == k
-            layout = HeadLayout.parse(load(tmp_path / f"{k}.pt")["cfg"]["model"].head_layout)
+            layout = Layout.parse(load(tmp_path / f"{k}.pt")["cfg"]["model"].head_layout)
             assert [head for head, kept in enumerate(layout.kept) if kept] == sorted(best[:k])
         assert load(tmp_path / "5.pt")["fairseq_dsp"]["method"] == scorer
 
@@ -76,7 +76,7 @@ class TestScoring:
         assert found["order"][:5] == once["order"][:5]
         assert once["order"] == sorted(range(HEADS), key=lambda head: once["scores"][head])
         prune(dense, tmp_path / "4.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", 4, "--cross-floor", 0)
-        layout = HeadLayout.parse(load(tmp_path / "4.pt")["cfg"]["model"].head_layout)
+        layout = Layout.parse(load(tmp_path / "4.pt")["cfg"]["model"].head_layout)
         assert {head for head, kept in enumerate(layout.kept) if kept} == set(found["order"][-4:])
 
     def test_of_a_gated_checkpoint_is_that_of_its_weights_with_all_heads_on(self, data, trained, tmp_path):

@@ -15,7 +15,7 @@ from models import few_examples, grids
 from fairseq_dsp.benchmark.flops import count
 from fairseq_dsp.benchmark.layouts import packed, spread
 from fairseq_dsp.benchmark.measuring import achieved_share, paired_ratio, take_turns
-from fairseq_dsp.units.layout import HeadGrid
+from fairseq_dsp.units.layout import Grid
 
 
 def test_ratio_is_paired():
@@ -94,10 +94,10 @@ def test_layouts_keep_k(grid, data):
 
 
 def test_spread_and_packed():
-    grid = HeadGrid((4,) * 6, (4,) * 6, (4,) * 6)
-    assert spread(grid, 18).surviving == HeadGrid((1,) * 6, (1,) * 6, (1,) * 6)
+    grid = Grid.of_heads((4,) * 6, (4,) * 6, (4,) * 6)
+    assert spread(grid, 18).surviving == Grid.of_heads((1,) * 6, (1,) * 6, (1,) * 6)
     assert spread(grid, 6).by_type() == dict.fromkeys(("enc", "dec", "cross"), (2, 24))
-    assert packed(grid, 18).surviving == HeadGrid((0,) * 6, (0,) * 6, (4, 4, 4, 4, 2, 0))
+    assert packed(grid, 18).surviving == Grid.of_heads((0,) * 6, (0,) * 6, (4, 4, 4, 4, 2, 0))
 
 
 def test_counts_what_fused_attention_computes():

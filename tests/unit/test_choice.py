@@ -20,9 +20,9 @@ from fairseq_dsp.benchmark.lookup import SPECIAL, VALUES, WORDS, Lookup, digits,
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods.stratified import draw_stratified
 from fairseq_dsp.modules.surgery import attentions
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
-GRID = HeadGrid((4, 4), (4, 4), (4, 4))
+GRID = Grid.of_heads((4, 4), (4, 4), (4, 4))
 seeds, lengths = st.integers(0, 2**31), st.integers(2, 20)
 TINY = ["--updates", "2", "--seeds", "1-2", "--kept", "4"]
 
@@ -120,7 +120,7 @@ def test_frozen_queries_meet_the_keys_of_their_role_and_nothing_of_them_is_train
         query = attention.q_proj(places["encoder" if site.stack == "enc" else "decoder"])
         key = attention.k_proj(places["decoder" if site.stack == "dec" else "encoder"])
         split = [each.view(16, attention.num_heads, attention.head_dim).transpose(0, 1) for each in (query, key)]
-        for position, head in enumerate(model.layout.heads(site)):
+        for position, head in enumerate(model.layout.units(site)):
             logits = split[0][position] @ split[1][position].T / attention.head_dim**0.5
             assert logits.argmax(dim=1).tolist() == expected[site, head].tolist()
         assert not any(p.requires_grad for p in (*attention.q_proj.parameters(), *attention.k_proj.parameters()))
@@ -157,12 +157,12 @@ def test_cross_first_gives_every_decoder_layer_its_cross_attention_first(k: int,
     enc, dec, cross = (layout.by_type()[stack][0] for stack in ("enc", "dec", "cross"))
     assert cross >= dec >= enc >= cross - 2
     assert cross >= min(k, 2)
-    assert max(map(len, (layout.heads(site) for site in GRID.sites))) <= -(-k // 6)
+    assert max(map(len, (layout.units(site) for site in GRID.sites))) <= -(-k // 6)
 
 
 @given(st.integers(0, 24), seeds)
 def test_shuffled_keeps_the_counts_of_every_site(k: int, seed: int) -> None:
-    source = HeadLayout.full(GRID).random_subset(k, seed)
+    source = Layout.full(GRID).random_subset(k, seed)
     drawn = control_layout(parse_arm("shuffled:dsp"), GRID, k, seed + 1, lookup.needed_heads(GRID), source)
     assert drawn.surviving == source.surviving
 
@@ -179,10 +179,10 @@ def test_finished_arms_are_kept_and_a_line_cut_short_is_done_again(tmp_path: Pat
     first = run(path, *arguments, *arms)
     assert [(line["seed"], line["method"]) for line in first] == [(seed, arm) for seed in (1, 2) for arm in arms]
     for line in first:
-        layout = HeadLayout.parse(line["layout"])
+        layout = Layout.parse(line["layout"])
         assert layout.count == line["kept"] == sum(line["counts"].values()) == 4
         assert 0 <= line["accuracy"] <= min(line["lookups"])
-    learned, shuffled = (HeadLayout.parse(line["layout"]) for line in first[:2])
+    learned, shuffled = (Layout.parse(line["layout"]) for line in first[:2])
     assert learned.surviving == shuffled.surviving
     whole = path.read_text()
     path.write_text(whole[:-20])  # its writer was killed
@@ -207,7 +207,7 @@ def test_differences_are_paired_by_seed() -> None:
     values = {"fixed": {1: 1.0, 2: 2.0, 3: 5.0}, "ste": {1: 0.5, 2: 1.5}}
     lines = [
         {"method": arm, "kept": 4, "seed": seed, "loss": loss, "accuracy": 0.5, "lookups": [1, 1, 0.25],
-         "layout": str(HeadLayout.full(GRID).random_subset(4, 0)), "setting": vars(setting)}
+         "layout": str(Layout.full(GRID).random_subset(4, 0)), "setting": vars(setting)}
         for arm, runs in values.items() for seed, loss in runs.items()
     ]  # fmt: skip
     (table,) = choice_lines.tables(lines, setting, [parse_arm("fixed"), parse_arm("ste")], [4], [1, 2, 3])

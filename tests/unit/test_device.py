@@ -27,11 +27,11 @@ from fairseq_dsp.modules.surgery import (
     remove_gates,
     shrink_state,
 )
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import gumbel_noise, hard_top_k, projected_top_k
 
-GRID = HeadGrid((3, 3), (3, 3), (3, 3))
-SOME = HeadLayout.parse("enc:100.011/dec:000.110/cross:010.100")
+GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
+SOME = Layout.parse("enc:100.011/dec:000.110/cross:010.100")
 COOLDOWN, KEPT = 10, 7
 
 
@@ -93,7 +93,7 @@ METHODS = [
 
 
 def without_gates(options: dict[str, Any]) -> Any:
-    return build_with(HeadLayout.full(GRID), checkpoint_activations=options.get("checkpoint_activations", False))
+    return build_with(Layout.full(GRID), checkpoint_activations=options.get("checkpoint_activations", False))
 
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
@@ -136,7 +136,7 @@ def test_noise_is_drawn_and_copied_once_an_update():
 class TestEvaluation:
     @pytest.mark.parametrize("activations", [False, True])
     def test_reads_the_importance_at_most_once_in_the_encoder_and_in_the_decoder(self, activations):
-        model, stock = gated(checkpoint_activations=activations), build_with(HeadLayout.full(GRID))
+        model, stock = gated(checkpoint_activations=activations), build_with(Layout.full(GRID))
         for _ in range(2):
             assert len(reads(lambda: scores(model))) <= len(reads(lambda: scores(stock))) + 2
 
@@ -144,7 +144,7 @@ class TestEvaluation:
     @pytest.mark.parametrize("kind", ["gated", "dense", "small"])
     def test_a_step_of_a_search_reads_at_most_once(self, kind):
         """Steps in which sentences stay, swap hypotheses, leave, or mix; the stock model's own reads do not count."""
-        model = {"gated": gated, "dense": lambda: build_with(HeadLayout.full(GRID)), "small": lambda: build_with(SOME)}
+        model = {"gated": gated, "dense": lambda: build_with(Layout.full(GRID)), "small": lambda: build_with(SOME)}
         ours, stock = model[kind](), build(arch="transformer")
         hypotheses = torch.arange(6)
         orders = [hypotheses, hypotheses.view(3, 2).flip(1).flatten(), hypotheses[2:], torch.tensor([0, 2, 1, 3])]
@@ -179,15 +179,15 @@ class TestNothingIsMixed:
     """Each would raise where tensors of two devices meet."""
 
     def test_in_a_dense_state_that_a_smaller_model_loads(self):
-        dense, small = build_with(HeadLayout.full(GRID)), build_with(SOME)
+        dense, small = build_with(Layout.full(GRID)), build_with(SOME)
         state = {name: value for name, value in dense.state_dict().items() if not name.endswith("kept_mask")}
         small.load_state_dict(state)
-        dense.layout = HeadLayout.full(GRID)
+        dense.layout = Layout.full(GRID)
         mask_heads(dense, SOME, dense.layout)
         torch.testing.assert_close(scores(small), scores(dense))
 
     def test_in_a_shrunk_state_and_its_marks(self):
-        dense = build_with(HeadLayout.full(GRID))
+        dense = build_with(Layout.full(GRID))
         small = shrink_state(dense.state_dict(), SOME, {site: each.head_dim for site, each in attentions(dense, GRID)})
         assert {value.device for value in small.values()} == {devices.device()}
         name = next(name for name in small if name.endswith("kept_mask"))

@@ -22,7 +22,7 @@ from exploration.running import head_of, key_of
 from exploration.scores import in_order_of_passes, keep_top_discounted
 from exploration.setting import Setting
 
-from fairseq_dsp.units.layout import HeadLayout, Site
+from fairseq_dsp.units.layout import Layout, Site
 
 RESULTS = Path(__file__).parents[2] / "examples/translation/results/gpu-nvidia-h200-2026-11-26"
 SMALL = Setting(layers=2, heads=2)
@@ -145,4 +145,4 @@ def test_the_kept_results_have_the_arms_of_the_plans():
         lines = explore_report._read(str(RESULTS / f"phase{number}.jsonl"))
         kept = {(reading.name_of(each), each["K"], each["seed"]) for each in lines if "K" in each}
         assert kept == {(job.arm, job.kept, job.seed) for job in PLANS[f"phase{number}"](Setting(), [1, 2, 3])}
-        assert all(HeadLayout.parse(each["layout"]).count == each["K"] for each in lines if "K" in each)
+        assert all(Layout.parse(each["layout"]).count == each["K"] for each in lines if "K" in each)

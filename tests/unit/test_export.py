@@ -26,7 +26,7 @@ from fairseq_dsp.export import ctranslate2 as conversion
 from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, score
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import group_count
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 api = pytest.importorskip("ctranslate2")
 
@@ -39,8 +39,8 @@ SIZES = {
     "decoder_output_dim": 24,
     "decoder_input_dim": 24,
 }
-GRID = HeadGrid((4, 4), (6, 6), (6, 6))
-SOME = HeadLayout.parse("enc:1011.0000/dec:000110.111010/cross:010000.000000")
+GRID = Grid.of_heads((4, 4), (6, 6), (6, 6))
+SOME = Layout.parse("enc:1011.0000/dec:000110.111010/cross:010000.000000")
 
 MODELS: dict[str, dict[str, Any]] = {
     "post-norm": {},
@@ -78,7 +78,7 @@ def saved(model: Any, path: Path, task: str = "translation", **options: Any) -> 
     return path
 
 
-def checkpoint(folder: Path, kind: str = "post-norm", layout: HeadLayout = SOME, **more: Any) -> Path:
+def checkpoint(folder: Path, kind: str = "post-norm", layout: Layout = SOME, **more: Any) -> Path:
     options = {**SIZES, **MODELS[kind], **more, "head_layout": str(layout)}
     return saved(build(**options).float(), folder / "small.pt", **options)
 
@@ -91,7 +91,7 @@ def loaded(path: Path) -> Any:
     return load_model(read_checkpoint(str(path)))
 
 
-def converted(folder: Path, kind: str = "post-norm", layout: HeadLayout = SOME) -> tuple[Any, Any, Conversion]:
+def converted(folder: Path, kind: str = "post-norm", layout: Layout = SOME) -> tuple[Any, Any, Conversion]:
     """fairseq's model, CTranslate2's translator, and what the conversion reported."""
     small = checkpoint(folder, kind, layout)
     done = convert(str(small), served(folder / "ct2"), dictionaries(folder, kind))
@@ -143,9 +143,7 @@ class TestCTranslate2:
 
     @pytest.mark.parametrize("cross", ["111000.000000", "000000.100101", "111111.011110", "001000.010100"])
     def test_aligns_as_fairseq(self, folder, cross):
-        model, translator, _ = converted(
-            folder, layout=HeadLayout.parse(f"enc:1011.0000/dec:000110.111010/cross:{cross}")
-        )
+        model, translator, _ = converted(folder, layout=Layout.parse(f"enc:1011.0000/dec:000110.111010/cross:{cross}"))
         options = {"beam_size": 1, "min_decoding_length": 4, "max_decoding_length": 4}
         result = translator.translate_batch(SOURCES[:1], return_attention=True, **options)[0]
         source, previous = [*numbers(SOURCES[0]), 2], [2, *numbers(result.hypotheses[0])[:-1]]
@@ -167,11 +165,11 @@ class TestCTranslate2:
         assert done.layout.count == 7
 
     def test_has_as_many_heads_as_the_fullest_sublayer_of_a_stack(self, folder):
-        done = converted(folder, layout=HeadLayout.parse("enc:0000.1100/dec:000000.000000/cross:000000.000000"))[2]
+        done = converted(folder, layout=Layout.parse("enc:0000.1100/dec:000000.000000/cross:000000.000000"))[2]
         assert done.heads == (2, 1)
 
 
-def gated(folder: Path) -> tuple[HeadLayout, Path]:
+def gated(folder: Path) -> tuple[Layout, Path]:
     """A checkpoint that is choosing 7 heads, and those that it would deploy."""
     model = build_gated(kept=7, **SIZES).float()
     parts = {"criterion": "label_smoothed_cross_entropy_dsp", "optimizer": "dsp_adam"}

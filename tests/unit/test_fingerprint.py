@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairseq_dsp.modules.surgery import remove_gates
 from fairseq_dsp.units.fingerprint import PRECISIONS, agree, fingerprint
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -94,7 +94,7 @@ def test_of_a_model_are_the_same_with_gates_and_without_and_whatever_its_importa
     assert fingerprint(gated.weights()) == before
     remove_gates(gated, gated.layout.grid)
     assert fingerprint(gated.weights()) == before
-    dense = build_with(HeadLayout.full(gated.layout.grid))  # has marks of its heads besides
+    dense = build_with(Layout.full(gated.layout.grid))  # has marks of its heads besides
     assert fingerprint(dense.weights()) == before
     randomise(dense, seed=1)
     assert fingerprint(dense.weights()) != before

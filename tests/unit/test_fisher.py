@@ -15,7 +15,7 @@ from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.joint_fisher import removal_by_joint_cost
 from fairseq_dsp.scoring.subject import Subject
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 
 class TestFisher:
@@ -47,7 +47,7 @@ class TestFisher:
         torch.testing.assert_close(SCORERS["fisher"]().score(one_by_one, torch.ones(18)), found, rtol=1e-9, atol=1e-12)
 
     def test_of_heads_that_cannot_matter_is_zero(self):
-        layout = HeadLayout.parse("enc:101.111/dec:000.011/cross:000.000")
+        layout = Layout.parse("enc:101.111/dec:000.011/cross:000.000")
         found = SCORERS["fisher"]().score(subject_of(dense(layout)), torch.ones(layout.count))
         assert found[:5].tolist() == [0.0] * 5
         assert (found[5:] > 0).all()

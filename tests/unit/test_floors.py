@@ -18,11 +18,11 @@ from fairseq_dsp.units.floors import (
     random_subset_above_floors,
     top_k_above_floors,
 )
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import hard_top_k
 
 counts = st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple)
-grids = st.builds(HeadGrid, counts, counts, counts)
+grids = st.builds(Grid.of_heads, counts, counts, counts)
 
 
 @st.composite
@@ -63,7 +63,7 @@ def test_the_choice_has_k_heads_meets_the_floors_and_loses_as_little_score_as_po
 @given(cases(), st.integers(0, 5))
 def test_a_random_choice_meets_the_floors_and_is_the_plain_draw_where_that_does(case, seed):
     grid, floors, k, _ = case
-    whole = HeadLayout.full(grid)
+    whole = Layout.full(grid)
     drawn = random_subset_above_floors(whole, k, seed, floors)
     assert drawn.count == k
     assert meets(drawn.kept, floors)
@@ -74,7 +74,7 @@ def test_a_random_choice_meets_the_floors_and_is_the_plain_draw_where_that_does(
 
 
 def test_a_draw_from_a_layout_without_all_heads_counts_its_own_cross_heads():
-    some = HeadLayout.parse("enc:111.111/dec:111.111/cross:010.000")
+    some = Layout.parse("enc:111.111/dec:111.111/cross:010.000")
     for seed in range(20):
         drawn = random_subset_above_floors(some, 2, seed, floors_of(some.surviving, 1))
         assert drawn.within(some)
@@ -82,7 +82,7 @@ def test_a_draw_from_a_layout_without_all_heads_counts_its_own_cross_heads():
 
 
 def test_floors_of_a_grid():
-    grid = HeadGrid((2,), (2, 0), (3, 0, 1))
+    grid = Grid.of_heads((2,), (2, 0), (3, 0, 1))
     assert floors_of(grid, None) == floors_of(grid, 0) == []
     assert floors_of(grid, 2) == [([4, 5, 6, 7], 2)]
     assert floors_of(grid, LAYER) == [([4, 5, 6], 1), ([7], 1)]
@@ -100,7 +100,7 @@ def test_floors_of_a_grid():
     ],
 )
 def test_a_floor_that_cannot_be_met_is_a_sentence(floor, kept, words):
-    found = objection_to_floor(HeadGrid((2,), (2,), (3, 1)), floor, kept)
+    found = objection_to_floor(Grid.of_heads((2,), (2,), (3, 1)), floor, kept)
     assert (found is None) if words is None else words in found
 
 
@@ -117,4 +117,4 @@ def test_a_budget_below_the_floors_is_an_error():
     with pytest.raises(ValueError, match="at least 2"):
         top_k_above_floors(torch.arange(4.0), 1, [([0, 1], 2)])
     with pytest.raises(ValueError, match="at least 2"):
-        random_subset_above_floors(HeadLayout.full(HeadGrid((1,), (1,), (2,))), 1, 1, [([2, 3], 2)])
+        random_subset_above_floors(Layout.full(Grid.of_heads((1,), (1,), (2,))), 1, 1, [([2, 3], 2)])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.gates import initial_importance
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import hard_top_k
 
 COOLDOWN, KEPT, HEADS = 10, 7, 18
@@ -174,7 +174,7 @@ class TestState:
         assert sum(p.numel() == HEADS and p.dim() == 1 for p in gated().parameters()) == 1
 
     def test_of_a_model_without_a_method_has_no_gates(self):
-        model = build_with(HeadLayout.full(HeadGrid((3, 3), (3, 3), (3, 3))))
+        model = build_with(Layout.full(Grid.of_heads((3, 3), (3, 3), (3, 3))))
         assert not [name for name in model.state_dict() if "gates" in name]
 
     @pytest.mark.parametrize("activations", [False, True])
@@ -250,19 +250,19 @@ class TestInitialImportance:
     def test_is_xavier_uniform_of_a_matrix_of_sites_and_heads(self):
         torch.manual_seed(1)
         bound = (6 / (18 + 400)) ** 0.5
-        values = initial_importance(HeadGrid((400,) * 6, (400,) * 6, (400,) * 6))
+        values = initial_importance(Grid.of_heads((400,) * 6, (400,) * 6, (400,) * 6))
         assert values.abs().max() <= bound
         assert values.abs().max().item() == pytest.approx(bound, rel=0.01)
         assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
-    @pytest.mark.parametrize("grid", [HeadGrid((), (), ()), HeadGrid((0,), (0,), (0,))])
+    @pytest.mark.parametrize("grid", [Grid.of_heads((), (), ()), Grid.of_heads((0,), (0,), (0,))])
     def test_of_no_heads_is_empty(self, grid):
         assert initial_importance(grid).numel() == 0
 
 
 @pytest.mark.parametrize("kept", range(7))
 def test_gates_on_a_model_that_has_lost_heads_choose_among_the_survivors(kept):
-    layout = HeadLayout.parse("enc:100.011/dec:000.110/cross:010.000")
+    layout = Layout.parse("enc:100.011/dec:000.110/cross:010.000")
     model = build_gated(kept=kept, head_layout=str(layout))
     assert model.head_gates.importance.numel() == layout.count
     assert model.deployed_layout().count == kept

@@ -18,7 +18,7 @@ from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.hard_concrete import HardConcrete
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.objections import objections
-from fairseq_dsp.units.layout import HeadGrid
+from fairseq_dsp.units.layout import Grid
 from fairseq_dsp.units.subset import (
     hard_concrete,
     hard_concrete_without_noise,
@@ -196,4 +196,4 @@ class TestOptions:
 
 
 def test_the_grid_of_these_tests_is_the_models():
-    assert build_gated("hard-concrete", 1).layout.grid == HeadGrid((3, 3), (3, 3), (3, 3))
+    assert build_gated("hard-concrete", 1).layout.grid == Grid.of_heads((3, 3), (3, 3), (3, 3))

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import grids, layouts_of, many_examples
 
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
+from fairseq_dsp.units.layout import Grid, Layout, Site
 
-GRID = HeadGrid(enc=(3, 0, 2), dec=(2, 4), cross=(1, 3))
+GRID = Grid.of_heads(enc=(3, 0, 2), dec=(2, 4), cross=(1, 3))
 layouts = grids.flatmap(layouts_of)
 
 
 @st.composite
-def layout_and_mask(draw: st.DrawFn) -> tuple[HeadLayout, list[bool]]:
+def layout_and_mask(draw: st.DrawFn) -> tuple[Layout, list[bool]]:
     """A layout, and a mark for every head that survives it."""
     layout = draw(layouts)
     return layout, draw(st.lists(st.booleans(), min_size=layout.count, max_size=layout.count))
@@ -34,8 +34,15 @@ class TestGrid:
     @given(grids)
     def test_spans_are_as_long_as_their_sites_have_heads(self, grid):
         assert [(site, span.stop - span.start) for site, span in grid.spans()] == [
-            (site, grid.heads(site)) for site in grid.sites
+            (site, grid.size(site)) for site in grid.sites
         ]
+
+    @pytest.mark.parametrize(
+        "sites", [[("dec", 0), ("enc", 0)], [("enc", 1)], [("enc", 0), ("enc", 0)], [("ffn-enc", 0), ("cross", 0)]]
+    )
+    def test_has_its_sites_in_one_order_only(self, sites):
+        with pytest.raises(ValueError, match="in order"):
+            Grid(tuple((Site(*site), 1) for site in sites))
 
     def test_orders_encoder_then_decoder_then_cross(self):
         assert [(site.stack, site.layer) for site in GRID.sites] == [
@@ -47,16 +54,16 @@ class TestGrid:
 
 class TestText:
     @many_examples
-    @given(layouts.filter(lambda layout: all(layout.grid.heads(site) for site in layout.grid.sites)))
+    @given(layouts.filter(lambda layout: all(layout.grid.size(site) for site in layout.grid.sites)))
     def test_reads_back_as_the_same_layout(self, layout):
-        assert HeadLayout.parse(str(layout)) == layout
+        assert Layout.parse(str(layout)) == layout
 
     @pytest.mark.parametrize("text", ["enc:/dec:/cross:", "enc:10/dec:/cross:", "enc:/dec:0.1/cross:11.00"])
     def test_of_stacks_without_layers_is_read_and_written(self, text):
-        assert str(HeadLayout.parse(text)) == text
+        assert str(Layout.parse(text)) == text
 
     def test_may_have_white_space_around_it(self):
-        assert HeadLayout.parse(" enc:10/dec:1/cross:0\n") == HeadLayout.parse("enc:10/dec:1/cross:0")
+        assert Layout.parse(" enc:10/dec:1/cross:0\n") == Layout.parse("enc:10/dec:1/cross:0")
 
     @many_examples
     @given(layouts)
@@ -84,19 +91,57 @@ class TestText:
     )
     def test_with_a_mistake_is_refused(self, text):
         with pytest.raises(ValueError, match="layout"):
-            HeadLayout.parse(text)
+            Layout.parse(text)
+
+
+def ffn_layouts() -> st.SearchStrategy[Layout]:
+    """Layouts of heads and feed-forward units, the latter both below and above the length that is written in hexadecimal."""
+    counts = st.lists(st.integers(1, 140), min_size=1, max_size=3)
+    heads = st.lists(st.integers(1, 4), min_size=1, max_size=2)
+    made = st.builds(
+        lambda enc, dec, ffn: Grid.of_stacks(enc=enc, dec=dec, cross=dec, ffn_enc=ffn), heads, heads, counts
+    )
+    return made.flatmap(layouts_of)
+
+
+class TestTextOfFeedForwardUnits:
+    @many_examples
+    @given(ffn_layouts())
+    def test_reads_back_as_the_same_layout(self, layout):
+        assert Layout.parse(str(layout)) == layout
+        assert set(str(layout)) <= set("encdeross:/.01-fx23456789ab")
+
+    def test_is_marks_up_to_64_units_and_hexadecimal_beyond(self):
+        grid = Grid.of_stacks(enc=(1,), ffn_enc=(64, 65), ffn_dec=(2,))
+        kept = (True, *[True] * 64, *[False] * 63, True, True, True, False)
+        assert str(Layout(grid, kept)) == f"enc:1/dec:/cross:/ffn-enc:{64 * '1'}.x65:3/ffn-dec:10"
+
+    @pytest.mark.parametrize(
+        "ffn",
+        ["x64:1", "x65:3ffffffffffffffff", "x65:01", "x65:", "x65", "x65:1G", "x9999999:1", "x065:1 ", "2", ""],
+    )
+    def test_with_a_mistake_is_refused(self, ffn):
+        with pytest.raises(ValueError, match="layout"):
+            Layout.parse(f"enc:1/dec:1/cross:1/ffn-enc:1.{ffn}/ffn-dec:1")
+
+    @pytest.mark.parametrize(
+        "text", ["enc:x65:1/dec:1/cross:1", "enc:1/dec:1/cross:1/ffn-enc:1", "enc:1/dec:1/cross:1/ffn-dec:1/ffn-enc:1"]
+    )
+    def test_is_for_feed_forward_stacks_in_their_order(self, text):
+        with pytest.raises(ValueError, match="layout"):
+            Layout.parse(text)
 
 
 class TestLayout:
     def test_refuses_more_or_fewer_marks_than_heads(self):
         with pytest.raises(ValueError, match="layout of 2 heads cannot hold 1"):
-            HeadLayout(HeadGrid((2,), (), ()), (True,))
+            Layout(Grid.of_heads((2,), (), ()), (True,))
 
     @many_examples
     @given(layouts)
     def test_counts_agree_however_they_are_taken(self, layout):
         assert layout.count == sum(layout.kept)
-        assert layout.count == sum(len(layout.heads(site)) for site in layout.grid.sites)
+        assert layout.count == sum(len(layout.units(site)) for site in layout.grid.sites)
         assert layout.count == sum(kept for kept, _ in layout.by_type().values())
         assert layout.count == layout.surviving.total
         assert layout.grid.total == sum(total for _, total in layout.by_type().values())
@@ -106,27 +151,27 @@ class TestLayout:
     def test_surviving_grid_has_as_many_heads_as_every_site_keeps(self, layout):
         assert layout.surviving.sites == layout.grid.sites
         for site in layout.grid.sites:
-            assert layout.surviving.heads(site) == len(layout.heads(site)) == sum(layout.marks(site))
+            assert layout.surviving.size(site) == len(layout.units(site)) == sum(layout.marks(site))
 
     def test_by_type_says_kept_and_total(self):
-        layout = HeadLayout.parse("enc:100.011/dec:00/cross:1111")
+        layout = Layout.parse("enc:100.011/dec:00/cross:1111")
         assert layout.by_type() == {"enc": (3, 6), "dec": (0, 2), "cross": (4, 4)}
 
     def test_names_heads_by_their_place_in_the_site(self):
-        assert HeadLayout.parse("enc:100.011/dec:00/cross:1").heads(Site("enc", 1)) == [1, 2]
+        assert Layout.parse("enc:100.011/dec:00/cross:1").units(Site("enc", 1)) == [1, 2]
 
     @many_examples
     @given(grids.flatmap(lambda grid: st.tuples(layouts_of(grid), layouts_of(grid))))
     def test_is_within_another_exactly_if_its_heads_are_a_subset(self, pair):
-        ours, theirs = ({(site, head) for site in layout.grid.sites for head in layout.heads(site)} for layout in pair)
+        ours, theirs = ({(site, head) for site in layout.grid.sites for head in layout.units(site)} for layout in pair)
         assert pair[0].within(pair[1]) == (ours <= theirs)
 
     def test_is_never_within_a_layout_of_another_grid(self):
-        nothing = HeadLayout.parse("enc:0/dec:0/cross:0")
-        assert not nothing.within(HeadLayout.parse("enc:11/dec:1/cross:1"))
+        nothing = Layout.parse("enc:0/dec:0/cross:0")
+        assert not nothing.within(Layout.parse("enc:11/dec:1/cross:1"))
 
     def test_drawing_has_a_row_a_site_and_a_mark_a_head(self):
-        layout = HeadLayout.parse("enc:10.01/dec:1/cross:0")
+        layout = Layout.parse("enc:10.01/dec:1/cross:0")
         assert [line.split()[-2:] for line in layout.drawing().splitlines()[:2]] == [["#", "·"], ["·", "#"]]
         assert len(layout.drawing().splitlines()) == 4
 
@@ -171,7 +216,7 @@ class TestRandomSubset:
         drawn = collections.Counter(
             index
             for seed in range(2000)
-            for index, kept in enumerate(HeadLayout.full(GRID).random_subset(3, seed).kept)
+            for index, kept in enumerate(Layout.full(GRID).random_subset(3, seed).kept)
             if kept
         )
         expected = 2000 * 3 / GRID.total
@@ -181,4 +226,4 @@ class TestRandomSubset:
     @pytest.mark.parametrize("k", [-1, 3])
     def test_refuses_more_or_fewer_than_there_are(self, k):
         with pytest.raises(ValueError, match=f"between 0 and 2, but is {k}"):
-            HeadLayout.parse("enc:101/dec:/cross:").random_subset(k, 1)
+            Layout.parse("enc:101/dec:/cross:").random_subset(k, 1)

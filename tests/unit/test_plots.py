@@ -15,7 +15,7 @@ from fairseq_dsp.analysis.records import Record, read_records
 from fairseq_dsp.analysis.report import write_report
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.files.output import checked_folder
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 pytestmark = pytest.mark.filterwarnings("error")
 STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -78,7 +78,7 @@ class TestScores:
         assert [label.strip() for label in labels(figure)] == [content["method"] for content in contents]
 
     def test_are_drawn_of_a_model_without_heads(self, records, drawn):
-        drawn(plots.score_against_heads, records([run("dense", 0, grid=HeadGrid((), (), ()))]))
+        drawn(plots.score_against_heads, records([run("dense", 0, grid=Grid.of_heads((), (), ()))]))
 
     def test_legend_and_axes_do_not_overlap(self, records, drawn):
         contents = runs(seeds=(1,), budgets=(12, 3))
@@ -130,13 +130,13 @@ def test_looks_are_different_for_every_method_and_the_same_in_every_figure():
 
 
 class TestHeads:
-    grid = HeadGrid((4, 4), (2,), (3, 1, 2))
+    grid = Grid.of_heads((4, 4), (2,), (3, 1, 2))
 
     @pytest.mark.parametrize("function", [plots.kept_heads_grid, plots.kept_heads_by_budget])
     def test_grids_have_a_cell_a_head_and_mark_those_kept(self, function, drawn):
         from matplotlib.colors import to_rgba
 
-        layouts = {f"K = {k}": HeadLayout.full(self.grid).random_subset(k, seed=1) for k in (16, 5, 0)}
+        layouts = {f"K = {k}": Layout.full(self.grid).random_subset(k, seed=1) for k in (16, 5, 0)}
         figure = drawn(function, layouts, suffixes=("png", "pdf"))
         cells = [patch.get_facecolor() for axis in figure.axes for patch in axis.patches]
         assert len(cells) == 3 * self.grid.total
@@ -144,7 +144,7 @@ class TestHeads:
 
     @pytest.mark.parametrize("function", [plots.kept_heads_grid, plots.kept_heads_by_budget])
     def test_grids_are_drawn_without_any_heads(self, function, drawn):
-        drawn(function, {"none": HeadLayout.parse("enc:/dec:/cross:")})
+        drawn(function, {"none": Layout.parse("enc:/dec:/cross:")})
 
     def test_shares_are_of_the_heads_kept(self, records, drawn):
         layout = "enc:1000.0000.0000/dec:0000.0000.0000/cross:1100.1000.0000"

@@ -12,7 +12,7 @@ from made_up import run, runs, training_log, write
 from fairseq_dsp.analysis.records import Record, describe, grouped, mean_and_spread, name_of, read_records
 from fairseq_dsp.analysis.training_log import FIGURES, read_log
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ class TestReading:
         records, warnings = read(write(results, [content]))
         assert not warnings
         (record,) = records
-        assert record.layout == HeadLayout.parse(content["layout"])
+        assert record.layout == Layout.parse(content["layout"])
         assert {name: getattr(record, name) for name in content} | {"layout": content["layout"]} == content
         assert record.line == 1
 

@@ -12,10 +12,10 @@ from models import PAD, build_with, few_examples, layouts_of, sentences
 
 from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, rescale_state, rescaled_projection
 from fairseq_dsp.modules.surgery import attentions, shrink_state, site_name
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site, head_rows
+from fairseq_dsp.units.layout import Grid, Layout, Site, head_rows
 
-GRID = HeadGrid((3, 3), (3, 3), (3, 3))
-ALL = HeadLayout.full(GRID)
+GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
+ALL = Layout.full(GRID)
 
 
 def batch_of(seed: int) -> dict[str, Any]:
@@ -53,13 +53,13 @@ def test_every_site_that_lost_a_head_gets_the_least_squares_solution_and_no_othe
     rescale_state(state, small, layout, ALL, context_moments(model, batches))
     touched = set()
     for site in GRID.sites:
-        if len(layout.heads(site)) == 3:
+        if len(layout.units(site)) == 3:
             continue
         name = f"{site_name(site)}.out_proj"
         touched |= {f"{name}.weight", f"{name}.bias"}
         rows = contexts(model, site, batches)
         wanted = rows @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-        kept = rows[:, head_rows(layout.heads(site), 4)]
+        kept = rows[:, head_rows(layout.units(site), 4)]
         design = torch.cat([kept, torch.ones(len(kept), 1, dtype=torch.float64)], dim=1)
         solution = torch.linalg.lstsq(design, wanted).solution
         found = kept @ small[f"{name}.weight"].T + small[f"{name}.bias"]
@@ -71,7 +71,7 @@ def test_every_site_that_lost_a_head_gets_the_least_squares_solution_and_no_othe
 def test_a_sublayer_without_heads_says_what_it_said_on_average():
     model = build_with(ALL)
     batches, site = [batch_of(1)], Site("cross", 1)
-    layout = HeadLayout.parse("enc:111.111/dec:111.111/cross:111.000")
+    layout = Layout.parse("enc:111.111/dec:111.111/cross:111.000")
     state = dict(model.state_dict())
     small = shrink_state(state, layout, dict.fromkeys(GRID.sites, 4))
     rescale_state(state, small, layout, ALL, context_moments(model, batches))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from models import grids, layouts_of, many_examples
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile, read_scores
 
-LAYOUT = HeadLayout.parse("enc:101/dec:01/cross:10")  # 4 of 7 heads
+LAYOUT = Layout.parse("enc:101/dec:01/cross:10")  # 4 of 7 heads
 ONE_SHOT = ScoreFile(
     version="0.1.0",
     scorer="gradient",
@@ -74,7 +74,7 @@ class TestRoundTrip:
 
     def test_takes_whole_numbers_for_scores(self, written):
         content = json.loads(ONE_SHOT.text()) | {"scores": [1, 2, 3, 4]}
-        assert read_scores(written(content)).keep_top(1) == HeadLayout.parse("enc:000/dec:00/cross:10")
+        assert read_scores(written(content)).keep_top(1) == Layout.parse("enc:000/dec:00/cross:10")
 
 
 class TestKeepTop:

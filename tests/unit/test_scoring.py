@@ -17,7 +17,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_model
 from fairseq_dsp.scoring import SCORERS, removal_order
 from fairseq_dsp.scoring.subject import Subject
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import hard_top_k
 
 
@@ -53,13 +53,13 @@ class TestGradient:
         torch.testing.assert_close(found[live > 0], small, rtol=1e-9, atol=1e-12)
 
     def test_of_heads_that_cannot_matter_is_zero(self):
-        layout = HeadLayout.parse("enc:101.111/dec:000.011/cross:000.000")
+        layout = Layout.parse("enc:101.111/dec:000.011/cross:000.000")
         found = SCORERS["gradient"]().score(subject_of(dense(layout)), torch.ones(layout.count))
         assert found[:5].tolist() == [0.0] * 5
         assert (found[5:] > 0).all()
 
     def test_of_no_heads_is_empty(self):
-        layout = HeadLayout(GRID, (False,) * 18)
+        layout = Layout(GRID, (False,) * 18)
         assert SCORERS["gradient"]().score(subject_of(dense(layout)), torch.ones(0)).tolist() == []
 
     def test_has_the_absolute_value_that_signed_sums_lack(self):
@@ -141,7 +141,7 @@ class TestRemovalOrder:
     @given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(0, 5))
     def test_of_one_scoring_agrees_with_the_highest_scores_ties_included(self, scores, more):
         count = len(scores)
-        grid = HeadGrid((count,), (), ())
+        grid = Grid.of_heads((count,), (), ())
         scorer = Scripted([float(score) for score in scores])
         subject = Subject(grid, {}, [], lambda batch: batch, 1)
         first, order = removal_order(scorer, subject, count + more)
@@ -149,20 +149,20 @@ class TestRemovalOrder:
         assert first.tolist() == scores
         for k in range(count + 1):
             kept = [head not in order[: count - k] for head in range(count)]
-            assert HeadLayout.of_mask(grid, kept) == HeadLayout.of_mask(grid, hard_top_k(first, k))
+            assert Layout.of_mask(grid, kept) == Layout.of_mask(grid, hard_top_k(first, k))
 
     @few_examples
     @given(st.integers(1, 7))
     def test_scores_again_after_every_few_and_only_what_is_left(self, step):
         scorer = Scripted([float(head) for head in range(7)])
-        _, order = removal_order(scorer, Subject(HeadGrid((7,), (), ()), {}, [], lambda batch: batch, 1), step)
+        _, order = removal_order(scorer, Subject(Grid.of_heads((7,), (), ()), {}, [], lambda batch: batch, 1), step)
         assert order == list(range(7))
         assert len(scorer.asked) == -(-7 // step)
         assert [int(live.sum()) for live in scorer.asked] == list(range(7, 0, -step))
 
     def test_follows_the_scores_as_they_change(self):
         scorer = Scripted([1, 2, 3, 4], [0, 9, 8, 7], [0, 5, 6, 0])
-        _, order = removal_order(scorer, Subject(HeadGrid((4,), (), ()), {}, [], lambda batch: batch, 1), 1)
+        _, order = removal_order(scorer, Subject(Grid.of_heads((4,), (), ()), {}, [], lambda batch: batch, 1), 1)
         assert order == [0, 3, 1, 2]
 
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -170,12 +170,14 @@ class TestRemovalOrder:
     def test_of_scores_that_are_no_numbers_is_refused_in_whatever_round(self, turn, value):
         answers = [[0.1, 0.2, 0.3, 0.4] for _ in range(4)]
         answers[turn][3] = float(value)
-        subject = Subject(HeadGrid((4,), (), ()), {}, [], lambda batch: batch, 1)
+        subject = Subject(Grid.of_heads((4,), (), ()), {}, [], lambda batch: batch, 1)
         with pytest.raises(Refusal, match=f"of `--scorer scripted` must be finite, .* with {4 - turn} of 4 heads left"):
             removal_order(Scripted(*answers), subject, 1)
 
     def test_of_a_model_without_heads_is_empty(self):
-        assert removal_order(Scripted([]), Subject(HeadGrid((), (), ()), {}, [], lambda batch: batch, 1), 2)[1] == []
+        assert (
+            removal_order(Scripted([]), Subject(Grid.of_heads((), (), ()), {}, [], lambda batch: batch, 1), 2)[1] == []
+        )
 
     def test_by_gradient_of_a_real_model_equals_one_scoring_at_once_and_differs_head_by_head(self):
         model = dense()

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from models import PAD, WORDS, build_gated, build_with, few_examples
 
 from fairseq_dsp.benchmark.candidates import dictionaries_of
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
-FULL = HeadLayout.full(HeadGrid((3, 3), (3, 3), (3, 3)))
+FULL = Layout.full(Grid.of_heads((3, 3), (3, 3), (3, 3)))
 ALONE = "fairseq_dsp.modules.shared_sources.equal_neighbours", lambda key, mask: 1
 
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from models import build, few_examples
 
 from fairseq_dsp.methods.stratified import EVEN, RULE, counts_of, counts_of_layout, draw_stratified
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 counts = st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple)
-grids = st.builds(HeadGrid, counts, counts, counts)
-PAPER = HeadGrid((8,) * 3, (8,) * 3, (8,) * 3)
+grids = st.builds(Grid.of_heads, counts, counts, counts)
+PAPER = Grid.of_heads((8,) * 3, (8,) * 3, (8,) * 3)
 
 
 @few_examples
@@ -27,7 +27,7 @@ def test_exactly_k_heads_are_kept_whatever_the_grid(grid, data, text, seed):
 @few_examples
 @given(grids, st.data())
 def test_heads_drawn_by_the_counts_of_a_layout_have_its_counts(grid, data):
-    layout = HeadLayout.full(grid).random_subset(data.draw(st.integers(0, grid.total)), 3)
+    layout = Layout.full(grid).random_subset(data.draw(st.integers(0, grid.total)), 3)
     assert counts_of_layout(draw_stratified(grid, counts_of_layout(layout), 5)) == counts_of_layout(layout)
 
 
@@ -36,12 +36,12 @@ def test_heads_drawn_by_the_counts_of_a_layout_have_its_counts(grid, data):
 def test_even_means_that_no_sublayer_with_heads_to_give_has_two_fewer_than_another(grid, data):
     found = counts_of(grid, data.draw(st.integers(0, grid.total)), EVEN)
     for site, count in found.items():
-        assert count == grid.heads(site) or count + 1 >= max(found.values())
+        assert count == grid.size(site) or count + 1 >= max(found.values())
 
 
 def text_of(layout):
     return [
-        "".join(str(len(layout.heads(site))) for site in layout.grid.sites if site.stack == s)
+        "".join(str(len(layout.units(site))) for site in layout.grid.sites if site.stack == s)
         for s in ("enc", "dec", "cross")
     ]
 
@@ -85,7 +85,7 @@ class TestModel:
     def test_shuffles_the_heads_of_a_layout(self):
         given = "enc:110.000/dec:000.001/cross:000.011"
         layout = build(head_selection="stratified", unpruned_heads=5, head_counts=given).layout
-        assert counts_of_layout(layout) == counts_of_layout(HeadLayout.parse(given))
+        assert counts_of_layout(layout) == counts_of_layout(Layout.parse(given))
 
     def test_refuses_counts_that_do_not_add_up_to_the_budget(self, capsys):
         given = "enc:110.000/dec:000.001/cross:000.011"

@@ -24,17 +24,17 @@ from fairseq_dsp.modules.surgery import (
     shrink_state,
     site_name,
 )
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout, Site
+from fairseq_dsp.units.layout import Grid, Layout, Site
 
-GRID = HeadGrid((3, 3), (3, 3), (3, 3))
-FULL = HeadLayout.full(GRID)
-SOME = HeadLayout.parse("enc:100.011/dec:000.110/cross:010.000")
+GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
+FULL = Layout.full(GRID)
+SOME = Layout.parse("enc:100.011/dec:000.110/cross:010.000")
 
-MODELS: dict[str, tuple[HeadGrid, dict[str, Any]]] = {
+MODELS: dict[str, tuple[Grid, dict[str, Any]]] = {
     "post-norm": (GRID, {}),
     "pre-norm": (GRID, {"encoder_normalize_before": True, "decoder_normalize_before": True}),
     "sides that differ": (
-        HeadGrid((3,), (4, 4), (4, 4)),
+        Grid.of_heads((3,), (4, 4), (4, 4)),
         {"encoder_layers": 1, "decoder_embed_dim": 16, "decoder_output_dim": 16, "decoder_attention_heads": 4},
     ),
     "shared embeddings": (GRID, {"share_all_embeddings": True, "share_decoder_input_output_embed": True}),
@@ -46,20 +46,20 @@ of_every_kind = pytest.mark.parametrize("kind", MODELS)
 def dense(kind: str = "post-norm") -> Any:
     """A model with all of its heads."""
     grid, options = MODELS[kind]
-    return build_with(HeadLayout.full(grid), **options)
+    return build_with(Layout.full(grid), **options)
 
 
 def dims(model: Any) -> dict[Site, int]:
     return {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
 
 
-def masked(model: Any, layout: HeadLayout) -> Any:
+def masked(model: Any, layout: Layout) -> Any:
     twin = copy.deepcopy(model)
     mask_heads(twin, layout, model.layout)
     return twin
 
 
-def shrunk(model: Any, layout: HeadLayout) -> Any:
+def shrunk(model: Any, layout: Layout) -> Any:
     twin = copy.deepcopy(model)
     shrink_model(twin, layout, model.layout)
     twin.layout = layout
@@ -88,7 +88,7 @@ class TestMaskedEqualsRewritten:
 
     def test_when_nothing_is_kept_and_when_everything_is(self, kind):
         model = dense(kind)
-        nothing = HeadLayout(model.layout.grid, (False,) * model.layout.grid.total)
+        nothing = Layout(model.layout.grid, (False,) * model.layout.grid.total)
         assert_same(scores(shrunk(model, nothing)), scores(masked(model, nothing)))
         assert_same(scores(shrunk(model, model.layout)), scores(model))
         assert (scores(shrunk(model, nothing)) - scores(model)).abs().max() > 0.01
@@ -112,7 +112,7 @@ class TestShrinking:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def test_an_already_small_state_equals_shrinking_the_dense_one(self):
-        model, fewer = dense(), HeadLayout.parse("enc:000.001/dec:000.110/cross:000.000")
+        model, fewer = dense(), Layout.parse("enc:000.001/dec:000.110/cross:000.000")
         at_once = shrink_state(model.state_dict(), fewer, dims(model))
         first = shrink_state(model.state_dict(), SOME, dims(model))
         then = shrink_state(first, fewer, dims(model), current=SOME)
@@ -145,8 +145,8 @@ class TestShrinking:
         options = {"encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9, "encoder_layers": 6, "decoder_layers": 6}
         model = build(arch="transformer", **options).train()
         grid = make_prunable(model)
-        assert grid == HeadGrid((3,) * 6, (3,) * 6, (3,) * 6)
-        shrink_model(model, HeadLayout(grid, (False,) * grid.total))
+        assert grid == Grid.of_heads((3,) * 6, (3,) * 6, (3,) * 6)
+        shrink_model(model, Layout(grid, (False,) * grid.total))
         sites = list(attentions(model, grid))
         assert len(sites) == 18
         assert all(isinstance(site, PrunableAttention) and site.num_heads == 0 for _, site in sites)
@@ -179,7 +179,7 @@ def test_removing_the_gates_leaves_the_dense_model():
 
 
 class TestMarks:
-    def state(self, layout: HeadLayout = SOME) -> dict[str, Tensor]:
+    def state(self, layout: Layout = SOME) -> dict[str, Tensor]:
         return build_with(layout).state_dict()
 
     @few_examples
@@ -192,7 +192,7 @@ class TestMarks:
 
     @pytest.mark.parametrize("share", [1 / 2, 1 / 3, 1 / 20])
     def test_of_an_average_of_two_layouts_are_refused(self, share):
-        state, other = self.state(), self.state(HeadLayout.parse("enc:010.011/dec:000.110/cross:010.000"))
+        state, other = self.state(), self.state(Layout.parse("enc:010.011/dec:000.110/cross:010.000"))
         for name in state:
             state[name] = (1 - share) * state[name] + share * other[name]
         with pytest.raises(Refusal, match="mixes models"):
@@ -205,7 +205,7 @@ class TestMarks:
     def test_that_lack_a_site_or_belong_to_another_grid_are_refused(self):
         state = self.state()
         with pytest.raises(Refusal, match="do not fit"):
-            layout_of_state(state, HeadGrid((3, 3), (3, 3), (3, 4)))
+            layout_of_state(state, Grid.of_heads((3, 3), (3, 3), (3, 4)))
         del state[f"{site_name(Site('cross', 1))}.kept_mask"]
         with pytest.raises(Refusal, match="do not fit"):
             layout_of_state(state, GRID)

@@ -25,7 +25,7 @@ from fairseq_dsp.guards.versions import (
     settle_device_marks,
     settle_device_marks_of,
 )
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,7 +104,7 @@ def reloaded(model):
     return model.eval()
 
 
-LAYOUT = HeadLayout.parse("enc:100.000/dec:011.111/cross:010.001")
+LAYOUT = Layout.parse("enc:100.000/dec:011.111/cross:010.001")
 
 
 @pytest.mark.usefixtures("native_or_simulated")
@@ -158,7 +158,7 @@ def test_only_the_second_copies_leave_a_state():
 
 
 def test_the_grid_of_a_model_with_fused_layers_is_the_usual_one(fused: None):
-    assert build_gated().layout.grid == HeadGrid((3, 3), (3, 3), (3, 3))
+    assert build_gated().layout.grid == Grid.of_heads((3, 3), (3, 3), (3, 3))
 
 
 def test_what_nobody_has_written_to_is_zero_in_states_and_models():

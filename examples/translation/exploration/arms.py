@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairseq_dsp.methods.stratified import counts_of_layout, draw_stratified
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import STACKS, HeadLayout, Site
+from fairseq_dsp.units.layout import HEAD_STACKS, Layout, Site
 
 from .data import Data
 from .learned import learn
@@ -68,7 +68,7 @@ class Choice:
         race: of `race`, the candidates with their losses.
     """
 
-    layout: HeadLayout
+    layout: Layout
     used: int = 0
     trained: bool = False
     cut: bool = False
@@ -80,9 +80,9 @@ def _fixed(lab: Lab) -> Choice:
     """Options: draw (heads drawn at random, the first or another time); or cross and dec (the rest is encoder); or counts by site."""
     job, grid, options = lab.job, lab.setting.grid, lab.job.options
     if "draw" in options:
-        return Choice(HeadLayout.full(grid).random_subset(job.kept, options["draw"] * 100 + job.seed))
+        return Choice(Layout.full(grid).random_subset(job.kept, options["draw"] * 100 + job.seed))
     if "counts" in options:
-        counts = {Site(*site): min(number, grid.heads(Site(*site))) for site, number in options["counts"]}
+        counts = {Site(*site): min(number, grid.size(Site(*site))) for site, number in options["counts"]}
     else:
         cross, dec = options["cross"], options["dec"]
         by_stack = {"enc": job.kept - cross - dec, "dec": dec, "cross": cross}
@@ -183,7 +183,7 @@ def _raced(lab: Lab) -> Choice:
             training.step()
         race.append((nats(model, held), str(layout)))
     race.sort()
-    return Choice(HeadLayout.parse(race[0][1]), updates * len(candidates), race=race)
+    return Choice(Layout.parse(race[0][1]), updates * len(candidates), race=race)
 
 
 FAMILIES: dict[str, Callable[[Lab], Choice]] = {
@@ -211,7 +211,7 @@ def run(job: Job, setting: Setting, data: Data, dense: dict[str, Tensor]) -> dic
         layout = draw_stratified(setting.grid, counts_of_layout(layout), _SHUFFLED_SEED + job.seed)
     line: dict[str, Any] = {"counts": counts_text(layout), "layout": str(layout), "used": choice.used}
     if choice.race is not None:
-        line["race"] = [(round(loss, 3), counts_text(HeadLayout.parse(text))) for loss, text in choice.race]
+        line["race"] = [(round(loss, 3), counts_text(Layout.parse(text))) for loss, text in choice.race]
     if choice.trained and not options.get("rewind"):
         shrink(model, layout)
         training = lab.training(start=choice.used)  # with fresh moments, for the shapes are new
@@ -226,7 +226,7 @@ def run(job: Job, setting: Setting, data: Data, dense: dict[str, Tensor]) -> dic
     return line
 
 
-def _cut(lab: Lab, choice: Choice, layout: HeadLayout) -> DspTransformerModel:
+def _cut(lab: Lab, choice: Choice, layout: Layout) -> DspTransformerModel:
     """What is fine-tuned."""
     job, options = lab.job, lab.job.options
     if choice.cut and not options.get("cutonly"):
@@ -252,10 +252,10 @@ def _fine_tune(lab: Lab, model: DspTransformerModel, updates: int) -> dict[str, 
     return found
 
 
-def counts_text(layout: HeadLayout) -> str:
+def counts_text(layout: Layout) -> str:
     """`enc:0.1.0/dec:1.0.1/cross:1.0.2`: heads kept, by sublayer."""
     by_stack = {
-        stack: ".".join(str(len(layout.heads(site))) for site in layout.grid.sites if site.stack == stack)
-        for stack in STACKS
+        stack: ".".join(str(len(layout.units(site))) for site in layout.grid.sites if site.stack == stack)
+        for stack in HEAD_STACKS
     }
     return "/".join(f"{stack}:{numbers}" for stack, numbers in by_stack.items())

@@ -10,7 +10,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 from .data import Data
 from .models import VectorGates
@@ -25,7 +25,7 @@ _SPREAD_OF_START = 0.1
 def learn(
     model: DspTransformerModel, data: Data, training: Training, seed: int, k: int, window: int, options: dict[str, Any],
     start: Tensor | None = None,
-) -> HeadLayout:  # fmt: skip
+) -> Layout:  # fmt: skip
     """Trains weights and importance for `window` updates, then takes the K most important heads.
 
     Options:

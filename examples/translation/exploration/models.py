@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairseq_dsp.modules.surgery import attentions, shrink_model
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import HeadLayout
+from fairseq_dsp.units.layout import Layout
 
 from .data import LONGEST, Data
 from .setting import Setting
@@ -27,7 +27,7 @@ def build(setting: Setting, data: Data, seed: int) -> DspTransformerModel:
     values |= {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
     cfg = argparse.Namespace(
         arch="dsp_transformer", _name="dsp_transformer", seed=seed, dropout=setting.dropout, head_selection="fixed",
-        head_layout=str(HeadLayout.full(setting.grid)), share_decoder_input_output_embed=True,
+        head_layout=str(Layout.full(setting.grid)), share_decoder_input_output_embed=True,
         max_source_positions=LONGEST, max_target_positions=LONGEST, **values,
     )  # fmt: skip
     ARCH_CONFIG_REGISTRY[cfg.arch](cfg)
@@ -35,7 +35,7 @@ def build(setting: Setting, data: Data, seed: int) -> DspTransformerModel:
 
 
 def cut_from(
-    dense: dict[str, Tensor], setting: Setting, data: Data, seed: int, layout: HeadLayout | None = None
+    dense: dict[str, Tensor], setting: Setting, data: Data, seed: int, layout: Layout | None = None
 ) -> DspTransformerModel:
     """The dense model, or what a layout leaves of it."""
     model = build(setting, data, seed)
@@ -45,7 +45,7 @@ def cut_from(
     return model
 
 
-def shrink(model: DspTransformerModel, layout: HeadLayout) -> None:
+def shrink(model: DspTransformerModel, layout: Layout) -> None:
     """Cuts the model to a layout within its own, in place."""
     shrink_model(model, layout, current=model.layout)
     model.layout = layout

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fairseq_dsp.units.layout import STACKS
+from fairseq_dsp.units.layout import HEAD_STACKS
 
 from .setting import Job, Setting
 
@@ -48,7 +48,7 @@ def tune(seed: int) -> Iterator[Job]:
 def landscape(setting: Setting, seed: int, count: int = 60) -> Iterator[Job]:
     """Six heads whose sublayers are drawn, each as likely as any other, with at least one in cross-attention; the same draws for all seeds."""
     generator = random.Random(0)
-    sites = [(stack, layer) for stack in STACKS for layer in range(setting.layers)]
+    sites = [(stack, layer) for stack in HEAD_STACKS for layer in range(setting.layers)]
     for _ in range(count):
         counts: dict[tuple[str, int], int] = {}
         while not any(stack == "cross" for stack, _ in counts):

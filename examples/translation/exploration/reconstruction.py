@@ -13,7 +13,7 @@ from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, rescale_state
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import HeadLayout, Site, head_rows
+from fairseq_dsp.units.layout import Layout, Site, head_rows
 
 from .data import Batch, Data
 from .models import shrink
@@ -23,7 +23,7 @@ from .training import Training
 _RIDGE = 1e-6  # of the mean variance of a site's contexts
 
 
-def cut_and_rescale(model: DspTransformerModel, layout: HeadLayout, moments: dict[Site, Moments]) -> None:
+def cut_and_rescale(model: DspTransformerModel, layout: Layout, moments: dict[Site, Moments]) -> None:
     """Cuts the model to a layout within its own, in place, and fits what stays to what all said (`fairseq-dsp-prune --rescale`)."""
     current, before = model.layout, {name: value.clone() for name, value in model.state_dict().items()}
     shrink(model, layout)
@@ -122,16 +122,16 @@ def _output_gradients(model: DspTransformerModel, batches: Sequence[Batch]) -> d
 
 def _cheapest_layout(
     model: DspTransformerModel, moments: dict[Site, Moments], curvature: dict[Site, _Curvature], k: int
-) -> HeadLayout:
+) -> Layout:
     orders: dict[Site, tuple[list[float], list[list[int]]]] = {}
     for site, attention in attentions(model, model.layout.grid):
         weight = attention.out_proj.weight.detach().double().cpu()
         found = (moments[site], curvature[site]) if attention.num_heads else None
         orders[site] = _order_of_site(weight, found, attention.num_heads, attention.head_dim)
     numbers = allocate({site: costs for site, (costs, _) in orders.items()}, k)
-    kept = {(site, model.layout.heads(site)[place]) for site in orders for place in orders[site][1][numbers[site]]}
+    kept = {(site, model.layout.units(site)[place]) for site in orders for place in orders[site][1][numbers[site]]}
     grid = model.layout.grid
-    return HeadLayout(grid, tuple((site, head) in kept for site in grid.sites for head in range(grid.heads(site))))
+    return Layout(grid, tuple((site, head) in kept for site in grid.sites for head in range(grid.size(site))))
 
 
 def _order_of_site(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 from .data import Batch, Data
 from .models import VectorGates
@@ -28,7 +28,7 @@ class Remaining:
         count: how many are left.
     """
 
-    def __init__(self, grid: HeadGrid) -> None:
+    def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.mask = torch.ones(grid.total)
         self.count = grid.total
@@ -45,8 +45,8 @@ class Remaining:
         self.count -= 1
 
     @property
-    def layout(self) -> HeadLayout:
-        return HeadLayout.of_mask(self.grid, self.mask)
+    def layout(self) -> Layout:
+        return Layout.of_mask(self.grid, self.mask)
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def cheapest(
     return min(losses)[1]
 
 
-def by_scores(model: DspTransformerModel, batches: Sequence[Batch], seed: int, k: int) -> HeadLayout:
+def by_scores(model: DspTransformerModel, batches: Sequence[Batch], seed: int, k: int) -> Layout:
     """Removes the head of the lowest Fisher score, scores what is left, and so on."""
     left = Remaining(model.layout.grid)
     while left.count > k:
@@ -72,7 +72,7 @@ def by_scores(model: DspTransformerModel, batches: Sequence[Batch], seed: int, k
     return left.layout
 
 
-def by_loss(model: DspTransformerModel, data: Data, batches: Sequence[Batch], seed: int, k: int) -> HeadLayout:
+def by_loss(model: DspTransformerModel, data: Data, batches: Sequence[Batch], seed: int, k: int) -> Layout:
     """Removes that of the six heads of the lowest Fisher scores without which the loss is lowest; a batch for each of both."""
     left = Remaining(model.layout.grid)
     while left.count > k:
@@ -100,7 +100,7 @@ def kept_at(update: int, start: int, end: int, total: int, k: int, schedule: str
 
 def while_training(
     model: DspTransformerModel, data: Data, training: Training, seed: int, k: int, window: int, options: dict[str, Any]
-) -> HeadLayout:
+) -> Layout:
     """Trains for `window` updates while heads go by a moving average of what each costs.
 
     Options:
@@ -139,9 +139,7 @@ def while_training(
     return left.layout
 
 
-def in_order(
-    model: DspTransformerModel, data: Data, training: Training, scores: Tensor, k: int, window: int
-) -> HeadLayout:
+def in_order(model: DspTransformerModel, data: Data, training: Training, scores: Tensor, k: int, window: int) -> Layout:
     """Trains to the end while heads go in an order that is known before: their number falls over `window` updates from all to k.
 
     The model keeps its size, and its gates are those of the layout at the end.

@@ -14,7 +14,7 @@ from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.sentence_gates import loss_derivatives
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.floors import floors_of, top_k_above_floors
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 from .data import Batch
 
@@ -54,12 +54,12 @@ def score(
     return SCORERS[PACKAGE_NAMES[name]]().score(subject, live).double().cpu()
 
 
-def keep_top(grid: HeadGrid, scores: Tensor, k: int, floor: int | str | None = 1) -> HeadLayout:
+def keep_top(grid: Grid, scores: Tensor, k: int, floor: int | str | None = 1) -> Layout:
     """The layout of the k best heads of which `floor` are cross-attention; see `floors`."""
-    return HeadLayout.of_mask(grid, top_k_above_floors(scores.detach().double().cpu(), k, floors_of(grid, floor)))
+    return Layout.of_mask(grid, top_k_above_floors(scores.detach().double().cpu(), k, floors_of(grid, floor)))
 
 
-def keep_top_discounted(grid: HeadGrid, scores: Tensor, k: int, discount: float) -> HeadLayout:
+def keep_top_discounted(grid: Grid, scores: Tensor, k: int, discount: float) -> Layout:
     """Heads taken one after the other, the best first; each further head of a sublayer counts `discount` times as much as the last.
 
     Ties go to the higher index.
@@ -74,16 +74,16 @@ def keep_top_discounted(grid: HeadGrid, scores: Tensor, k: int, discount: float)
                 left, key=lambda head, sites=sites: (float(scores[head]) * discount ** sites.count(site_of[head]), head)
             )
         )
-    return HeadLayout.of_mask(grid, [float(head in taken) for head in range(grid.total)])
+    return Layout.of_mask(grid, [float(head in taken) for head in range(grid.total)])
 
 
-def in_order_of_passes(grid: HeadGrid, scores: Tensor) -> Tensor:
+def in_order_of_passes(grid: Grid, scores: Tensor) -> Tensor:
     """Scores as the first scripts mislabelled them: in the order in which a pass comes to the sublayers, [H].
 
     A decoder layer's self-attention comes just before its cross-attention there, while in the grid's order all of the decoder's
     self-attention does. With three layers what cross-attention of the first layer had was taken for decoder self-attention of the second.
     """
     spans = {(site.stack, site.layer): span for site, span in grid.spans()}
-    sites = [("enc", layer) for layer in range(len(grid.enc))]
-    sites += [(stack, layer) for layer in range(len(grid.dec)) for stack in ("dec", "cross")]
+    sites = [("enc", layer) for layer in range(len(grid.of("enc")))]
+    sites += [(stack, layer) for layer in range(len(grid.of("dec"))) for stack in ("dec", "cross")]
     return torch.cat([scores[spans[site]] for site in sites])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairseq_dsp.units.layout import HeadGrid
+from fairseq_dsp.units.layout import Grid
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Setting:
     updates: int = 600
 
     @property
-    def grid(self) -> HeadGrid:
-        return HeadGrid.even(self.layers, self.heads)
+    def grid(self) -> Grid:
+        return Grid.even(self.layers, self.heads)
 
 
 @dataclass(frozen=True)

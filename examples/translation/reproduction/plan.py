@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from fairseq_dsp.config import AUTO
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.units.layout import HeadGrid, HeadLayout
+from fairseq_dsp.units.layout import Grid, Layout
 
 from .commands import Commands, Settings
 from .presets import FROM_DENSE, LEARNED, METHODS, importance_options
@@ -98,7 +98,7 @@ class _Maker:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.preset, self.schedule = settings, settings.preset, settings.schedule
         self.commands = Commands(settings)
-        self.full = HeadLayout.full(HeadGrid.even(self.preset.layers, self.preset.heads_per_layer))
+        self.full = Layout.full(Grid.even(self.preset.layers, self.preset.heads_per_layer))
 
     def dense(self, seed: int) -> Run:
         name = f"dense-s{seed}"

@@ -7,29 +7,29 @@ from typing import Any
 
 from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.records import Group, Record, grouped
-from fairseq_dsp.units.layout import STACK_NAMES, STACKS, HeadLayout
+from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
 
 
-def kept_heads_grid(layouts: Mapping[str, HeadLayout], *paths: str) -> None:
+def kept_heads_grid(layouts: Mapping[str, Layout], *paths: str) -> None:
     """Which heads are kept: a row of panels a layout, a panel an attention type, a row a layer, a column a head.
 
     Args:
         layouts: title of each row of panels -> layout.
         paths: where to write; the suffix chooses the format (png, pdf, svg).
     """
-    deepest = max((len(getattr(layout.grid, stack)) for layout in layouts.values() for stack in STACKS), default=1)
-    widest = max(_width(layout, stack) for layout in layouts.values() for stack in STACKS)
+    deepest = max((len(layout.grid.of(stack)) for layout in layouts.values() for stack in HEAD_STACKS), default=1)
+    widest = max(_width(layout, stack) for layout in layouts.values() for stack in HEAD_STACKS)
     with style.drawing():
         figure = style.new_figure(
-            len(STACKS) * (0.21 * widest + 0.4) + 0.4, (0.21 * max(deepest, 1) + 0.5) * len(layouts)
+            len(HEAD_STACKS) * (0.21 * widest + 0.4) + 0.4, (0.21 * max(deepest, 1) + 0.5) * len(layouts)
         )
-        axes = figure.subplots(len(layouts), len(STACKS), squeeze=False)
+        axes = figure.subplots(len(layouts), len(HEAD_STACKS), squeeze=False)
         for row, (title, layout) in zip(axes, layouts.items(), strict=True):
-            for axis, stack in zip(row, STACKS, strict=True):
+            for axis, stack in zip(row, HEAD_STACKS, strict=True):
                 kept, total = layout.by_type()[stack]
                 axis.set_title(f"{STACK_NAMES[stack]}  {kept}/{total}")
                 _draw(axis, layout, stack)
-                layers, heads = len(getattr(layout.grid, stack)), _width(layout, stack)
+                layers, heads = len(layout.grid.of(stack)), _width(layout, stack)
                 axis.set_xticks(range(heads), [str(head + 1) for head in range(heads)])
                 axis.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
             row[0].set_ylabel(f"{title}\nlayer", parse_math=False)
@@ -38,7 +38,7 @@ def kept_heads_grid(layouts: Mapping[str, HeadLayout], *paths: str) -> None:
         style.save(figure, paths)
 
 
-def kept_heads_by_budget(layouts: Mapping[str, HeadLayout], *paths: str, note: str = "") -> None:
+def kept_heads_by_budget(layouts: Mapping[str, Layout], *paths: str, note: str = "") -> None:
     """The same, small, for many budgets side by side: a column a layout, a row an attention type.
 
     Args:
@@ -47,19 +47,19 @@ def kept_heads_by_budget(layouts: Mapping[str, HeadLayout], *paths: str, note: s
         note: small print above the figure.
     """
     first = next(iter(layouts.values()))
-    widest = max(_width(layout, stack) for layout in layouts.values() for stack in STACKS)
-    depths = [max(len(getattr(first.grid, stack)), 1) for stack in STACKS]
+    widest = max(_width(layout, stack) for layout in layouts.values() for stack in HEAD_STACKS)
+    depths = [max(len(first.grid.of(stack)), 1) for stack in HEAD_STACKS]
     # the smallest cells that fill a page's width, within what the eye can take
     cell = min(max((style.TEXT_WIDTH - 0.5) / len(layouts) / (widest + 1), 0.05), 0.13)
     with style.drawing():
         width = 0.75 + len(layouts) * max(cell * (widest + 1), 0.4)
-        figure = style.new_figure(width, 0.3 + sum(depths) * cell + 0.32 * len(STACKS), note)
-        axes = figure.subplots(len(STACKS), len(layouts), squeeze=False, height_ratios=depths)
+        figure = style.new_figure(width, 0.3 + sum(depths) * cell + 0.32 * len(HEAD_STACKS), note)
+        axes = figure.subplots(len(HEAD_STACKS), len(layouts), squeeze=False, height_ratios=depths)
         for column, (title, layout) in enumerate(layouts.items()):
-            for axis, stack in zip(axes[:, column], STACKS, strict=True):
+            for axis, stack in zip(axes[:, column], HEAD_STACKS, strict=True):
                 _draw(axis, layout, stack)
                 axis.set_xticks([])
-                layers = len(getattr(layout.grid, stack))
+                layers = len(layout.grid.of(stack))
                 axis.set_yticks([0, layers - 1] if column == 0 and layers > 1 else [])
                 if column == 0:
                     axis.set_yticklabels(["1", str(layers)] if layers > 1 else [])
@@ -94,7 +94,7 @@ def attention_type_shares(records: Sequence[Record], *paths: str, note: str = ""
             axis.set(ylim=(0, 100), yticks=[0, 25, 50, 75, 100])
             axis.grid(axis="y")
             axis.tick_params(labelbottom=number + columns >= len(methods))
-            for stack in STACKS:
+            for stack in HEAD_STACKS:
                 _shares(axis, [group for group in groups if group.method == method], stack)
         for axis in axes[len(methods) :]:
             axis.set_visible(False)
@@ -113,7 +113,7 @@ def attention_type_shares(records: Sequence[Record], *paths: str, note: str = ""
 def _shares(axis: Any, groups: Sequence[Group], stack: str) -> None:
     color, marker, dash = style.TYPE_LOOKS[stack]
     counts = [total for _, total in groups[0].records[0].layout.by_type().values()]
-    everywhere = 100 * counts[STACKS.index(stack)] / groups[0].records[0].total
+    everywhere = 100 * counts[HEAD_STACKS.index(stack)] / groups[0].records[0].total
     axis.axhline(everywhere, color=color if len({*counts}) > 1 else style.INK, linewidth=0.7, linestyle=":", zorder=1)
     kept, means = [], []
     for group in groups:
@@ -125,7 +125,7 @@ def _shares(axis: Any, groups: Sequence[Group], stack: str) -> None:
     axis.plot(kept, means, color=color, marker=marker, linestyle=dash, markersize=3, clip_on=False, zorder=3)
 
 
-def _draw(axis: Any, layout: HeadLayout, stack: str) -> None:
+def _draw(axis: Any, layout: Layout, stack: str) -> None:
     """One attention type's heads as cells; without a frame."""
     from matplotlib.patches import Rectangle
 
@@ -133,11 +133,11 @@ def _draw(axis: Any, layout: HeadLayout, stack: str) -> None:
         for head, kept in enumerate(layout.marks(site)):
             color = style.KEPT if kept else style.REMOVED
             axis.add_patch(Rectangle((head - 0.44, site.layer - 0.44), 0.88, 0.88, facecolor=color, edgecolor="none"))
-    layers = max(len(getattr(layout.grid, stack)), 1)
+    layers = max(len(layout.grid.of(stack)), 1)
     axis.set(xlim=(-0.5, _width(layout, stack) - 0.5), ylim=(layers - 0.5, -0.5), aspect="equal")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
 
 
-def _width(layout: HeadLayout, stack: str) -> int:
-    return max(1, *getattr(layout.grid, stack), 1)
+def _width(layout: Layout, stack: str) -> int:
+    return max(1, *layout.grid.of(stack), 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.training_log import TrainingLog
-from fairseq_dsp.units.layout import STACK_NAMES, STACKS
+from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES
 
 _FEW = 20  # points that are marked
 
@@ -36,7 +36,7 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str, note: str = "
         for column, (title, log) in zip(axes.T, logs.items(), strict=True):
             column[0].set_title(title, parse_math=False)
             _course(column[0], log, "temperature", positive=True)
-            for stack in STACKS:
+            for stack in HEAD_STACKS:
                 color = style.TYPE_LOOKS[stack][0]
                 _course(column[1], log, f"importance_{stack}", color=color)
                 _course(column[3], log, f"heads_{stack}", color=color, drawstyle="steps-post")
