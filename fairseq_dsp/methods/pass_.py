@@ -41,6 +41,7 @@ class Pass(Method):
 
     name: ClassVar[str] = "pass"
     options: ClassVar[tuple[str, ...]] = LEARNED_OPTIONS
+    has_window: ClassVar[bool] = True
     seed: int
     budget: int
     updates_a_round: int
