@@ -25,7 +25,10 @@ UNDECLARED = ("seed", "importance_lr", "derived")
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Options of head pruning. Help texts are the metadata; `None` means "not given"."""
+    """Options of pruning. Help texts are the metadata; `None` means "not given".
+
+    A rewritten checkpoint names an option of format 2 only where that format needs it: of heads alone it stays what it was.
+    """
 
     head_selection: str | None = field(
         default=None,
@@ -42,7 +45,16 @@ class PruningConfig:
     head_layout: str | None = field(
         default=None,
         metadata={
-            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…) or a checkpoint to take it from"
+            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…, with /ffn-enc:…/ffn-dec:… for groups of neurons too) "
+            "or a checkpoint to take it from"
+        },
+    )
+    ffn_group: int | None = field(
+        default=None,
+        metadata={
+            "help": "how many neurons of a feed-forward network are one unit, for a --head-layout with ffn-enc and ffn-dec "
+            "(default: as many as its marks say)",
+            "format": 2,
         },
     )
     head_counts: str | None = field(
@@ -192,6 +204,15 @@ def set_option(cfg: argparse.Namespace | DictConfig, name: str, value: Any) -> N
             cfg[name] = value
     else:
         setattr(cfg, name, value)
+
+
+def remove_option(cfg: argparse.Namespace | DictConfig, name: str) -> None:
+    """Takes an option out of a cfg of either kind, in place, if it is there."""
+    if isinstance(cfg, DictConfig):
+        with open_dict(cfg):
+            cfg.pop(name, None)
+    else:
+        vars(cfg).pop(name, None)
 
 
 def _convert(value: Any, type_name: str) -> Any:
