@@ -27,7 +27,7 @@ UNDECLARED = ("seed", "importance_lr", "derived")
 class PruningConfig:
     """Options of pruning. Help texts are the metadata; `None` means "not given".
 
-    A rewritten checkpoint names an option of format 2 only where that format needs it: of heads alone it stays what it was.
+    A rewritten checkpoint names those marked `later` only where it needs them, so that what always could be written stays what it was.
     """
 
     head_selection: str | None = field(
@@ -54,7 +54,7 @@ class PruningConfig:
         metadata={
             "help": "how many neurons of a feed-forward network are one unit, for a --head-layout with ffn-enc and ffn-dec "
             "(default: as many as its marks say)",
-            "format": 2,
+            "later": True,
         },
     )
     head_counts: str | None = field(
@@ -77,7 +77,8 @@ class PruningConfig:
         metadata={
             "help": "where settings of the choice come from that are not given: auto (from the length of the training: the projection "
             "at temperatures from 1 to 0.1, a window of 40 %% of the updates, an importance learning rate of 25 divided by it) or "
-            "paper (the published ones); default: auto, but paper where temperatures are given without --relaxation"
+            "paper (the published ones); default: auto, but paper where temperatures are given without --relaxation",
+            "later": True,
         },
     )
     pipelined: bool = field(

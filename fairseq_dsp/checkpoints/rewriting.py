@@ -20,7 +20,7 @@ from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model, resolve_layout
 from fairseq_dsp.checkpoints.reading import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
-from fairseq_dsp.config import PruningConfig, get_option, remove_option, set_option
+from fairseq_dsp.config import UNDECLARED, PruningConfig, get_option, remove_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
@@ -100,9 +100,9 @@ def rewrite(
         "layout": str(layout),
     }
     for option in fields(PruningConfig):
-        if option.metadata.get("format", 1) > 1:
+        if option.metadata.get("later"):
             remove_option(cfg.model, option.name)
-        elif option.name != "seed":
+        elif option.name not in UNDECLARED:
             set_option(cfg.model, option.name, option.default)
     set_option(cfg.model, "head_layout", str(layout))
     if get_option(cfg.task, "unpruned_heads") is not None:
