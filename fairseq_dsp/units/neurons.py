@@ -12,5 +12,5 @@ NEURONS = Kind(
     ),
     readers=("fc2",),
     makers=("fc1",),
-    marks="fc2.kept_mask",
+    marks="ffn_kept_mask",
 )
