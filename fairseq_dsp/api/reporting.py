@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 from fairseq_dsp.analysis import plots
-from fairseq_dsp.analysis.records import REFERENCES, Record, read_records, resolve
+from fairseq_dsp.analysis.records import DENSE, REFERENCES, Record, read_records, resolve
 from fairseq_dsp.analysis.report import is_report, read_logs, refuse_mixtures, write_report
 from fairseq_dsp.analysis.significance import PairedTests, disagreements, paired_tests
 from fairseq_dsp.api.watching import Watch, unwatched, watched
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.output import checked_folder
 from fairseq_dsp.units.layout import Layout
 
@@ -37,6 +38,7 @@ def report(
     output: str | os.PathLike[str],
     *,
     references: str | os.PathLike[str] | None = None,
+    against: str = DENSE,
     force: bool = False,
     warn: Callable[[str], Any] = lambda sentence: None,
     watch: Watch = unwatched,
@@ -48,6 +50,7 @@ def report(
         output: the folder to write.
         references: detokenised reference translations. Every run whose line names `hypotheses` is tested against dense. None for
             those that a reproduction left beside `results`, if they are there.
+        against: the method that every other is compared with, paired by seed.
         force: replace the report in `output`.
         warn: is given every warning as soon as it is known.
         watch: shows how far the tests are: see `score`.
@@ -64,6 +67,9 @@ def report(
         warnings.append(sentence)
 
     records = read_records(results, note)
+    methods = dict.fromkeys(record.method for record in records)
+    if against != DENSE and against not in methods:
+        raise Refusal(f"`--against` must be a method of the results ({', '.join(methods)}), but is {against}.")
     refuse_mixtures(records, results)
     logs, problems = read_logs(records, results)
     tests = None
@@ -75,7 +81,7 @@ def report(
         problems += disagreements(tests)
     for problem in problems:
         note(problem)
-    write_report(records, target, tests, logs, warnings)
+    write_report(records, target, tests, logs, warnings, against)
     return Report(records, tests, warnings)
 
 

@@ -19,10 +19,10 @@ from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model, resolve_layout
 from fairseq_dsp.checkpoints.reading import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
-from fairseq_dsp.config import PruningConfig, get_option, set_option
+from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
-from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_state
+from fairseq_dsp.modules.surgery import mask_heads, shrink_state
 from fairseq_dsp.plugin.objections import budget_out_of_range
 from fairseq_dsp.units.fingerprint import agree, fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
@@ -90,8 +90,7 @@ def rewrite(
     layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
-    dims = {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
-    small_weights = shrink_state(weights, layout, dims, model.layout)
+    small_weights = shrink_state(weights, layout, model.layout)
 
     cfg = copy.deepcopy(state["cfg"])
     provenance = {
@@ -103,7 +102,9 @@ def rewrite(
         "layout": str(layout),
     }
     for option in fields(PruningConfig):
-        if option.name != "seed":
+        if option.name in LATER and get_option(cfg.model, option.name) is None:
+            continue
+        if option.name not in ("seed", "importance_lr"):  # of the training, under fairseq's own names
             set_option(cfg.model, option.name, option.default)
     set_option(cfg.model, "head_layout", str(layout))
     if get_option(cfg.task, "unpruned_heads") is not None:

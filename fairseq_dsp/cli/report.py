@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from fairseq_dsp.analysis.records import REFERENCES
+from fairseq_dsp.analysis.records import DENSE, REFERENCES
 from fairseq_dsp.analysis.report import MARKDOWN, PAGE
 from fairseq_dsp.api.reporting import report
 from fairseq_dsp.cli.waiting import steps
@@ -28,6 +28,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="detokenised reference translations: test every run whose line names `hypotheses` against dense "
         f"(default: {REFERENCES} beside RESULTS, if it is there)",
     )
+    parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        default=DENSE,
+        help="compare every method with this one, paired by seed (default: %(default)s)",
+    )
     parser.add_argument("--force", action="store_true", help="replace the report in DIR")
     return parser
 
@@ -39,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the request cannot be honoured; nothing has been written.
     """
     args = get_parser().parse_args(arguments)
-    done = report(args.results, args.output, references=args.references, force=args.force, warn=_warn, watch=_tested)
+    given = {name: value for name, value in vars(args).items() if name not in ("results", "output")}
+    done = report(args.results, args.output, **given, warn=_warn, watch=_tested)
     print(f"reported {len(done.records)} runs: {args.output}/{PAGE}, {args.output}/{MARKDOWN}")
 
 
