@@ -33,7 +33,9 @@ def test_no_line_is_longer_than_130_characters():
 
 def test_the_first_table_is_that_of_the_results():
     table = re.search(r"^\| \| dense \|.*?\n\n", README, re.M | re.S)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")[1:]] for line in table.group().splitlines()[2:]]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")[1:]] for line in table.group().strip().splitlines()[2:]
+    ]
     runs = lines_of("examples/translation/results/cpu-amd-epyc-2-cores/results.jsonl")
 
     def means(key: str, method: str, shown: str) -> list[str]:
