@@ -8,6 +8,7 @@ from the command line and would lose anything that only the task knows. `cfg.mod
 from __future__ import annotations
 
 import argparse
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -21,14 +22,13 @@ AUTO = "auto"
 
 # Of `PruningConfig`, what no command line of a model declares.
 UNDECLARED = ("seed", "importance_lr", "derived")
+# What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
+LATER = ("recipe", "derived", "ffn_group")
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Options of pruning. Help texts are the metadata; `None` means "not given".
-
-    A rewritten checkpoint names those marked `later` only where it needs them, so that what always could be written stays what it was.
-    """
+    """Options of pruning. Help texts are the metadata; `None` means "not given"."""
 
     head_selection: str | None = field(
         default=None,
@@ -54,7 +54,6 @@ class PruningConfig:
         metadata={
             "help": "how many neurons of a feed-forward network are one unit, for a --head-layout with ffn-enc and ffn-dec "
             "(default: as many as its marks say)",
-            "later": True,
         },
     )
     head_counts: str | None = field(
@@ -77,8 +76,7 @@ class PruningConfig:
         metadata={
             "help": "where settings of the choice come from that are not given: auto (from the length of the training: the projection "
             "at temperatures from 1 to 0.1, a window of 40 %% of the updates, an importance learning rate of 25 divided by it) or "
-            "paper (the published ones); default: auto, but paper where temperatures are given without --relaxation",
-            "later": True,
+            "paper (the published ones); default: auto, but paper where temperatures are given without --relaxation"
         },
     )
     pipelined: bool = field(
@@ -170,6 +168,26 @@ def flag(name: str) -> str:
     return "`--" + name.replace("_", "-") + "`"
 
 
+def whole_number(given: int | str | None, option: str, least: int | None = None) -> int | None:
+    """An option's number, None where it is not given.
+
+    Args:
+        given: a number, or its text on a command line.
+
+    Raises:
+        Refusal: it is no whole number, or below `least`.
+    """
+    if given is None:
+        return None
+    try:
+        number = int(given) if isinstance(given, str) else operator.index(given)
+    except (TypeError, ValueError):
+        raise Refusal(f"{flag(option)} must be a whole number, but is {given!r}.") from None
+    if least is not None and number < least:
+        raise Refusal(f"{flag(option)} must be at least {least}, but is {given}.")
+    return number
+
+
 def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Declares the model's options for fairseq's command lines. The budget is declared by the task, others by fairseq or nobody."""
     for option in fields(PruningConfig):
@@ -205,15 +223,6 @@ def set_option(cfg: argparse.Namespace | DictConfig, name: str, value: Any) -> N
             cfg[name] = value
     else:
         setattr(cfg, name, value)
-
-
-def remove_option(cfg: argparse.Namespace | DictConfig, name: str) -> None:
-    """Takes an option out of a cfg of either kind, in place, if it is there."""
-    if isinstance(cfg, DictConfig):
-        with open_dict(cfg):
-            cfg.pop(name, None)
-    else:
-        vars(cfg).pop(name, None)
 
 
 def _convert(value: Any, type_name: str) -> Any:

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import OmegaConf
 
-import fairseq_dsp
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model, resolve_layout
 from fairseq_dsp.checkpoints.reading import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
-from fairseq_dsp.config import UNDECLARED, PruningConfig, get_option, remove_option, set_option
+from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
@@ -31,6 +30,7 @@ from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, pars
 from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
+from fairseq_dsp.version import __version__
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
@@ -51,6 +51,7 @@ class Rewrite:
         difference: largest difference of log-probabilities between masked and rewritten model, before rescaling.
         losses: nats per target token on the sentences of `--rescale`: of the model that was read, of what is left of it, and of
             that rescaled; None where nothing was rescaled.
+        scores: what the heads were chosen by; None where by no scores.
     """
 
     state: dict[str, Any]
@@ -59,6 +60,7 @@ class Rewrite:
     parameters_after: int
     difference: float
     losses: tuple[float, float, float] | None = None
+    scores: ScoreFile | None = None
 
 
 def rewrite(
@@ -98,16 +100,16 @@ def rewrite(
     cfg = copy.deepcopy(state["cfg"])
     provenance = {
         "format": FORMAT if has_neurons(layout.grid) else 1,
-        "version": fairseq_dsp.__version__,
+        "version": __version__,
         **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores),
         "kept": layout.count,
         "total": layout.grid.total,
         "layout": str(layout),
     }
     for option in fields(PruningConfig):
-        if option.metadata.get("later"):
-            remove_option(cfg.model, option.name)
-        elif option.name not in UNDECLARED:
+        if option.name in LATER and get_option(cfg.model, option.name) is None:
+            continue
+        if option.name not in ("seed", "importance_lr"):  # of the training, under fairseq's own names
             set_option(cfg.model, option.name, option.default)
     set_option(cfg.model, "head_layout", str(layout))
     if has_neurons(layout.grid):
@@ -150,7 +152,7 @@ def rewrite(
         "extra_state": {name: value for name, value in extra.items() if not name.startswith("ema")},
         PROVENANCE: provenance,
     }
-    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses)
+    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, scores)
 
 
 def choose_layout(
