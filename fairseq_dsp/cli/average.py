@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from fairseq_dsp.checkpoints.averaging import average
-from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.errors import as_command
+from fairseq_dsp.files.checkpoint import write_checkpoint
 from fairseq_dsp.files.output import checked_file
 
 

@@ -7,13 +7,13 @@ import logging
 import os
 from collections.abc import Sequence
 
-from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.cli.arguments import add_languages, megabytes
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, as_command
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert, is_model
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.quality import Effect
+from fairseq_dsp.files.checkpoint import write_checkpoint
 from fairseq_dsp.files.output import checked_file, checked_folder
 from fairseq_dsp.units.layout import Layout
 

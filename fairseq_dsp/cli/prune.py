@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fairseq_dsp.checkpoints.batches import draw_batches
-from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.checkpoints.rewriting import Rewrite, rewrite
 from fairseq_dsp.cli.arguments import add_languages, megabytes, whole_number
 from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.errors import Refusal, as_command
+from fairseq_dsp.files.checkpoint import write_checkpoint
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
 from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
