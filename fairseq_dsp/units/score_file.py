@@ -102,7 +102,7 @@ def read_scores(path: str) -> ScoreFile:
     names = ScoreFile.__dataclass_fields__.keys()
     wrong = [f"`{name}` is missing" for name in names if name not in content and name != "weights"]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
-    wrong += broken(content, _RULES)
+    wrong += broken(content, _RULES) + _strange_items(content)
     if not wrong:
         content["layout"] = Layout.parse(content["layout"])
         wrong = _disagreements(content)
@@ -118,15 +118,19 @@ def _is_fingerprint(value: Any) -> bool:
     return all(isinstance(each, str) and re.fullmatch(rf"[0-9a-f]{{{2 * SIZE}}}", each) for each in value.values())
 
 
-def _disagreements(content: dict[str, Any]) -> list[str]:
-    """What is wrong between values that are right by themselves."""
-    wrong = [
+def _strange_items(content: dict[str, Any]) -> list[str]:
+    """The first of each list that is not what the list is of."""
+    return [
         f"`{name}` holds {excerpt(strange)}, which is no {item}"
         for name, item, fits in (("scores", "number", is_finite), ("order", "head", is_whole))
-        for strange in [each for each in content[name] or () if not fits(each)][:1]
+        if isinstance(content.get(name), list)
+        for strange in [each for each in content[name] if not fits(each)][:1]
     ]
-    if wrong:
-        return wrong
+
+
+def _disagreements(content: dict[str, Any]) -> list[str]:
+    """What is wrong between values that are right by themselves."""
+    wrong = []
     count, order = content["layout"].count, content["order"]
     if len(content["scores"]) != count:
         wrong.append(f"`scores` are {len(content['scores'])} for the {count} heads of the layout")
