@@ -41,7 +41,7 @@ def run_in(folder: Path, *programs: str) -> Any:
 
 
 def blocks(page: Path) -> list[str]:
-    """The page's fenced Python, without what it marks as `no-test`."""
+    """The page's fenced Python."""
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
@@ -52,6 +52,7 @@ def example(tmp_path: Path, dense: Path, trained: Path, data: Path) -> Path:
     shutil.copy(dense, tmp_path / "dense.pt")
     shutil.copytree(data, tmp_path / "data-bin")
     shutil.copy(GOLDEN / "results.jsonl", tmp_path)
+    (tmp_path / "codes").write_text("#version: 0.2\na 3</w>\na 7</w>\na 1</w>\n")
     return tmp_path
 
 
@@ -60,6 +61,9 @@ def test_the_example_of_its_page_runs(example: Path):
     done = run_in(example, *blocks(ROOT / "docs/api.md"))
     assert done.code == 0, done.err
     assert "5 of 12 heads: enc:" in done.out
+    texts = [line for line in done.out.splitlines() if re.fullmatch(r"b\d+( b\d+)*", line)]
+    assert len(texts) == 2
+    assert texts[0] == texts[1]  # for the codes take no word apart
     assert "all checkpoints must" in done.out
     assert "6 runs" in done.out
     assert [heads_in(example / name) for name in ("small.pt", "dense-4.pt", "dense-2.pt")] == [5, 4, 2]
