@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
@@ -14,7 +15,7 @@ from fairseq_dsp.units.groups import Neurons, group_of, has_neurons, with_all_of
 from fairseq_dsp.units.layout import Grid, Layout
 
 
-def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig) -> Layout:
+def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
     """The layout that the options give or draw, before anything is learned.
 
     Neurons are units of it where the options say in which groups.
@@ -22,11 +23,12 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig) -> Layou
     Args:
         grid: the heads of the architecture.
         neurons: of its feed-forward networks.
+        look_up: the layout of a text or of a checkpoint that an option names.
 
     Raises:
         Refusal: the layout does not fit the grid, or budget, floor and counts do not fit each other.
     """
-    given = None if config.head_layout is None else _looked_up(config.head_layout)
+    given = None if config.head_layout is None else look_up(config.head_layout)
     group = config.ffn_group
     if group is None and given is not None and has_neurons(given.grid):
         group = group_of(given.grid, neurons, "--head-layout")
@@ -43,7 +45,7 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig) -> Layou
     if method_class(config).learned or budget is None or layout.count == budget:
         return layout
     if method_class(config) is Stratified:
-        drawn = _stratified(grid, budget, config)
+        drawn = _stratified(grid, budget, config, look_up)
         if not meets(drawn.kept, floors):
             raise Refusal(
                 f"`--head-counts` must leave the cross-attention heads of `--cross-floor {config.cross_floor}`, but is "
@@ -53,11 +55,11 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig) -> Layou
     return random_subset_above_floors(layout, budget, config.seed, floors)
 
 
-def _stratified(grid: Grid, budget: int, config: PruningConfig) -> Layout:
+def _stratified(grid: Grid, budget: int, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
     text = config.head_counts
     try:
         if text is not None and ("/" in text or os.path.exists(text)):
-            counts = counts_of_layout(_looked_up(text))
+            counts = counts_of_layout(look_up(text))
             if sum(counts.values()) != budget:
                 raise ValueError(f"must add up to the budget of {budget}, but the layout keeps {sum(counts.values())}")
         else:
@@ -67,12 +69,6 @@ def _stratified(grid: Grid, budget: int, config: PruningConfig) -> Layout:
         raise
     except ValueError as error:
         raise Refusal(f"{flag('head_counts')} {error}.") from error
-
-
-def _looked_up(text: str) -> Layout:
-    from fairseq_dsp.checkpoints.building import resolve_layout  # which needs the model that this is called for
-
-    return resolve_layout(text)
 
 
 def _counts(grid: Grid) -> str:

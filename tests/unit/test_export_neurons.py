@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from models import assert_same, few_examples, layouts_of, scores
 from test_export import SOURCES, checkpoint, converted, loaded, numbers, with_dictionaries
 
-from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.checkpoints.stock import build_stock
 from fairseq_dsp.export.ctranslate2 import TOLERANCE, convert, score
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import pad_neurons
+from fairseq_dsp.files.checkpoint import write_checkpoint
 from fairseq_dsp.units.layout import Grid, Layout
 
 api = pytest.importorskip("ctranslate2")
