@@ -198,13 +198,17 @@ class TranslationDspTask(TranslationTask):
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """One update; importance variables stay where they are once the heads are fixed."""
-        if self._learns_heads:
-            adam = dsp_adam_of(optimizer)
-            adam.importance_is_fixed = unwrap(model).head_gates.is_fixed
-            adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
+        if not self._learns_heads:
+            super().optimizer_step(optimizer, model, update_num)
+            return
+        adam, gates = dsp_adam_of(optimizer), unwrap(model).head_gates
+        adam.importance_is_fixed = gates.is_fixed
+        adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
         super().optimizer_step(optimizer, model, update_num)
-        if self._learns_heads and (update_num + 1) % (self.cfg.log_interval or 1) == 0:
-            self._progress.look(unwrap(model).head_gates)  # the updates whose figures fairseq prints
+        if not gates.is_fixed:
+            self._progress.note(gates, adam.importance[0].grad, update_num + 1)
+        if (update_num + 1) % (self.cfg.log_interval or 1) == 0:
+            self._progress.look(gates)  # the updates whose figures fairseq prints
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Notes the heads that are validated."""
