@@ -11,6 +11,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import noise_for
 from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, SCHEDULE_OPTIONS, Scheduled, cooldown_of
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import (
     annealed_temperature,
     gumbel_noise,
@@ -72,10 +73,10 @@ class DifferentiableSubset(Scheduled):
         fixes_at = None if config.keep_sampling else cooldown_of(config)
         return cls(*cls.schedule_of(config), config.seed, initial, final, fixes_at, relaxation)
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        assert kept is not None
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+        assert budget is not None
         noise = noise_for(importance, gumbel_noise, self.seed, update)
-        return RELAXATIONS[self.relaxation](importance + noise, kept, self.temperature(update))
+        return RELAXATIONS[self.relaxation](importance + noise, budget.count, self.temperature(update))
 
     def temperature(self, update: int) -> float:
         return annealed_temperature(update, self.initial_temperature, self.final_temperature, self.cooldown_updates)
@@ -93,9 +94,9 @@ class StraightThrough(Scheduled):
     def from_config(cls, config: PruningConfig) -> StraightThrough:
         return cls(*cls.schedule_of(config), None if config.keep_sampling else cooldown_of(config))
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        assert kept is not None
-        return straight_through_top_k(importance, kept)
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+        assert budget is not None
+        return straight_through_top_k(importance, budget.count)
 
 
 def _temperatures(config: PruningConfig) -> tuple[float, float]:
