@@ -119,6 +119,13 @@ class PruningConfig:
             "help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"
         },
     )
+    importance_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "begin with importance in the order of these scores (of fairseq-dsp-score) of the weights that training starts "
+            "from (--finetune-from-model)"
+        },
+    )
     importance_lr: float | None = None  # as the recipe derived it; that of the command line is the optimizer's
     derived: str | None = None  # names of the options that the recipe has set, with commas between
     seed: int = 1

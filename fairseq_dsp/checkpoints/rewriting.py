@@ -25,7 +25,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
 from fairseq_dsp.plugin.objections import budget_out_of_range
-from fairseq_dsp.units.fingerprint import agree, fingerprint
+from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
@@ -179,7 +179,8 @@ def choose_layout(
             )
         if not 0 <= budget <= model.layout.count:
             raise Refusal(budget_out_of_range(budget, model.layout.count))
-        _refuse_other_weights(scores, model)
+        if (objection := scores.objection_to_weights(fingerprint(model.weights()), "`--scores`")) is not None:
+            raise Refusal(objection)
         floors = floors_of(model.layout.surviving, parse_floor(floor))
         if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
             raise Refusal(objection)
@@ -200,19 +201,6 @@ def choose_layout(
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
     floors = gates.floors if budget >= fewest(gates.floors) else ()
     return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
-
-
-def _refuse_other_weights(scores: ScoreFile, model: DspTransformerModel) -> None:
-    """Raises:
-    Refusal: the scores say of which weights they are, and the model has others.
-    """
-    if scores.weights is None or agree(scores.weights, found := fingerprint(model.weights())):
-        return
-    theirs, ours = (next(iter(marks.items())) for marks in (scores.weights, found))
-    raise Refusal(
-        f"`--scores` must be of the checkpoint's own weights, but are of those of {scores.checkpoint} ({theirs[0]} "
-        f"{theirs[1][:8]}), and the checkpoint has others ({ours[0]} {ours[1][:8]}): score it with fairseq-dsp-score."
-    )
 
 
 def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -> float:

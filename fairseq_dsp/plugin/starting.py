@@ -114,8 +114,21 @@ def settle_floor(options: Options, model_cfg: Options) -> None:
         set_option(model_cfg, "cross_floor", floor)
 
 
+def starting_point(options: Options) -> Start | None:
+    """The checkpoint that fairseq will load; None where there is none, or none that can be read, which `objections_to_start` says.
+
+    Args:
+        options: fairseq's, flat.
+    """
+    found = find_start(options)
+    if found is not None:
+        with contextlib.suppress(Refusal):
+            return Start(*found, _read(found[0]))
+    return None
+
+
 def start_to_go_on_from(options: Options, anew_too: bool = False) -> Start | None:
-    """The checkpoint whose training goes on; None where there is none, or none that can be read, which `objections_to_start` says.
+    """The `starting_point` whose training goes on; None where there is none.
 
     Args:
         options: fairseq's, flat.
@@ -124,11 +137,7 @@ def start_to_go_on_from(options: Options, anew_too: bool = False) -> Start | Non
     found = find_start(options)
     if found is None or found[1] == "finetune_from_model":
         return None
-    if get_option(options, "reset_optimizer", False) and not anew_too:
-        return None
-    with contextlib.suppress(Refusal):
-        return Start(*found, _read(found[0]))
-    return None
+    return None if get_option(options, "reset_optimizer", False) and not anew_too else starting_point(options)
 
 
 def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
@@ -235,7 +244,7 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = ("unpruned_heads", "cross_floor", "recipe", *(other.options if one is other else ()))
+    names = ("unpruned_heads", "cross_floor", "recipe", "importance_from", *(other.options if one is other else ()))
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 

@@ -21,10 +21,11 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
-from fairseq_dsp.config import architecture_of, get_option, set_option
+from fairseq_dsp.config import PruningConfig, architecture_of, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import BUDGET_TASK, objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
@@ -120,9 +121,13 @@ class TranslationDspTask(TranslationTask):
             reasons += objections_to_unknown_options(cfg) + self._objections_to_lack_of_start(cfg)
             # an option that cannot be read is among the reasons already
             reasons += [reason for reason in objections_to_start(self.cfg, cfg) if reason not in reasons]
+            if not reasons:
+                reasons += objections_to_importance_from(self.cfg, PruningConfig.from_model_cfg(cfg))
             if reasons:
                 raise Refusal(*reasons)
         model = super().build_model(cfg, from_checkpoint)
+        with exit_on_refusal():
+            start_importance(self.cfg, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None
         self.adopt(model)
         return model

@@ -50,6 +50,7 @@ class TestReading:
             "l0_penalty": 0.5,
             "lagrangian_warmup": 0,
             "recipe": "paper",
+            "importance_from": "scores.json",
             "importance_lr": 0.5,
             "derived": "relaxation,importance_lr",
             "seed": 7,
