@@ -109,11 +109,29 @@ def resolve_layout(text: str, option: str = "--head-layout") -> Layout:
         Refusal: neither.
     """
     if os.path.exists(text) or text.endswith(".pt"):
-        try:
-            return load_model(read_checkpoint(text)).deployed_layout()
-        except Refusal as refusal:
-            raise Refusal(*(f"`{option}`: {reason}" for reason in refusal.reasons)) from refusal
+        return _named(text, option).deployed_layout()
     return parse_layout(text, option)
+
+
+def deployed(path: str, option: str) -> DspTransformerModel:
+    """The model of a checkpoint, in evaluation mode, with the heads that it deploys and no others; its parameters are frozen.
+
+    Args:
+        option: that which named it, for the sentence.
+
+    Raises:
+        Refusal: it cannot be read.
+    """
+    model = _named(path, option)
+    model.bake()
+    return model.requires_grad_(False)
+
+
+def _named(path: str, option: str) -> DspTransformerModel:
+    try:
+        return load_model(read_checkpoint(path))
+    except Refusal as refusal:
+        raise Refusal(*(f"`{option}`: {reason}" for reason in refusal.reasons)) from refusal
 
 
 @contextlib.contextmanager

@@ -168,6 +168,8 @@ class TranslationDspTask(TranslationTask):
         if reasons:
             with exit_on_refusal():
                 raise Refusal(*reasons)
+        if self._trains and isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
+            criterion.prepare()
         return criterion
 
     def _objections_to_metric(self, criterion: Any) -> list[str]:
