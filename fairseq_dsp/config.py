@@ -23,7 +23,7 @@ AUTO = "auto"
 # Of `PruningConfig`, what no command line of a model declares.
 UNDECLARED = ("seed", "importance_lr", "derived")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
-LATER = ("recipe", "derived")
+LATER = ("recipe", "importance_from", "derived")
 
 
 @dataclass(frozen=True)
