@@ -23,8 +23,9 @@ from fairseq_dsp.checkpoints.rescaling import context_moments, cut_in_stages, re
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
+from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
-from fairseq_dsp.plugin.objections import budget_out_of_range
+from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
 from fairseq_dsp.units.layout import Layout
@@ -231,6 +232,8 @@ def choose_layout(
         )
     if budget is None:
         return model.deployed_layout()
+    if isinstance(gates, NestedGates) and not gates.nested.low <= budget <= gates.nested.high:
+        raise Refusal(budget_of_a_range(gates.nested.low, gates.nested.high, budget))
     if not 0 <= budget <= gates.grid.total:
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
     floors = gates.floors if budget >= fewest(gates.floors) else ()

@@ -16,8 +16,12 @@ from omegaconf import II
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.modules.label_smoothing import distilled_nll, label_smoothed_nll
+from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
-from fairseq_dsp.plugin.teacher import DISTILLATION, Teacher, objections_to_distillation, objections_to_vocabulary
+from fairseq_dsp.plugin.teacher import DISTILLATION, Said, Teacher, objections_to_distillation, objections_to_vocabulary
+
+# Names under which a model of a range of budgets logs its loss at each that is looked at, before the number of heads.
+AT_BUDGET = "nll_k"
 
 
 # fairseq reads the types of these fields at run time: no postponed annotations here, and Optional for its parser.
@@ -57,11 +61,12 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         self.cfg = cfg
-        self.teacher: Teacher | None = None
+        self.teacher: Teacher | Said | None = None
         self.share = 0.0
         self._prepared = cfg is None
         self._words = {"encoder": len(getattr(task, "source_dictionary", ())), "decoder": len(task.target_dictionary)}
         self._apart: torch.Tensor | None = None
+        self._said: torch.Tensor | None = None
         self._seconds = 0.0
 
     def prepare(self) -> None:
@@ -97,23 +102,48 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
                 )
         if model.training:
             self.prepare()
-        loss, sample_size, logged = super().forward(model, sample, reduce=reduce)
+        gates = getattr(dsp_model, "head_gates", None)
+        if model.training and isinstance(gates, NestedGates):
+            loss, sample_size, logged = self._of_each(gates, lambda: self._of_pass(model, sample, reduce))
+        else:
+            loss, sample_size, logged = self._of_pass(model, sample, reduce)
         if self._apart is not None:
             logged |= {"teacher_kl": self._apart, "teacher_seconds": self._seconds, "teacher_batches": 1}
             self._apart = None
-        gates = getattr(dsp_model, "head_gates", None)
         if gates is not None and model.training:
             penalty = gates.penalty()
             if penalty is not None:
                 loss = loss + sample_size * penalty
                 logged["head_penalty"] = penalty.detach()
             logged["dsp_batches"] = 1
-            if gates.budget_now is not None and not gates.is_fixed:
+            if gates.budget_now is not None and not gates.is_fixed and not gates.varies:
                 logged["heads_on"] = gates.budget_now.count
             temperature = gates.method.temperature(gates.update)
             if temperature is not None:
                 logged["temperature"] = 0.0 if gates.is_fixed else temperature
         return loss, sample_size, logged
+
+    def _of_pass(self, model: Any, sample: dict[str, Any], reduce: bool) -> tuple[Any, Any, dict[str, Any]]:
+        return super().forward(model, sample, reduce=reduce)
+
+    def _of_each(self, gates: NestedGates, of_pass: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """The mean over the budgets that an update trains; the largest may teach the others (`--self-distillation`)."""
+        passes, teacher = gates.nested.passes_at(gates.update), self.teacher
+        losses, logs = [], []
+        try:
+            for k in passes:
+                with gates.at(k):
+                    loss, sample_size, logged = of_pass()
+                losses.append(loss)
+                logs.append(logged)
+                if gates.nested.self_distillation and self._said is not None:
+                    self.teacher, self.share = Said(self._said), gates.nested.self_distillation
+        finally:
+            self.teacher, self._said = teacher, None
+        for name in ("loss", "nll_loss"):
+            logs[0][name] = sum(log[name] for log in logs) / len(logs)
+        logs[0]["heads_on"] = sum(passes) / len(passes)
+        return sum(losses) / len(losses), sample_size, logs[0]
 
     def compute_loss(self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any]:
         """fairseq's loss, computed in fewer passes over the dictionary where it is asked for as one sum."""
@@ -125,6 +155,9 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
         if not plain or not reduce or self.ignore_prefix_size > 0:
             return super().compute_loss(model, net_output, sample, reduce=reduce)
         target = model.get_targets(sample, net_output)
+        gates = dsp_model.head_gates
+        if model.training and isinstance(gates, NestedGates) and gates.nested.self_distillation and self._said is None:
+            self._said = net_output[0].detach()
         if self.teacher is not None and model.training:
             begin = time.perf_counter()
             teacher = self.teacher.logits(dsp_model, sample["net_input"])
@@ -151,6 +184,10 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
             # the host's time: on a GPU, which works on by itself, it is no measure
             seconds = sum(log.get("teacher_seconds", 0) for log in logging_outputs)
             metrics.log_scalar("teacher_wall", seconds, weight=0, priority=306, round=3)
+        budgets = {name for log in logging_outputs for name in log if name.startswith(AT_BUDGET)}
+        for name in sorted(budgets, key=lambda name: int(name.removeprefix(AT_BUDGET))):
+            total, tokens = (sum(log.get(part, 0) for log in logging_outputs) for part in (name, "budget_tokens"))
+            metrics.log_scalar(name, total / tokens / math.log(2), tokens, priority=307, round=3)
         batches = sum(log.get("dsp_batches", 0) for log in logging_outputs)
         if not batches:
             return

@@ -14,7 +14,6 @@ from fairseq_dsp.methods import METHODS, method_class
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.starting import Start, starting_point
 from fairseq_dsp.units.fingerprint import fingerprint
-from fairseq_dsp.units.score_file import read_scores
 
 _OPTION = flag("importance_from")
 
@@ -56,6 +55,8 @@ def start_importance(
     gates = model.head_gates
     if config.importance_from is None or gates is None or start is None or start.chooses_heads:
         return
+    from fairseq_dsp.units.score_file import read_scores  # what a plug-in imports, it imports for every fairseq command
+
     scores = read_scores(config.importance_from, _OPTION)
     if scores.layout != model.layout:
         raise Refusal(f"{_OPTION} must be of a model with the same heads ({model.layout}), but are of {scores.layout}.")

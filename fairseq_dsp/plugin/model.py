@@ -27,12 +27,12 @@ from fairseq_dsp.guards.versions import (
 )
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
+from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.modules.surgery import attentions, install_gates, make_prunable, remove_gates, shrink_model
 from fairseq_dsp.plugin.fitting import fit_state, parameter_names
-from fairseq_dsp.plugin.initial_layout import initial_layout
-from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
+from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
+from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
-from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout
 
@@ -137,8 +137,7 @@ class DspTransformerModel(TransformerModel):
             if method.learned:
                 grid = model.layout.surviving
                 floors = floors_of(grid, parse_floor(config.cross_floor))
-                budget = None if config.budget is None else Budget.of_units(config.budget, grid.total)
-                install_gates(model, grid, HeadGates(grid, budget, method.from_config(config), floors))
+                install_gates(model, grid, gates_of(config, grid, floors))
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
@@ -189,7 +188,13 @@ class DspTransformerModel(TransformerModel):
         return super().train(mode)
 
     def deployed_layout(self) -> Layout:
-        """The heads that evaluation and rewriting keep, in original ids."""
+        """The heads that evaluation and rewriting keep, in original ids.
+
+        Raises:
+            Refusal: the model was trained for a range of budgets, and nobody says for which.
+        """
+        if isinstance(self.head_gates, NestedGates):
+            raise Refusal(budget_of_a_range(self.head_gates.nested.low, self.head_gates.nested.high))
         return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
 
     def bake(self) -> None:

@@ -5,9 +5,13 @@ Logged elsewhere: temperature and penalty by `criterion`, the norm of the import
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from fairseq_dsp.modules.gates import HeadGates
+from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.signals import Signals
 from fairseq_dsp.units.layout import Layout
 
@@ -56,3 +60,27 @@ class HeadProgress:
     def validate(self, gates: HeadGates) -> None:
         """The heads that later figures are compared with; this validation's own are compared with the last one's."""
         self._before = self.look(gates)
+
+
+def at_each_budget(
+    gates: NestedGates, step: Callable[[], tuple[Any, Any, dict[str, Any]]]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """A batch's validation at every budget that is reported: sums, of which fairseq makes means over all budgets.
+
+    Args:
+        step: the validation of the batch, with the heads that the gates say.
+
+    Returns:
+        loss, sample size and log of fairseq; the log has the negative log-likelihood at each (`nll_k4`) too, and BLEU's counts of all
+        translations.
+    """
+    loss, size, logs = 0.0, 0, {}
+    for k in gates.nested.reported(gates.grid.total):
+        with gates.at(k):
+            one, tokens, logged = step()
+        loss, size = loss + one, size + tokens
+        for name, value in logged.items():
+            logs[name] = value + logs.get(name, 0)
+        logs[f"nll_k{k}"] = logged["nll_loss"]
+        logs |= {"nsentences": logged["nsentences"], "budget_tokens": logged["ntokens"]}
+    return loss, size, logs

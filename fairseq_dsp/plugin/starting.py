@@ -24,6 +24,7 @@ from fairseq_dsp.files.weights import refuse_broken_weights
 from fairseq_dsp.guards.untrusted import strange_options
 from fairseq_dsp.guards.versions import settle_device_marks
 from fairseq_dsp.methods import Method, method_class
+from fairseq_dsp.methods.nested import OPTIONS
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
 from fairseq_dsp.plugin.options import family_of
@@ -162,6 +163,17 @@ def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
     return reasons
 
 
+def objections_to_lack_of_start(options: Options, model_cfg: Options) -> list[str]:
+    """Sentences on a checkpoint that training should start from, and that is not there. Arguments as above."""
+    start = get_option(options, "finetune_from_model")
+    if start and not PathManager.isfile(start):
+        what = "is a folder" if os.path.isdir(start) else "does not exist"
+        return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
+    if str(get_option(model_cfg, "pipelined", False)).lower() == "true" and find_start(options) is None:
+        return ["`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."]
+    return []
+
+
 def _read(path: str) -> dict[str, Any]:
     """What a checkpoint holds.
 
@@ -244,7 +256,14 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = ("unpruned_heads", "cross_floor", "recipe", "importance_from", *(other.options if one is other else ()))
+    names = (
+        "unpruned_heads",
+        "cross_floor",
+        "recipe",
+        "importance_from",
+        *OPTIONS,
+        *(other.options if one is other else ()),
+    )
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 

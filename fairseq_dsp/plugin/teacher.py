@@ -53,6 +53,17 @@ class Teacher:
         return self.model(**net_input)[0]
 
 
+class Said:
+    """What a model has said itself, with all of its heads, teaches it with fewer."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits
+
+    def logits(self, student: Any, net_input: dict[str, Any]) -> Tensor:
+        """[B, T, V], of the batch that it was said of."""
+        return self._logits
+
+
 def objections_to_distillation(cfg: Options, trains: bool = True) -> list[str]:
     """Sentences on the criterion's options; empty if they may be honoured.
 
