@@ -21,7 +21,6 @@ from commands import (
     run,
     train,
 )
-from test_processes import train_in_two
 
 COOLDOWN, END = 6, 12
 RANGE = ["--unpruned-heads", "3..12"]
@@ -92,7 +91,7 @@ def test_validation_tells_the_loss_at_several_and_the_best_has_the_lowest_mean(n
         assert re.search(r"\| bsz 25", line) or re.search(r"\| bsz 18.5", line)
     losses = [float(re.findall(r"\| loss ([\d.]+)", line)[0]) for line in lines]
     assert load(nested / "checkpoint_best.pt")["extra_state"]["best"] == pytest.approx(min(losses), abs=2e-3)
-    on = [float(value) for value in re.findall(r"train_inner .* heads_on ([\d.]+)", log)]
+    on = [float(value) for value in re.findall(r"[ ,]heads_on=([\d.]+)", log)]
     assert set(on) <= set(range(3, 13))
     assert len(set(on)) > 2
 
@@ -101,15 +100,6 @@ def test_bleu_is_of_the_translations_of_all(data: Path, tmp_path: Path):
     bleu = ["--eval-bleu", "--eval-tokenized-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_b": 9}']
     done = train(data, tmp_path / "save", *NESTED, *bleu, "--max-epoch", 1, "--no-epoch-checkpoints")
     assert len(done.logged("bleu", "valid")) == 1
-
-
-def test_two_processes_agree_with_one(data: Path, tmp_path: Path):
-    flags = [*QUIET, *NESTED, "--sandwich", "--dropout", 0, "--max-update", 8]
-    train(data, tmp_path / "one", *flags, "--batch-size", 50)
-    for backend in ("legacy_ddp", "pytorch_ddp"):
-        train_in_two(data, tmp_path / backend, *flags, "--batch-size", 25, backend=backend)
-        one, two = (load(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("one", backend))
-        assert torch.allclose(one["head_gates.importance"], two["head_gates.importance"], atol=0.05)
 
 
 def test_what_it_is_asked_for_it_must_have_been_trained_for(nested: Path, data: Path, tmp_path: Path):
