@@ -82,8 +82,8 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
             if reasons := objections_to_distillation(self.cfg):
                 raise Refusal(*reasons)
             if self.cfg.teacher is not None:
-                teacher = Teacher(self.cfg.teacher)
-                if reasons := objections_to_vocabulary(teacher, self._words):
+                teacher = Teacher.of(self.cfg.teacher)
+                if reasons := objections_to_vocabulary(self.cfg.teacher, teacher, self._words):
                     raise Refusal(*reasons)
                 self.teach(teacher, DISTILLATION if self.cfg.distillation is None else self.cfg.distillation)
 

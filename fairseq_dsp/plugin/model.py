@@ -155,21 +155,27 @@ class DspTransformerModel(TransformerModel):
                     raise Refusal(*reasons)
         return super().train(mode)
 
-    def deployed_layout(self) -> Layout:
+    def deployed_layout(self, k: int | None = None) -> Layout:
         """The heads that evaluation and rewriting keep, in original ids.
 
+        Args:
+            k: how many, of a model that was trained for a range of budgets.
+
         Raises:
-            Refusal: the model was trained for a range of budgets, and nobody says for which.
+            Refusal: such a model is not told how many.
         """
         if isinstance(self.head_gates, NestedGates):
-            raise Refusal(budget_of_a_range(self.head_gates.nested.low, self.head_gates.nested.high))
+            if k is None:
+                raise Refusal(budget_of_a_range(self.head_gates.nested.low, self.head_gates.nested.high))
+            with self.head_gates.at(k):
+                return self.layout.narrow(self.head_gates.decided_mask())
         return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
 
-    def bake(self) -> None:
-        """Turns the gated model, in place and for good, into the small one that computes the same."""
+    def bake(self, k: int | None = None) -> None:
+        """Turns the gated model, in place and for good, into the small one that computes the same; `k` as in `deployed_layout`."""
         if self.head_gates is None:
             return
-        layout = self.deployed_layout()
+        layout = self.deployed_layout(k)
         remove_gates(self, self.layout.grid)
         shrink_model(self, layout, current=self.layout)
         self.layout = layout

@@ -28,20 +28,25 @@ Options = argparse.Namespace | DictConfig
 
 
 class Teacher:
-    """The model of a checkpoint, with the heads that it deploys, frozen.
+    """A trained model, frozen, in evaluation mode.
 
     Args:
-        path: of any transformer's checkpoint, ours or stock fairseq's.
-
-    Raises:
-        Refusal: it cannot be read, or is no such model.
+        model: without gates.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, model: DspTransformerModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, path: str) -> Teacher:
+        """The model of a checkpoint of any transformer, ours or stock fairseq's, with the heads that it deploys.
+
+        Raises:
+            Refusal: it cannot be read, or is no such model.
+        """
         from fairseq_dsp.checkpoints.building import deployed  # which needs the model that the plug-in registers
 
-        self.path = path
-        self.model: DspTransformerModel = deployed(path, "--teacher")
+        return cls(deployed(path, "--teacher"))
 
     @torch.no_grad()
     def logits(self, student: Any, net_input: dict[str, Any]) -> Tensor:
@@ -88,10 +93,11 @@ def objections_to_distillation(cfg: Options, trains: bool = True) -> list[str]:
     return found + _objections_to_going_on(cfg, path, share)
 
 
-def objections_to_vocabulary(teacher: Teacher, words: dict[str, int]) -> list[str]:
+def objections_to_vocabulary(path: str, teacher: Teacher, words: dict[str, int]) -> list[str]:
     """Sentences on a teacher of other vocabularies.
 
     Args:
+        path: of its checkpoint.
         words: size of the student's, by side (`encoder`, `decoder`).
     """
     found = []
@@ -99,7 +105,7 @@ def objections_to_vocabulary(teacher: Teacher, words: dict[str, int]) -> list[st
         theirs = len(getattr(teacher.model, side).embed_tokens.weight)
         if theirs != words[side]:
             found.append(
-                f"`--teacher` must have the vocabularies of the model, but {teacher.path} has {theirs} {language} words, and the model "
+                f"`--teacher` must have the vocabularies of the model, but {path} has {theirs} {language} words, and the model "
                 f"{words[side]}."
             )
     return found
