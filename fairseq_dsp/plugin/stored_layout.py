@@ -15,7 +15,7 @@ from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.modules.gates import STATE_PREFIX
 from fairseq_dsp.plugin.fitting import layout_to_cut, refuse_lack_of_importance
 from fairseq_dsp.plugin.initial_layout import initial_layout
-from fairseq_dsp.plugin.objections import fitting_its_own_options, objections, refuse_unfit_options
+from fairseq_dsp.plugin.objections import budget_of_a_range, fitting_its_own_options, objections, refuse_unfit_options
 from fairseq_dsp.plugin.options import completed, grid_of_options, neurons_of_options
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
@@ -70,6 +70,8 @@ def stored_layout(state: dict[str, Any]) -> Layout:
         there = layout.surviving
         if importance.shape != (there.total,):
             raise ValueError(f"importance is of {importance.numel()} heads and not {there.total}")
+        if config.budget_range is not None:
+            raise Refusal(budget_of_a_range(*config.budget_range))
         budget = None if config.budget is None else Budget.of_units(config.budget, there.total)
         fixed = weights.get(f"{STATE_PREFIX}fixed_mask", torch.full((there.total,), -1.0))
         floors = floors_of(there, parse_floor(config.cross_floor))

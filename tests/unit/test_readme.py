@@ -1,4 +1,5 @@
-"""The README: its lines are short enough to read, its first table has the figures of the results, its lists have all there is."""
+"""The README: its lines are short enough to read, its first table has the figures of the results, its lists have all there is. So has
+docs/log.md the columns of a log."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from statistics import mean
 
 import pytest
 
+from fairseq_dsp.analysis.training_log import FIGURES
 from fairseq_dsp.benchmark.measuring import paired_ratio
 from fairseq_dsp.config import UNDECLARED, PruningConfig
 from fairseq_dsp.methods import METHODS
@@ -83,3 +85,9 @@ def test_every_option_of_a_training_has_an_entry(option):
 def test_every_method_is_in_the_help_of_its_option(name):
     (option,) = [field for field in fields(PruningConfig) if field.name == "head_selection"]
     assert re.search(rf"(^|[ ,]){re.escape(name)} \(", option.metadata["help"])
+
+
+@pytest.mark.parametrize("column", [*FIGURES, "heads_on", "head_penalty"])
+def test_every_column_of_the_log_is_explained(column):
+    rows = [line for line in (ROOT / "docs/log.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert sum(f"`{column}`" in row.split("|")[1] for row in rows) == 1
