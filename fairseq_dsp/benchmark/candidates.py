@@ -28,6 +28,7 @@ from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import objections_to_task
 from fairseq_dsp.plugin.options import grid_of_options
 from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Grid, Layout
 
 RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
@@ -106,7 +107,8 @@ def facts_of(model: nn.Module) -> Facts:
             phases += ("heads fixed",)
     counted = sum(p.numel() for p in weights)
     words = (len(model.encoder.embed_tokens.weight), len(model.decoder.embed_tokens.weight))
-    return Facts(counted, layout.count, layout.grid.total, str(layout), words, phases, gates is not None)
+    heads, there = layout.by_kind()[HEADS.noun]
+    return Facts(counted, heads, there, str(layout), words, phases, gates is not None)
 
 
 def dictionaries_of(model: nn.Module) -> tuple[Dictionary, Dictionary]:
