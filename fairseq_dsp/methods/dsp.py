@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -40,6 +41,12 @@ class DifferentiableSubset(Scheduled):
     options: ClassVar[tuple[str, ...]] = (
         *LEARNED_OPTIONS, *SCHEDULE_OPTIONS, "initial_temperature", "final_temperature", "relaxation",
     )  # fmt: skip
+    # design note 11: at these temperatures the projection's gradient is neither biased nor lost in noise
+    recipe: ClassVar[Mapping[str, Any]] = {
+        "relaxation": "projection",
+        "initial_temperature": 1.0,
+        "final_temperature": 0.1,
+    }
     seed: int
     initial_temperature: float
     final_temperature: float

@@ -38,6 +38,8 @@ class Lagrangian(Method):
 
     name: ClassVar[str] = "lagrangian"
     options: ClassVar[tuple[str, ...]] = (*LEARNED_OPTIONS, "lagrangian_warmup")
+    has_window: ClassVar[bool] = True
+    reach: ClassVar[float | None] = 100.0  # with less the constraint is not met (design note 11)
     seed: int
     warmup: int
     fixes_at: int | None

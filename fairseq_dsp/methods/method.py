@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ class Method(ABC):
             goes on compares them with those that its checkpoint was trained with.
         learned: whether importance variables are trained; if not, the layout is decided when the model is built.
         finds_number: whether it can tell how many heads to keep (`--unpruned-heads auto`, `own_number`).
+        has_window: whether heads are chosen within a window of the training that a recipe can derive (`recipe.derive`).
+        recipe: values that `--recipe auto` gives to options whatever the length of the training.
+        reach: importance learning rate times window that `--recipe auto` aims at; None where the learning rate is a matter of its own.
         fixes_at: number of updates after which the heads are fixed; None where they never are.
     """
 
@@ -30,6 +33,9 @@ class Method(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     learned: ClassVar[bool] = True
     finds_number: ClassVar[bool] = False
+    has_window: ClassVar[bool] = False
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    reach: ClassVar[float | None] = None
     fixes_at: int | None
 
     @classmethod

@@ -42,6 +42,7 @@ class Pass(Method):
 
     name: ClassVar[str] = "pass"
     options: ClassVar[tuple[str, ...]] = LEARNED_OPTIONS
+    has_window: ClassVar[bool] = True
     seed: int
     updates_a_round: int
     fixes_at: int | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method
@@ -37,6 +38,8 @@ class Scheduled(Method):
         cooldown_updates: S, from which on K heads are on.
     """
 
+    has_window: ClassVar[bool] = True
+    reach: ClassVar[float | None] = 25.0
     budget_schedule: str
     budget_start_updates: int
     cooldown_updates: int

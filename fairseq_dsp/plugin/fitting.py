@@ -18,7 +18,7 @@ from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.surgery import layout_of_state, shrink_state
-from fairseq_dsp.units.layout import Layout, Site
+from fairseq_dsp.units.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Receiver:
     Attributes:
         parameters: its parameters, shared ones by each of their names.
         layout: the heads that it has, of all those of its architecture.
-        head_dims: the size of a head at every site.
         is_marked: whether its state says which heads it has, as it does where they are those of a layout.
         gates: its importance variables; None where nothing is learned.
         adopts_dense_state: whether it may start from a state without importance variables.
@@ -36,7 +35,6 @@ class Receiver:
 
     parameters: Mapping[str, Tensor]
     layout: Layout
-    head_dims: dict[Site, int]
     is_marked: bool
     gates: HeadGates | None
     adopts_dense_state: bool
@@ -84,7 +82,7 @@ def _with_heads_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Te
     theirs = layout_of_state(state, receiver.layout.grid)
     if theirs is None and receiver.is_marked:
         gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
-        return {**shrink_state(state, receiver.layout, receiver.head_dims), **gates}
+        return {**shrink_state(state, receiver.layout), **gates}
     refuse_other_heads(theirs, receiver.layout, receiver.is_marked)
     return state
 

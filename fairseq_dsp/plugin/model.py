@@ -231,12 +231,10 @@ class DspTransformerModel(TransformerModel):
     def _fitting(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state, changed in place where it has names of an earlier fairseq, as strict loading wants it; see `fit_state`."""
         self.upgrade_state_dict(state)
-        sites = dict(attentions(self, self.layout.grid))
         receiver = Receiver(
             parameters=dict(self.named_parameters(remove_duplicate=False)),
             layout=self.layout,
-            head_dims={site: attention.head_dim for site, attention in sites.items()},
-            is_marked=any(hasattr(attention, KEPT_MASK) for attention in sites.values()),
+            is_marked=any(hasattr(attention, KEPT_MASK) for _, attention in attentions(self, self.layout.grid)),
             gates=self.head_gates,
             adopts_dense_state=self.adopts_dense_state,
         )

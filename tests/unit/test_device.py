@@ -20,7 +20,6 @@ from fairseq_dsp.methods.dsp import RELAXATIONS
 from fairseq_dsp.methods.method import noise_for
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.surgery import (
-    attentions,
     install_gates,
     layout_of_state,
     mask_heads,
@@ -189,7 +188,7 @@ class TestNothingIsMixed:
 
     def test_in_a_shrunk_state_and_its_marks(self):
         dense = build_with(Layout.full(GRID))
-        small = shrink_state(dense.state_dict(), SOME, {site: each.head_dim for site, each in attentions(dense, GRID)})
+        small = shrink_state(dense.state_dict(), SOME)
         assert {value.device for value in small.values()} == {devices.device()}
         name = next(name for name in small if name.endswith("kept_mask"))
         small[name] = small[name].cpu()  # a state of two devices, as one that was put together by hand

@@ -12,7 +12,7 @@ from models import build, model_options
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS
-from fairseq_dsp.modules.surgery import attentions, shrink_state
+from fairseq_dsp.modules.surgery import shrink_state
 from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.layout import Layout
 
@@ -80,9 +80,8 @@ def test_a_dense_state_has_the_heads_of_its_options():
 
 def test_a_rewritten_state_has_the_heads_of_its_marks():
     dense = build(arch="transformer", seed=2)
-    dims = {site: attention.head_dim for site, attention in attentions(build(head_layout=str(SOME)), SOME.grid)}
     cfg = model_options(head_layout=str(SOME))
-    state = {"cfg": argparse.Namespace(model=cfg), "model": shrink_state(dense.state_dict(), SOME, dims)}
+    state = {"cfg": argparse.Namespace(model=cfg), "model": shrink_state(dense.state_dict(), SOME)}
     assert assert_read_as_built(state) == SOME
 
 
