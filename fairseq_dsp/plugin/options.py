@@ -1,39 +1,121 @@
-"""What a transformer's options say of it: its heads."""
+"""What fairseq's options say, read once into records: of a transformer, and of a training. Nobody else asks a cfg for them."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 
-from fairseq_dsp.config import architecture_of, get_option
+from fairseq_dsp.config import architecture_of, get_option, given_options
 from fairseq_dsp.units.layout import Grid
 
+_LAST = "checkpoint_last.pt"  # what fairseq takes for "no `--restore-file`"
 
-def completed(cfg: argparse.Namespace | DictConfig | Mapping[str, Any]) -> argparse.Namespace:
+Options = argparse.Namespace | DictConfig
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a transformer's options say of its encoder or decoder; None where they do not say.
+
+    Attributes:
+        layers: how many.
+        heads: of an attention.
+        pre_norm: whether norms come before sublayers.
+    """
+
+    layers: int | None
+    heads: int | None
+    pre_norm: bool
+
+
+@dataclass(frozen=True)
+class TransformerOptions:
+    """What a transformer's options say of it.
+
+    Attributes:
+        architecture: its name; None where they give none.
+        encoder: see `Side`. Likewise:
+        decoder: the decoder.
+        activation: name of the activation function.
+        shares_dictionary: whether source and target have one dictionary (`--share-all-embeddings`).
+    """
+
+    architecture: str | None
+    encoder: Side
+    decoder: Side
+    activation: str
+    shares_dictionary: bool
+
+    @classmethod
+    def of(cls, cfg: Options) -> TransformerOptions:
+        """Reads a cfg of either kind, as it is: with `completed`, what an architecture fills in counts too."""
+        given = given_options(cfg)
+        sides = [
+            Side(
+                *(None if (value := given.get(f"{side}_{name}")) is None else int(value) for name in ("layers", "attention_heads")),
+                pre_norm=bool(given.get(f"{side}_normalize_before")),
+            )
+            for side in ("encoder", "decoder")
+        ]  # fmt: skip
+        shared = bool(given.get("share_all_embeddings"))
+        return cls(architecture_of(cfg), *sides, given.get("activation_fn", "relu"), shared)
+
+    @property
+    def grid(self) -> Grid | None:
+        """The heads; None where the options do not say yet."""
+        heads = [None if None in (side.layers, side.heads) else (side.heads,) * side.layers for side in self._sides]
+        return None if None in heads else Grid.of_heads(heads[0], heads[1], heads[1])
+
+    @property
+    def _sides(self) -> tuple[Side, Side]:
+        return self.encoder, self.decoder
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What fairseq's options say of a training: where it begins and where it ends. Attributes are named as the options are.
+
+    Attributes:
+        save_dir: None where the options are a model's alone.
+        max_epoch: 0 for no limit, as `max_update`.
+    """
+
+    save_dir: str | None = None
+    restore_file: str = _LAST
+    checkpoint_suffix: str = ""
+    continue_once: str | None = None
+    finetune_from_model: str | None = None
+    reset_optimizer: bool = False
+    reset_dataloader: bool = False
+    max_epoch: int = 0
+    max_update: int = 0
+
+    @classmethod
+    def of(cls, options: Any) -> TrainingOptions:
+        """Reads fairseq's options, flat, of any kind."""
+        values = {option.name: get_option(options, option.name) for option in fields(cls)}
+        kinds = {option.name: {"bool": bool, "int": int}.get(str(option.type), str) for option in fields(cls)}
+        return cls(**{name: kinds[name](value) for name, value in values.items() if value is not None})
+
+    @property
+    def is_last_restored(self) -> bool:
+        """Whether fairseq goes on from what it left in the save folder, as it does by default."""
+        return self.restore_file == _LAST
+
+
+def completed(cfg: Options | Mapping[str, Any]) -> argparse.Namespace:
     """A model's options, and what its architecture fills in where they give nothing. The cfg stays as it is.
 
     Args:
         cfg: flat, of any age; an architecture that is not registered fills in nothing.
     """
-    names = map(str, vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg)
-    given = {name: get_option(cfg, name) for name in names}
-    found = argparse.Namespace(**{name: value for name, value in given.items() if value is not None})
+    found = argparse.Namespace(**given_options(cfg))
     fill_in = ARCH_CONFIG_REGISTRY.get(architecture_of(found))
     if fill_in is not None:
         fill_in(found)
     return found
-
-
-def grid_of_options(cfg: argparse.Namespace | DictConfig) -> Grid | None:
-    """The heads of the transformer that a cfg of either kind describes; None where it does not say yet."""
-    heads = {}
-    for side in ("encoder", "decoder"):
-        layers, width = get_option(cfg, f"{side}_layers"), get_option(cfg, f"{side}_attention_heads")
-        if layers is None or width is None:
-            return None
-        heads[side] = (int(width),) * int(layers)
-    return Grid.of_heads(heads["encoder"], heads["decoder"], heads["decoder"])

@@ -17,7 +17,7 @@ from fairseq_dsp.modules.surgery import layout_of_state
 from fairseq_dsp.plugin.fitting import refuse_lack_of_importance, refuse_other_heads
 from fairseq_dsp.plugin.initial_layout import initial_layout
 from fairseq_dsp.plugin.objections import fitting_its_own_options, objections, refuse_unfit_options
-from fairseq_dsp.plugin.options import completed, grid_of_options
+from fairseq_dsp.plugin.options import TransformerOptions, completed
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout, parse_layout
@@ -53,7 +53,7 @@ def stored_layout(state: dict[str, Any]) -> Layout:
     refuse_unfit_options(state["cfg"].model, weights)
     with fitting_its_own_options():
         cfg = completed(state["cfg"].model)
-        grid = grid_of_options(cfg)
+        grid = TransformerOptions.of(cfg).grid
         assert grid is not None  # the options are complete now
         if family_of(architecture_of(cfg)) == "transformer":
             return Layout.full(grid)

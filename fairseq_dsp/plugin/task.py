@@ -28,6 +28,7 @@ from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import BUDGET_TASK, objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
+from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.progress import HeadProgress
 from fairseq_dsp.plugin.settling import Settling
 from fairseq_dsp.plugin.starting import find_start, objections_to_start, settle_floor
@@ -91,7 +92,8 @@ class TranslationDspTask(TranslationTask):
         self._updates_an_epoch: int | None = None
         self._warned_of_cooldown = False
         self._progress = HeadProgress()
-        self._settling = Settling(cfg)
+        self._training = TrainingOptions.of(cfg)
+        self._settling = Settling(self._training)
         self._model: DspTransformerModel | None = None
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
@@ -114,12 +116,12 @@ class TranslationDspTask(TranslationTask):
                     reasons.append(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
                 set_option(cfg, option, given)
             set_option(cfg, BUDGET_TASK, "translation_dsp")
-            settle_floor(self.cfg, cfg)
+            settle_floor(self._training, cfg)
             with noted(reasons):
                 reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
             reasons += objections_to_unknown_options(cfg) + self._objections_to_lack_of_start(cfg)
             # an option that cannot be read is among the reasons already
-            reasons += [reason for reason in objections_to_start(self.cfg, cfg) if reason not in reasons]
+            reasons += [reason for reason in objections_to_start(self._training, cfg) if reason not in reasons]
             if reasons:
                 raise Refusal(*reasons)
         model = super().build_model(cfg, from_checkpoint)
@@ -139,7 +141,7 @@ class TranslationDspTask(TranslationTask):
         if start and not PathManager.isfile(start):
             what = "is a folder" if os.path.isdir(start) else "does not exist"
             return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
-        if str(get_option(cfg, "pipelined", False)).lower() == "true" and find_start(self.cfg) is None:
+        if str(get_option(cfg, "pipelined", False)).lower() == "true" and find_start(self._training) is None:
             return [
                 "`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."
             ]
