@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -120,16 +120,27 @@ def _scored(
     scorer = SCORERS[name]()
     rounds = 1 if step is None else max(-(-grid.total // step), 1)
     with watch(f"{name}, batches", rounds * len(batches)) as done:
-        subject = Subject(
-            grid=grid,
-            attentions=dict(attentions(model, model.layout.grid)),
-            batches=_Watched(batches, done),
-            loss=lambda batch: loss_of(model, batch),
-            seed=options["seed"],
-        )
+        subject = subject_of(model, _Watched(batches, done), options["seed"])
         if step is None:
             return finite_scores(scorer, subject, torch.ones(grid.total)), None
         return removal_order(scorer, subject, step)
+
+
+def subject_of(model: Any, batches: Iterable[Any], seed: int) -> Subject:
+    """A model without gates, as it is now and in evaluation mode, for a scorer.
+
+    Args:
+        batches: of fairseq.
+        seed: of what is drawn.
+    """
+    model.eval()
+    return Subject(
+        grid=model.layout.surviving,
+        attentions=dict(attentions(model, model.layout.grid)),
+        batches=batches,
+        loss=lambda batch: loss_of(model, batch),
+        seed=seed,
+    )
 
 
 class _Watched:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.attention import PrunableAttention
-from fairseq_dsp.modules.gates import STATE_PREFIX, ConstantGates, GatedCheckpoint, HeadGates, SiteGates
+from fairseq_dsp.modules.gates import STATE_PREFIX, GatedCheckpoint, HeadGates, SiteGates
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kind import Slice, unit_places
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
@@ -200,6 +200,19 @@ def remove_gates(model: nn.Module, grid: Grid) -> None:
         for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is model.head_gates]:
             del hooks[key]
     model.head_gates = None
+
+
+class ConstantGates:
+    """Gates that never change: the masked model that a rewritten one is compared with."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self) -> Tensor:
+        return self.mask
+
+    def live_heads(self, searching: bool) -> None:
+        """None: all heads are computed and multiplied, so that a comparison compares two computations."""
 
 
 def mask_heads(model: nn.Module, layout: Layout, current: Layout) -> None:

@@ -27,15 +27,15 @@ from fairseq_dsp.guards.versions import (
 )
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
+from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, install_gates, make_prunable, remove_gates, shrink_model
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
-from fairseq_dsp.plugin.initial_layout import initial_layout
-from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
+from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
+from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
 from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.plugin.stored_layout import resolve_layout
-from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout
 
@@ -106,8 +106,7 @@ class DspTransformerModel(TransformerModel):
             if method.learned:
                 grid = model.layout.surviving
                 floors = floors_of(grid, parse_floor(config.cross_floor))
-                budget = None if config.budget is None else Budget.of_units(config.budget, grid.total)
-                install_gates(model, grid, HeadGates(grid, budget, method.from_config(config), floors))
+                install_gates(model, grid, gates_of(config, grid, floors))
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
@@ -158,15 +157,27 @@ class DspTransformerModel(TransformerModel):
                     raise Refusal(*reasons)
         return super().train(mode)
 
-    def deployed_layout(self) -> Layout:
-        """The heads that evaluation and rewriting keep, in original ids."""
+    def deployed_layout(self, k: int | None = None) -> Layout:
+        """The heads that evaluation and rewriting keep, in original ids.
+
+        Args:
+            k: how many, of a model that was trained for a range of budgets.
+
+        Raises:
+            Refusal: such a model is not told how many.
+        """
+        if isinstance(self.head_gates, NestedGates):
+            if k is None:
+                raise Refusal(budget_of_a_range(self.head_gates.nested.low, self.head_gates.nested.high))
+            with self.head_gates.at(k):
+                return self.layout.narrow(self.head_gates.decided_mask())
         return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
 
-    def bake(self) -> None:
-        """Turns the gated model, in place and for good, into the small one that computes the same."""
+    def bake(self, k: int | None = None) -> None:
+        """Turns the gated model, in place and for good, into the small one that computes the same; `k` as in `deployed_layout`."""
         if self.head_gates is None:
             return
-        layout = self.deployed_layout()
+        layout = self.deployed_layout(k)
         remove_gates(self, self.layout.grid)
         shrink_model(self, layout, current=self.layout)
         self.layout = layout

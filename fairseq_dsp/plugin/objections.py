@@ -20,6 +20,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, given_options
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import method_class, objections_to_method
+from fairseq_dsp.methods.nested import objections_to_nested
 from fairseq_dsp.plugin.options import TransformerOptions, completed
 from fairseq_dsp.units.layout import parse_layout
 
@@ -173,9 +174,23 @@ def budget_out_of_range(budget: int, total: int) -> str:
     return f"`--unpruned-heads` must be between 0 and {total} (the heads of this model), but is {budget}."
 
 
+def range_outside(budgets: tuple[int, int], total: int) -> str:
+    """The sentence on a range of K that the model cannot have."""
+    return f"`--unpruned-heads` must be a range within 1 to {total} (the heads of this model), but is {budgets[0]}..{budgets[1]}."
+
+
+def budget_of_a_range(low: int, high: int, k: int | None = None) -> str:
+    """The sentence on a checkpoint of a range of budgets, where no K is given, or none of the range."""
+    given = "" if k is None else f", but is {k}"
+    return (
+        f"`--unpruned-heads` must say how many heads to keep of a checkpoint that was trained for {low} to {high} of them "
+        f"(`fairseq-dsp-prune --unpruned-heads K`){given}."
+    )
+
+
 def _objections_to_training(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
     method = method_class(config)
-    found = objections_to_method(config)
+    found = objections_to_method(config) + objections_to_nested(config)
     if config.unpruned_heads is None and config.head_layout is None:
         found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
     elif config.unpruned_heads is None and method.learned:
@@ -184,6 +199,9 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
     if config.budget is not None and config.head_layout is None and grid is not None:
         if not 0 <= config.budget <= grid.total:
             found.append(budget_out_of_range(config.budget, grid.total))
+    if config.budget_range is not None and config.head_layout is None and grid is not None:
+        if config.budget_range[1] > grid.total:
+            found.append(range_outside(config.budget_range, grid.total))
     if method.learned:
         for part, ours in (
             ("task", "translation_dsp"),

@@ -23,6 +23,7 @@ from fairseq_dsp.files.weights import refuse_broken_weights
 from fairseq_dsp.guards.untrusted import strange_options
 from fairseq_dsp.guards.versions import settle_device_marks
 from fairseq_dsp.methods import Method, method_class
+from fairseq_dsp.methods.nested import OPTIONS
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
 from fairseq_dsp.plugin.options import Options, TrainingOptions
@@ -106,8 +107,17 @@ def settle_floor(training: TrainingOptions, model_cfg: Options) -> None:
         set_option(model_cfg, "cross_floor", floor)
 
 
+def starting_point(training: TrainingOptions) -> Start | None:
+    """The checkpoint that fairseq will load; None where there is none, or none that can be read, which `objections_to_start` says."""
+    found = find_start(training)
+    if found is not None:
+        with contextlib.suppress(Refusal):
+            return Start(*found, _read(found[0]))
+    return None
+
+
 def start_to_go_on_from(training: TrainingOptions, anew_too: bool = False) -> Start | None:
-    """The checkpoint whose training goes on; None where there is none, or none that can be read, which `objections_to_start` says.
+    """The `starting_point` whose training goes on; None where there is none.
 
     Args:
         anew_too: also where its weights are trained on with another optimizer (`--reset-optimizer`).
@@ -115,11 +125,7 @@ def start_to_go_on_from(training: TrainingOptions, anew_too: bool = False) -> St
     found = find_start(training)
     if found is None or found[1] == "finetune_from_model":
         return None
-    if training.reset_optimizer and not anew_too:
-        return None
-    with contextlib.suppress(Refusal):
-        return Start(*found, _read(found[0]))
-    return None
+    return None if training.reset_optimizer and not anew_too else starting_point(training)
 
 
 def objections_to_start(training: TrainingOptions, model_cfg: Options) -> list[str]:
@@ -141,6 +147,17 @@ def objections_to_start(training: TrainingOptions, model_cfg: Options) -> list[s
         if start.option != "finetune_from_model":
             reasons += _objections_to_going_on(start, training, PruningConfig.from_model_cfg(model_cfg))
     return reasons
+
+
+def objections_to_lack_of_start(training: TrainingOptions, model_cfg: Options) -> list[str]:
+    """Sentences on a checkpoint that training should start from, and that is not there. Arguments as above."""
+    start = training.finetune_from_model
+    if start and not PathManager.isfile(start):
+        what = "is a folder" if os.path.isdir(start) else "does not exist"
+        return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
+    if str(get_option(model_cfg, "pipelined", False)).lower() == "true" and find_start(training) is None:
+        return ["`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."]
+    return []
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -224,7 +241,14 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = ("unpruned_heads", "cross_floor", "recipe", *(other.options if one is other else ()))
+    names = (
+        "unpruned_heads",
+        "cross_floor",
+        "recipe",
+        "importance_from",
+        *OPTIONS,
+        *(other.options if one is other else ()),
+    )
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 

@@ -65,6 +65,7 @@ def distance(one: Path, other: Path) -> float:
 METHODS = {
     "lagrangian": ["--head-selection", "lagrangian", *budget(5, cooldown=4)],
     "gates": budget(5, cooldown=3),
+    "a range": [*budget("3..12", cooldown=3), "--sandwich", "--self-distillation", 0.5],
     "gates on what a layout leaves": [*budget(2, cooldown=3), "--head-layout", EMPTY],
     "empty sublayers": ["--head-layout", EMPTY],
     "no head at all": ["--head-selection", "fixed", "--unpruned-heads", 0],
@@ -89,6 +90,8 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     [
         ("pytorch_ddp", "gates"),  # the stricter of the two
         ("pytorch_ddp", "gates on what a layout leaves"),
+        ("pytorch_ddp", "a range"),  # several passes of an update, each with other heads
+        ("legacy_ddp", "a range"),
         ("pytorch_ddp", "lagrangian"),  # variables beside the importance
         ("c10d", "empty sublayers"),  # another name of it
         ("pytorch_ddp", "no head at all"),
