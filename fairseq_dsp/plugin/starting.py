@@ -241,14 +241,9 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = (
-        "unpruned_heads",
-        "cross_floor",
-        "recipe",
-        "importance_from",
-        *OPTIONS,
-        *(other.options if one is other else ()),
-    )
+    names = ("unpruned_heads", "cross_floor", "importance_from", *OPTIONS)
+    if one is other:  # each has settings of its own
+        names += ("recipe", *other.options)
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 
