@@ -26,6 +26,7 @@ from fairseq_dsp.guards.untrusted import strange_options
 from fairseq_dsp.guards.versions import settle_device_marks
 from fairseq_dsp.methods import Method, method_class
 from fairseq_dsp.methods.nested import OPTIONS
+from fairseq_dsp.methods.recipe import PAPER
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
 
@@ -272,7 +273,9 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
     values = [getattr(before, name), getattr(now, name)]
     if values[0] == values[1]:
         return True
-    if None not in values or name in ("unpruned_heads", "cross_floor"):
+    if name == "recipe":  # before there were any, all trained by the paper's
+        return (values[0] or PAPER) == (values[1] or PAPER)
+    if None not in values or name in ("unpruned_heads", "cross_floor", "importance_from", *OPTIONS):
         return False
     ways = [method_class(now).from_config(replace(now, **{name: value})) for value in values]
     return ways[0] == ways[1] and next(value for value in values if value is not None) in vars(ways[0]).values()
