@@ -18,17 +18,16 @@ from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.checkpoints.choosing import choose_layout, refuse_budget
 from fairseq_dsp.checkpoints.rescaling import context_moments, cut_in_stages, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.methods import method_class
-from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
-from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
-from fairseq_dsp.plugin.stored_layout import resolve_layout
-from fairseq_dsp.units.fingerprint import fingerprint
-from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.plugin.widths import objections_to_neurons
+from fairseq_dsp.units.floors import parse_floor
+from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
 from fairseq_dsp.version import __version__
@@ -117,18 +116,21 @@ def rewrite(
         layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
     else:
         assert sentences is not None
-        _refuse_budget(model, budget, floor, "--scorer")
+        refuse_budget(model, budget, floor, "--scorer")
         assert budget is not None
         batches = sentences(model.float().eval(), state["cfg"].task)
         fitted = _in_stages(state, batches, budget, stages, floor)
         layout = fitted.layout
+    current = with_all_of(model.layout, layout.grid)
+    if has_neurons(layout.grid) and (reasons := objections_to_neurons(state["cfg"].model)):
+        raise Refusal(*reasons)
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
-    small_weights = shrink_state(weights, layout, model.layout)
+    small_weights = shrink_state(weights, layout, current)
 
     cfg = copy.deepcopy(state["cfg"])
     provenance = {
-        "format": FORMAT,
+        "format": FORMAT if has_neurons(layout.grid) else 1,
         "version": __version__,
         **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores or stages),
         "kept": layout.count,
@@ -141,6 +143,8 @@ def rewrite(
         if option.name not in ("seed", "importance_lr"):  # of the training, under fairseq's own names
             set_option(cfg.model, option.name, option.default)
     set_option(cfg.model, "head_layout", str(layout))
+    if has_neurons(layout.grid):
+        set_option(cfg.model, "ffn_group", group_of(layout.grid, model.neurons, "--layout"))
     if get_option(cfg.task, "unpruned_heads") is not None:
         set_option(cfg.task, "unpruned_heads", None)
     small = load_model({"cfg": cfg, "model": small_weights})
@@ -149,7 +153,7 @@ def rewrite(
         batches = batches or sentences(model.float().eval(), state["cfg"].task)
         dense_loss = loss_per_token(model, batches)
         moments = context_moments(model, batches) if fitted is None else {}
-    mask_heads(model, layout, model.layout)
+    mask_heads(model, layout, current)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
         raise Refusal(
@@ -160,7 +164,7 @@ def rewrite(
         cut_loss = loss_per_token(small, batches)
         small_weights = dict(small_weights)
         if fitted is None:
-            rescale_state(weights, small_weights, layout, model.layout, moments)
+            rescale_state(weights, small_weights, layout, current, moments)
         else:
             found = fitted.state_dict()
             for name in (name for name in small_weights if ".out_proj." in name):
@@ -182,75 +186,6 @@ def rewrite(
         PROVENANCE: provenance,
     }
     return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, scores)
-
-
-def choose_layout(
-    model: DspTransformerModel,
-    text: str | None,
-    budget: int | None,
-    rewritten: bool,
-    scores: ScoreFile | None = None,
-    floor: str | None = None,
-) -> Layout:
-    """The heads to keep: those given, those of the highest scores, or the model's own choice at any budget.
-
-    Args:
-        rewritten: the checkpoint was written by `fairseq-dsp-prune`.
-        floor: `--cross-floor`, for a choice by scores.
-
-    Raises:
-        Refusal: no choice can be made, or it does not fit the model.
-    """
-    if text is not None:
-        layout = resolve_layout(text, "--layout")
-        if not layout.within(model.layout):
-            raise Refusal(f"`--layout` must name heads that the model has ({model.layout}), but is {layout}.")
-        if budget is not None and budget != layout.count:
-            raise Refusal(
-                f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."
-            )
-        return layout
-    if scores is not None:
-        if budget is not None and scores.layout != model.layout:
-            raise Refusal(
-                f"`--scores` must be of a model with the same heads ({model.layout}), but are of {scores.layout}."
-            )
-        _refuse_budget(model, budget, floor, "--scores")
-        assert budget is not None
-        if (objection := scores.objection_to_weights(fingerprint(model.weights()), "`--scores`")) is not None:
-            raise Refusal(objection)
-        floors = floors_of(model.layout.surviving, parse_floor(floor))
-        return scores.keep_top(budget, floors)
-    gates = model.head_gates
-    if gates is None:
-        total = model.layout.grid.total
-        if not rewritten and budget in (None, model.layout.count) and model.layout.count < total:
-            return model.layout  # trained with these heads from the start: only the training state goes
-        what = "was rewritten already" if rewritten else "has no importance variables"
-        raise Refusal(
-            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which to keep with `--layout`, or how "
-            "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
-        )
-    if budget is None:
-        return model.deployed_layout()
-    if isinstance(gates, NestedGates) and not gates.nested.low <= budget <= gates.nested.high:
-        raise Refusal(budget_of_a_range(gates.nested.low, gates.nested.high, budget))
-    if not 0 <= budget <= gates.grid.total:
-        raise Refusal(budget_out_of_range(budget, gates.grid.total))
-    floors = gates.floors if budget >= fewest(gates.floors) else ()
-    return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
-
-
-def _refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | None, by: str) -> None:
-    """Raises:
-    Refusal: scores cannot choose so many heads of the model.
-    """
-    if budget is None:
-        raise Refusal(f"`--unpruned-heads` must be given with `{by}`: how many heads to keep.")
-    if not 0 <= budget <= model.layout.count:
-        raise Refusal(budget_out_of_range(budget, model.layout.count))
-    if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
-        raise Refusal(objection)
 
 
 def _in_stages(
