@@ -257,14 +257,8 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = (
-        "unpruned_heads",
-        "cross_floor",
-        "recipe",
-        "importance_from",
-        *OPTIONS,
-        *(other.options if one is other else ()),
-    )
+    own = ("recipe", "importance_from", *OPTIONS, *other.options) if one is other else ()
+    names = ("unpruned_heads", "cross_floor", *own)
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 
