@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.attention import PrunableAttention
-from fairseq_dsp.modules.gates import STATE_PREFIX, ConstantGates, GatedCheckpoint, HeadGates, SiteGates
+from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
+from fairseq_dsp.modules.site_gates import ConstantGates, GatedCheckpoint, SiteGates
 from fairseq_dsp.units.layout import Grid, Layout, Site, head_rows
 
 KEPT_MASK = "kept_mask"
@@ -132,7 +133,7 @@ def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
     """Makes every site ask `gates` for its slice. `grid` counts the heads that the model has now."""
     model.head_gates = gates
     model.register_forward_pre_hook(gates.before_forward)
-    model.register_forward_hook(gates.after_forward)
+    model.register_forward_hook(gates.after_forward, always_call=True)
     by_layer: dict[nn.Module, list[SiteGates]] = {}
     sites = dict(attentions(model, grid))
     begun: set[str] = set()
@@ -155,7 +156,7 @@ def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
 def remove_gates(model: nn.Module, grid: Grid) -> None:
     """Undoes `install_gates`. The model keeps its heads, ungated. `grid` names the sites."""
     for _, attention in attentions(model, grid):
-        attention.gates = attention.live = None
+        attention.gates = None
     for side in ("encoder", "decoder"):
         for layer in _layers(model, side):
             if isinstance(layer.__dict__.get("forward"), GatedCheckpoint):

@@ -42,7 +42,6 @@ MAY_IMPORT = {
 # Imports that no rule holds for yet, each with what it waits for.
 EXCEPTIONS = {
     ("plugin/initial_layout", "checkpoints/building"): "the heads of a checkpoint are read from its model",
-    ("modules/live_heads", "modules/attention"): "the live heads are a second attention; its type alone is imported",
 }
 
 MAY_TOUCH_FAIRSEQ = {
