@@ -8,6 +8,7 @@ from the command line and would lose anything that only the task knows. `cfg.mod
 from __future__ import annotations
 
 import argparse
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,6 +18,12 @@ from fairseq_dsp.errors import Refusal
 
 # What `--unpruned-heads` takes for a number in a method that finds its own.
 AUTO = "auto"
+
+
+# Of `PruningConfig`, what no command line of a model declares.
+UNDECLARED = ("seed", "importance_lr", "derived")
+# What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
+LATER = ("recipe", "derived")
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,14 @@ class PruningConfig:
         metadata={
             "help": "cross-attention heads that stay whatever chooses: a number (default: 1), or layer for one in every "
             "decoder layer"
+        },
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "where settings of the choice come from that are not given: auto (from the length of the training: the projection "
+            "at temperatures from 1 to 0.1, a window of 40 %% of the updates, an importance learning rate of 25 divided by it) or "
+            "paper (the published ones); default: auto, but paper where temperatures are given without --relaxation"
         },
     )
     pipelined: bool = field(
@@ -107,6 +122,8 @@ class PruningConfig:
             "help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"
         },
     )
+    importance_lr: float | None = None  # as the recipe derived it; that of the command line is the optimizer's
+    derived: str | None = None  # names of the options that the recipe has set, with commas between
     seed: int = 1
 
     @property
@@ -143,10 +160,30 @@ def flag(name: str) -> str:
     return "`--" + name.replace("_", "-") + "`"
 
 
+def whole_number(given: int | str | None, option: str, least: int | None = None) -> int | None:
+    """An option's number, None where it is not given.
+
+    Args:
+        given: a number, or its text on a command line.
+
+    Raises:
+        Refusal: it is no whole number, or below `least`.
+    """
+    if given is None:
+        return None
+    try:
+        number = int(given) if isinstance(given, str) else operator.index(given)
+    except (TypeError, ValueError):
+        raise Refusal(f"{flag(option)} must be a whole number, but is {given!r}.") from None
+    if least is not None and number < least:
+        raise Refusal(f"{flag(option)} must be at least {least}, but is {given}.")
+    return number
+
+
 def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Declares the model's options for fairseq's command lines. The budget is declared by the task, the seed by fairseq."""
+    """Declares the model's options for fairseq's command lines. The budget is declared by the task, others by fairseq or nobody."""
     for option in fields(PruningConfig):
-        if option.name in ("unpruned_heads", "seed"):
+        if option.name in ("unpruned_heads", *UNDECLARED):
             continue
         name = "--" + option.name.replace("_", "-")
         if option.type == "bool":

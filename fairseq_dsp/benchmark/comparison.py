@@ -14,7 +14,6 @@ from typing import Any
 import fairseq
 import torch
 
-import fairseq_dsp
 from fairseq_dsp.benchmark.candidates import Candidate, Facts
 from fairseq_dsp.benchmark.flops import count
 from fairseq_dsp.benchmark.measuring import (
@@ -32,6 +31,7 @@ from fairseq_dsp.benchmark.profiling import seconds_by_operator
 from fairseq_dsp.benchmark.serving import translate
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.workloads import WORKLOADS, Run
+from fairseq_dsp.version import __version__
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ class Row:
     Args:
         model: label.
         phase: stage of training; empty where there is one only.
-        parameters, heads, total, layout: see `candidates.Facts`.
+        parameters: their number; this and the next three are those of `candidates.Facts`.
+        heads: those that are kept.
+        total: all heads.
+        layout: as text.
         seconds: of every turn, for what the workload's time is of: a batch, a step, an update, a draw.
         median: of `seconds`.
         engine: `fairseq`, or CTranslate2 and the type of its weights.
@@ -197,7 +200,7 @@ def signature(settings: Settings, plan: Plan) -> dict[str, Any]:
         "threads": settings.threads,
         "torch": torch.__version__,
         "fairseq": fairseq.__version__,
-        "fairseq_dsp": fairseq_dsp.__version__,
+        "fairseq_dsp": __version__,
         "dtype": settings.dtype,
         "clock": plan.clock,
         "pairs": plan.pairs,

@@ -26,7 +26,8 @@ from fairseq_dsp.modules.idle import tie
 from fairseq_dsp.modules.masks import additive_mask, join_padding
 from fairseq_dsp.modules.shared_sources import neighbours_of_search, number, order_of_search
 from fairseq_dsp.modules.site_gates import Gates, Record, linear_of
-from fairseq_dsp.units.layout import head_rows
+from fairseq_dsp.modules.slicing import keep_units
+from fairseq_dsp.units.heads import HEADS
 
 _instances = itertools.count()
 
@@ -41,44 +42,31 @@ class PrunableAttention(nn.Module):
         num_heads: h, heads that exist.
         head_dim: d, the size of a head; independent of h.
         gates: what yields the gates [h], or None.
+        slices: what a head owns of which projection.
     """
-
-    # What `site_gates` selects of it: a head owns d rows (dimension 0) or columns (1) of each.
-    unit_slices = tuple((f"{name}_proj.{kind}", 0) for name in "qkv" for kind in ("weight", "bias")) + (
-        ("out_proj.weight", 1),
-    )
-    output_bias = "out_proj.bias"
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         self.embed_dim: int = attention.embed_dim
         self.num_heads: int = attention.num_heads
-        self.head_dim = self.unit_width = int(attention.head_dim)
+        self.head_dim: int = attention.head_dim
         self.self_attention: bool = attention.self_attention
         self.encoder_decoder_attention: bool = attention.encoder_decoder_attention
         self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
         self.out_proj = attention.out_proj
         self.dropout_module = attention.dropout_module
         self.gates: Gates | None = None
+        self.slices = HEADS.slices(self.head_dim)
         # fairseq keeps one flat dictionary of caches for the whole decoder
         self.cache_key = f"prunable_attention_{next(_instances)}.attn_state"
 
     def keep_heads(self, heads: Sequence[int]) -> None:
-        """Removes every other head, for good: rows of q, k and v, columns of the output projection.
+        """Removes every other head, for good.
 
         Args:
             heads: which of the heads that exist now to keep, in increasing order; may be empty.
         """
-        rows = head_rows(heads, self.head_dim).to(self.out_proj.weight.device)
-        # A parameter without elements gets no gradient, and DistributedDataParallel waits for every parameter that wants one.
-        trainable = len(heads) > 0
-        for projection in (self.q_proj, self.k_proj, self.v_proj):
-            projection.weight = _parameter(projection.weight, rows, 0, trainable)
-            if projection.bias is not None:
-                projection.bias = _parameter(projection.bias, rows, 0, trainable)
-            projection.out_features = rows.numel()
-        self.out_proj.weight = _parameter(self.out_proj.weight, rows, 1, trainable)
-        self.out_proj.in_features = rows.numel()
+        keep_units(self, self.slices, heads)
         self.num_heads = len(heads)
 
     def forward(
@@ -284,9 +272,3 @@ class PrunableAttention(nn.Module):
 def _unfold_beams(x: Tensor, length: int) -> Tensor:
     """[sentences, h, beams·T, n] -> [sentences·beams, h, T, n]."""
     return x.view(x.size(0), x.size(1), -1, length, x.size(3)).transpose(1, 2).flatten(0, 1)
-
-
-def _parameter(parameter: Tensor, rows: Tensor, dim: int, trainable: bool) -> nn.Parameter:
-    # index_select copies: a view would drag the whole dense storage into the checkpoint
-    chosen = parameter.detach().index_select(dim, rows)
-    return nn.Parameter(chosen, requires_grad=trainable and parameter.requires_grad)

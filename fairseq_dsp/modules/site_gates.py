@@ -11,7 +11,6 @@ copy of the model finds a tensor in the middle of a graph.
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.idle import tie
-from fairseq_dsp.units.layout import head_rows
+from fairseq_dsp.units.kind import Slice, unit_places
 
 # What a sublayer computes with in place of its own tensors, by their names, without biases that it does not have.
 Record = dict[str, Tensor]
@@ -35,14 +34,14 @@ class Gates(Protocol):
     def __call__(self) -> Tensor:
         """The gates of the site's units: [n], float32."""
 
-    def live(self, sublayer: Any, search: Search) -> Record | None:
+    def live(self, sublayer: Any, search: Search, begins: bool = True) -> Record | None:
         """What the sublayer computes with where all gates are constant 0 or 1 and units of 0 need not be computed; None where it
         computes with its own tensors.
 
         Args:
-            sublayer: names the tensors that units own a part of, with the dimension (`unit_slices`), how much of it one unit
-                owns (`unit_width`), and the bias that it adds to its output, which is of no unit (`output_bias`).
+            sublayer: its `slices` say what a unit owns of which of its tensors.
             search: where the record is kept, under the sublayer's `cache_key`; its source has been encoded with the same units.
+            begins: a pass may begin with this question; not with one that a sublayer of two modules asks again for its second.
         """
 
 
@@ -70,11 +69,11 @@ class SiteGates:
         """A copy that is made in the middle of a pass leaves to that pass what belongs to its graph."""
         return {**self.__dict__, "handed": None}
 
-    def live(self, sublayer: Any, search: Search) -> Record | None:
+    def live(self, sublayer: Any, search: Search, begins: bool = True) -> Record | None:
         """Selections of the units that are decided to be kept, once that is decided; see `Gates`."""
         record = None if search is None else search.get(f"{sublayer.cache_key}.live")
         if record is None:
-            marks = self.owner.constant_marks(anew=self.leads and search is None)
+            marks = self.owner.constant_marks(anew=self.leads and begins and search is None)
             if marks is None:
                 return None
             record = self._select(sublayer, marks[self.span])
@@ -84,12 +83,13 @@ class SiteGates:
 
     def _select(self, sublayer: Any, marks: tuple[bool, ...]) -> Record:
         record: Record = {}
-        for name, dim in [*sublayer.unit_slices, (sublayer.output_bias, None)]:
-            tensor = operator.attrgetter(name)(sublayer)
-            if tensor is not None and dim is not None:
-                tensor = tensor.index_select(dim, self._rows_of(marks, sublayer.unit_width, tensor.device))
-            if tensor is not None:
-                record[name] = tensor
+        for owned in sublayer.slices:
+            linear, part = _place(sublayer, owned)
+            if (tensor := getattr(linear, part)) is not None:
+                rows = self._rows_of(marks, owned.width, tensor.device)
+                record[owned.name] = tensor.index_select(owned.dim, rows)
+            if owned.dim == 1 and linear.bias is not None:  # of no unit
+                record[_bias_of(owned)] = linear.bias
         return record
 
     def _rows_of(self, marks: tuple[bool, ...], width: int, device: torch.device) -> Tensor:
@@ -97,16 +97,30 @@ class SiteGates:
         if self._rows is None or self._rows[0] != of:
             with torch.inference_mode(False):  # for an evaluation may make what training uses
                 units = [unit for unit, mark in enumerate(marks) if mark]
-                self._rows = of, head_rows(units, width).to(device)
+                self._rows = of, unit_places(units, width).to(device)
         return self._rows[1]
 
     def _tie(self, sublayer: Any, record: Record) -> Record:
         """The record with an output bias through which all that is not computed gets a gradient of zero, as from a gate of 0."""
-        idle = [self()] if sublayer.training else []  # constants elsewhere
-        if record[sublayer.unit_slices[0][0]].numel() == 0:
-            idle += [parameter for name, parameter in sublayer.named_parameters() if name != sublayer.output_bias]
-        bias = record.get(sublayer.output_bias)
-        return record if bias is None or not idle else {**record, sublayer.output_bias: tie(bias, *idle)}
+        tied = dict(record)
+        for owned in sublayer.slices:
+            if owned.dim == 1 and (bias := record.get(_bias_of(owned))) is not None:
+                idle = [self()] if sublayer.training else []  # constants elsewhere
+                if record[owned.name].numel() == 0:
+                    idle += [parameter for parameter in sublayer.parameters() if parameter is not bias]
+                tied[_bias_of(owned)] = tie(bias, *idle) if idle else bias
+        return tied
+
+
+def _place(sublayer: nn.Module, owned: Slice) -> tuple[Any, str]:
+    """The linear map of the sublayer that has the tensor, and which of its parts that is."""
+    name, _, part = owned.name.rpartition(".")
+    return sublayer.get_submodule(name), part
+
+
+def _bias_of(columns: Slice) -> str:
+    """The bias of a linear map of which units own columns."""
+    return columns.name.removesuffix("weight") + "bias"
 
 
 class GatedCheckpoint:
@@ -155,7 +169,7 @@ class ConstantGates:
     def __call__(self) -> Tensor:
         return self.mask
 
-    def live(self, sublayer: nn.Module, search: Search) -> None:
+    def live(self, sublayer: Any, search: Search, begins: bool = True) -> None:
         """None: all units are computed and multiplied, so that a comparison compares two computations."""
 
 

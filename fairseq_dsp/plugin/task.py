@@ -27,8 +27,9 @@ from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import BUDGET_TASK, objections, objections_to_backend, objections_to_unknown_options
-from fairseq_dsp.plugin.optimizer import DspAdam
+from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
 from fairseq_dsp.plugin.progress import HeadProgress
+from fairseq_dsp.plugin.settling import Settling
 from fairseq_dsp.plugin.starting import find_start, objections_to_start, settle_floor
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
@@ -90,6 +91,8 @@ class TranslationDspTask(TranslationTask):
         self._updates_an_epoch: int | None = None
         self._warned_of_cooldown = False
         self._progress = HeadProgress()
+        self._settling = Settling(cfg)
+        self._model: DspTransformerModel | None = None
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Builds the model; when training starts, hands it the budget and refuses what would train dense."""
@@ -113,7 +116,7 @@ class TranslationDspTask(TranslationTask):
             set_option(cfg, BUDGET_TASK, "translation_dsp")
             settle_floor(self.cfg, cfg)
             with noted(reasons):
-                reasons += objections(cfg)
+                reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
             reasons += objections_to_unknown_options(cfg) + self._objections_to_lack_of_start(cfg)
             # an option that cannot be read is among the reasons already
             reasons += [reason for reason in objections_to_start(self.cfg, cfg) if reason not in reasons]
@@ -126,6 +129,7 @@ class TranslationDspTask(TranslationTask):
 
     def adopt(self, model: DspTransformerModel) -> None:
         """Notes what training will ask of the model; `build_model` calls it, and whoever has a model from elsewhere."""
+        self._model = model
         self._learns_heads = model.head_gates is not None
         self._adaptive_softmax = model.decoder.adaptive_softmax is not None
 
@@ -189,13 +193,15 @@ class TranslationDspTask(TranslationTask):
     ) -> Any:
         """One micro-batch, as in fairseq."""
         if self._learns_heads:
-            _dsp_adam(optimizer).wrapper = optimizer if hasattr(optimizer, "_multiply_factor") else None
+            dsp_adam_of(optimizer).wrapper = optimizer if hasattr(optimizer, "_multiply_factor") else None
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """One update; importance variables stay where they are once the heads are fixed."""
         if self._learns_heads:
-            _dsp_adam(optimizer).importance_is_fixed = unwrap(model).head_gates.is_fixed
+            adam = dsp_adam_of(optimizer)
+            adam.importance_is_fixed = unwrap(model).head_gates.is_fixed
+            adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
         super().optimizer_step(optimizer, model, update_num)
         if self._learns_heads and (update_num + 1) % (self.cfg.log_interval or 1) == 0:
             self._progress.look(unwrap(model).head_gates)  # the updates whose figures fairseq prints
@@ -249,6 +255,8 @@ class TranslationDspTask(TranslationTask):
             frequency = self.cfg.update_freq
             frequency = frequency if isinstance(frequency, int) else (list(frequency or [1]))[-1]
             self._updates_an_epoch = -(-len(iterator) // frequency)
+            if self._model is not None:
+                self._settling.finish(self._model, self._updates_an_epoch)
         return iterator
 
     def can_reuse_epoch_itr(self, dataset: Any) -> bool:
@@ -273,19 +281,3 @@ def _forget_earlier_runs() -> None:
     for function in (checkpoint_utils.save_checkpoint, stopping):
         if function is not None:
             vars(function).pop("best", None)
-
-
-def _dsp_adam(optimizer: Any) -> DspAdam:
-    """Our optimizer inside fairseq's half-precision wrappers.
-
-    Raises:
-        SystemExit: it is not there; hydra lets any optimizer through until here.
-    """
-    inner = getattr(optimizer, "fp32_optimizer", None) or getattr(optimizer, "wrapped_optimizer", None) or optimizer
-    if not isinstance(inner, DspAdam):
-        with exit_on_refusal():
-            raise Refusal(
-                f"`--optimizer` must be dsp_adam for `--task translation_dsp`, but is {type(inner).__name__}: importance "
-                "variables would have neither their learning rate nor their schedule."
-            )
-    return inner
