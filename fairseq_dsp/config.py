@@ -23,12 +23,12 @@ AUTO = "auto"
 # Of `PruningConfig`, what no command line of a model declares.
 UNDECLARED = ("seed", "importance_lr", "derived")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
-LATER = ("recipe", "derived")
+LATER = ("recipe", "derived", "ffn_group")
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Options of head pruning. Help texts are the metadata; `None` means "not given"."""
+    """Options of pruning. Help texts are the metadata; `None` means "not given"."""
 
     head_selection: str | None = field(
         default=None,
@@ -45,7 +45,15 @@ class PruningConfig:
     head_layout: str | None = field(
         default=None,
         metadata={
-            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…) or a checkpoint to take it from"
+            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…, with /ffn-enc:…/ffn-dec:… for groups of neurons too) "
+            "or a checkpoint to take it from"
+        },
+    )
+    ffn_group: int | None = field(
+        default=None,
+        metadata={
+            "help": "how many neurons of a feed-forward network are one unit, for a --head-layout with ffn-enc and ffn-dec "
+            "(default: as many as its marks say)",
         },
     )
     head_counts: str | None = field(

@@ -24,7 +24,7 @@ from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.recipe import derive
-from fairseq_dsp.modules.surgery import KEPT_MASK, attentions
+from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import budget_out_of_range, objections
@@ -32,6 +32,7 @@ from fairseq_dsp.plugin.optimizer import DspAdam, DspAdamConfig
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.floors import floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Grid, Layout
 
 _SIDES = ("encoder", "decoder")
@@ -245,7 +246,7 @@ class Bench:
             model = self.build({"head_layout": str(Layout.full(self.setting.grid))})
             self.train(model, self.setting.dense_updates, self.setting.dense_lr, {})
             state = model.state_dict()
-            self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(KEPT_MASK)}
+            self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(HEADS.marks)}
         return self._dense
 
     def _scored(self, arm: Arm, k: int) -> Layout:

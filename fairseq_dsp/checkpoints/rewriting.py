@@ -24,8 +24,10 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
 from fairseq_dsp.plugin.objections import budget_out_of_range
+from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.units.fingerprint import agree, fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
 from fairseq_dsp.version import __version__
@@ -88,13 +90,16 @@ def rewrite(
     state = read_checkpoint(path)
     model = load_model(state)
     layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
+    current = with_all_of(model.layout, layout.grid)
+    if has_neurons(layout.grid) and (reasons := objections_to_neurons(state["cfg"].model)):
+        raise Refusal(*reasons)
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
-    small_weights = shrink_state(weights, layout, model.layout)
+    small_weights = shrink_state(weights, layout, current)
 
     cfg = copy.deepcopy(state["cfg"])
     provenance = {
-        "format": FORMAT,
+        "format": FORMAT if has_neurons(layout.grid) else 1,
         "version": __version__,
         **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores),
         "kept": layout.count,
@@ -107,6 +112,8 @@ def rewrite(
         if option.name not in ("seed", "importance_lr"):  # of the training, under fairseq's own names
             set_option(cfg.model, option.name, option.default)
     set_option(cfg.model, "head_layout", str(layout))
+    if has_neurons(layout.grid):
+        set_option(cfg.model, "ffn_group", group_of(layout.grid, model.neurons, "--layout"))
     if get_option(cfg.task, "unpruned_heads") is not None:
         set_option(cfg.task, "unpruned_heads", None)
     small = load_model({"cfg": cfg, "model": small_weights})
@@ -119,7 +126,7 @@ def rewrite(
         batches = sentences(model.float().eval(), state["cfg"].task)
         dense_loss = loss_per_token(model, batches)
         moments = context_moments(model, batches)
-    mask_heads(model, layout, model.layout)
+    mask_heads(model, layout, current)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
         raise Refusal(
@@ -129,7 +136,7 @@ def rewrite(
     if moments:
         cut_loss = loss_per_token(small, batches)
         small_weights = dict(small_weights)
-        rescale_state(weights, small_weights, layout, model.layout, moments)
+        rescale_state(weights, small_weights, layout, current, moments)
         small = load_model({"cfg": cfg, "model": small_weights}).float().eval()
         losses = (dense_loss, cut_loss, loss_per_token(small, batches))
         provenance["rescaled"] = sum(len(batch["target"]) for batch in batches)
@@ -167,8 +174,11 @@ def choose_layout(
     """
     if text is not None:
         layout = resolve_layout(text, "--layout")
-        if not layout.within(model.layout):
-            raise Refusal(f"`--layout` must name heads that the model has ({model.layout}), but is {layout}.")
+        if has_neurons(layout.grid) and not has_neurons(model.layout.grid):
+            group_of(layout.grid, model.neurons, "--layout")  # refuses what does not fit
+        there = with_all_of(model.layout, layout.grid)
+        if not layout.within(there):
+            raise Refusal(f"`--layout` must name {there.grid.noun} that the model has ({there}), but is {layout}.")
         if budget is not None and budget != layout.count:
             raise Refusal(
                 f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."

@@ -13,7 +13,8 @@ from fairseq_dsp.api.pruning import prune
 from fairseq_dsp.checkpoints.rewriting import Rewrite
 from fairseq_dsp.cli.arguments import add_languages, megabytes
 from fairseq_dsp.errors import as_command
-from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
+from fairseq_dsp.units.kinds import KINDS
+from fairseq_dsp.units.layout import Layout
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -77,9 +78,12 @@ def report(done: Rewrite, source: str, target: str) -> None:
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
-    for stack in HEAD_STACKS:
-        table.add_row(f"{STACK_NAMES[stack]} heads", str(full[stack][1]), str(kept[stack][0]))
-    table.add_row("heads", str(done.layout.grid.total), str(done.layout.count))
+    for kind in KINDS:
+        stacks = [stack for stack in kind.stacks if stack.name in full]
+        for stack in stacks:
+            table.add_row(f"{stack.title} {kind.noun}", str(full[stack.name][1]), str(kept[stack.name][0]))
+        if stacks:
+            table.add_row(kind.noun, *(str(sum(each[stack.name][0] for stack in stacks)) for each in (full, kept)))
     table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
     table.add_row("megabytes on disk", megabytes(source), megabytes(target))
     console = Console(markup=False, emoji=False)  # a path may hold what looks like either

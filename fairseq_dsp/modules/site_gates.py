@@ -86,8 +86,9 @@ class SiteGates:
         for owned in sublayer.slices:
             linear, part = _place(sublayer, owned)
             if (tensor := getattr(linear, part)) is not None:
-                rows = self._rows_of(marks, owned.width, tensor.device)
-                record[owned.name] = tensor.index_select(owned.dim, rows)
+                if not all(marks):
+                    tensor = tensor.index_select(owned.dim, self._rows_of(marks, owned.width, tensor.device))
+                record[owned.name] = tensor
             if owned.dim == 1 and linear.bias is not None:  # of no unit
                 record[_bias_of(owned)] = linear.bias
         return record

@@ -16,20 +16,23 @@ from torch import Tensor, nn
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
-from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, layout_of_state, shrink_state
+from fairseq_dsp.modules.surgery import is_marked, layout_of_state, marks_name, shrink_state
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.neurons import NEURONS
 
 
 class Fitted(Protocol):
     """What is asked of the model, beside that it is a fairseq model.
 
     Attributes:
-        layout: the heads that it has, of all those of its architecture.
+        layout: the units that it has, of all those of its architecture.
+        neurons: how many neurons the feed-forward networks of its architecture have, see `surgery.neurons_of`.
         head_gates: its importance variables; None where nothing is learned.
         adopts_dense_state: whether it may start from a state without importance variables.
     """
 
     layout: Layout
+    neurons: dict[str, tuple[int, ...]]
     head_gates: HeadGates | None
     adopts_dense_state: bool
 
@@ -50,16 +53,22 @@ def fit_state(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_heads_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    sites = dict(attentions(model, model.layout.grid))
-    theirs = layout_of_state(state, model.layout.grid)
-    has_layout = any(hasattr(attention, KEPT_MASK) for attention in sites.values())
-    if theirs is None and has_layout:
+    ours = model.layout
+    theirs = layout_of_state(state, ours.grid)
+    has_layout = is_marked(model, ours.grid)
+    if theirs is None and not has_layout or theirs == ours and has_layout:
+        return state
+    theirs = theirs or Layout.full(ours.grid)
+    as_marked = theirs.grid == ours.grid and all(
+        theirs.marks(site) == ours.marks(site) for site in ours.grid.sites if marks_name(site) in state
+    )
+    if has_layout and as_marked:  # the state has all units of a kind of which the model has some
         gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
-        return {**shrink_state(state, model.layout), **gates}
-    if theirs is not None and (not has_layout or theirs != model.layout):
-        ours = f"other heads ({model.layout})" if has_layout else "all heads"
-        raise Refusal(f"the checkpoint keeps {theirs.count} heads and this model {ours}: add `--head-layout {theirs}`.")
-    return state
+        return {**shrink_state(state, ours, theirs), **gates}
+    kept = f"other {ours.grid.noun} ({ours})" if has_layout else f"all {ours.grid.noun}"
+    raise Refusal(
+        f"the checkpoint keeps {theirs.count} {theirs.grid.noun} and this model {kept}: add `--head-layout {theirs}`."
+    )
 
 
 def _with_gates_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,6 +102,9 @@ def _refuse_other_sizes(model: Fitted, state: dict[str, Tensor]) -> None:
         Refusal: the state is of another model.
     """
     ours = _sizes(dict(model.named_parameters(remove_duplicate=False)))
+    for stack in NEURONS.stacks:  # whatever is left of them
+        if neurons := model.neurons[stack.name]:
+            ours[flag(f"{stack.side}_ffn_embed_dim")] = neurons[0]
     reasons = [
         f"{what} must be {size}, as the checkpoint's weights are, but is {ours[what]}."
         for what, size in _sizes(state).items()
@@ -122,6 +134,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
             ("layers.0.fc1", flag(f"{side}_ffn_embed_dim"), 0),
         ):
             weight = weights.get(f"{side}.{name}.weight")
-            if weight is not None and weight.dim() == 2:
+            cut = name.endswith("fc1") and f"{side}.layers.0.{NEURONS.marks}" in weights
+            if weight is not None and weight.dim() == 2 and not cut:
                 found[what] = weight.shape[axis]
     return found

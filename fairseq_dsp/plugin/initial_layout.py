@@ -10,23 +10,31 @@ from fairseq_dsp.methods import Stratified, method_class
 from fairseq_dsp.methods.stratified import RULE, counts_of, counts_of_layout, draw_stratified
 from fairseq_dsp.plugin.objections import budget_out_of_range
 from fairseq_dsp.units.floors import floors_of, meets, objection_to_floor, parse_floor, random_subset_above_floors
+from fairseq_dsp.units.groups import Neurons, group_of, has_neurons, with_all_of, with_groups
 from fairseq_dsp.units.layout import Grid, Layout
 
 
-def initial_layout(grid: Grid, config: PruningConfig) -> Layout:
+def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig) -> Layout:
     """The layout that the options give or draw, before anything is learned.
+
+    Neurons are units of it where the options say in which groups.
 
     Args:
         grid: the heads of the architecture.
+        neurons: of its feed-forward networks.
 
     Raises:
         Refusal: the layout does not fit the grid, or budget, floor and counts do not fit each other.
     """
-    layout = Layout.full(grid)
-    if config.head_layout is not None:
-        layout = _looked_up(config.head_layout)
-        if layout.grid != grid:
-            raise Refusal(f"`--head-layout` must fit the model, whose heads are {_counts(grid)}, but is {layout}.")
+    given = None if config.head_layout is None else _looked_up(config.head_layout)
+    group = config.ffn_group
+    if group is None and given is not None and has_neurons(given.grid):
+        group = group_of(given.grid, neurons, "--head-layout")
+    if group is not None:
+        grid = with_groups(grid, neurons, group)
+    layout = Layout.full(grid) if given is None else with_all_of(given, grid)
+    if layout.grid != grid:
+        raise Refusal(f"`--head-layout` must fit the model, whose {grid.noun} are {_counts(grid)}, but is {layout}.")
     budget, floors = config.budget, floors_of(layout.surviving, parse_floor(config.cross_floor))
     if budget is not None and not 0 <= budget <= layout.count:
         raise Refusal(budget_out_of_range(budget, layout.count))

@@ -27,13 +27,15 @@ from fairseq_dsp.guards.versions import (
 )
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
-from fairseq_dsp.modules.surgery import attentions, install_gates, make_prunable, remove_gates, shrink_model
+from fairseq_dsp.modules.surgery import attentions, install_gates, make_prunable, neurons_of, remove_gates, shrink_model
 from fairseq_dsp.plugin.fitting import fit_state, parameter_names
 from fairseq_dsp.plugin.initial_layout import initial_layout
 from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
+from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
+from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.layout import Layout
 
 ARCHITECTURES = (
@@ -87,7 +89,8 @@ class DspTransformerModel(TransformerModel):
     """A transformer that has the heads of its layout, and gates on them while a method is choosing.
 
     Attributes:
-        layout: heads that the model has, in original ids.
+        layout: units that the model has, in original ids.
+        neurons: how many neurons its feed-forward networks had when they were whole, layer by layer, by stack.
         head_gates: importance variables and gates; None where no method is choosing.
         adopts_dense_state: whether loading a state without importance variables starts from fresh ones. Set by the task
             when it trains: a checkpoint that is merely loaded must bring its own.
@@ -99,6 +102,7 @@ class DspTransformerModel(TransformerModel):
         disable_fused_encoder(self.encoder)
         settle_device_marks_of(self)
         self.layout = Layout.full(make_prunable(self))
+        self.neurons = neurons_of(self)
         self.head_gates: HeadGates | None = None
         self.adopts_dense_state = False
         self.unchecked: argparse.Namespace | DictConfig | None = None
@@ -151,7 +155,11 @@ class DspTransformerModel(TransformerModel):
 
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
-        layout = initial_layout(self.layout.grid, config)
+        layout = initial_layout(self.layout.grid, self.neurons, config)
+        if has_neurons(layout.grid):
+            if reasons := objections_to_neurons(args):  # where the layout was looked up
+                raise Refusal(*reasons)
+            set_option(args, "ffn_group", group_of(layout.grid, self.neurons, "--head-layout"))
         if config.head_layout is not None or not method_class(config).learned:
             shrink_model(self, layout)
             set_option(args, "head_layout", str(layout))

@@ -20,6 +20,9 @@ from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option
 from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import method_class, objections_to_method
 from fairseq_dsp.plugin.options import grid_of_options
+from fairseq_dsp.plugin.widths import objections_to_neurons, objections_to_widths
+from fairseq_dsp.units.groups import has_neurons
+from fairseq_dsp.units.layout import parse_layout
 
 _MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
@@ -39,6 +42,8 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     cutoff = get_option(args, "adaptive_softmax_cutoff")
     if isinstance(cutoff, str) and not _is_list_of_counts(cutoff):
         found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
+    if get_option(args, "ffn_group") is not None or "/ffn-" in str(get_option(args, "head_layout")):
+        found += objections_to_neurons(args)
     return found + objections_to_backend(get_option(args, "ddp_backend"))
 
 
@@ -97,10 +102,16 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
             found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
     if found:
         return found
+    text = get_option(cfg, "head_layout")
+    layout = parse_layout(text, "--head-layout") if isinstance(text, str) else None
+    if layout is not None and has_neurons(layout.grid):
+        found += objections_to_widths(cfg, layout, weights)
+    else:
+        layout = None
     for side, positions in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
         layers = {name.split(".")[2] for name in weights if name.startswith(f"{side}.layers.")}
         sizes = {"layers": len(layers), "embed_dim": weights[f"{side}.embed_tokens.weight"].shape[-1]}
-        if f"{side}.layers.0.fc1.weight" in weights:
+        if layout is None and f"{side}.layers.0.fc1.weight" in weights:
             sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
         for name, size in sizes.items():
             if _number(value := get_option(cfg, f"{side}_{name}", size)) != size:

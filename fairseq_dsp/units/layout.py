@@ -23,7 +23,6 @@ from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.kind import unit_places
 from fairseq_dsp.units.kinds import STACK_OF
 from fairseq_dsp.units.neurons import NEURONS
 
@@ -103,6 +102,11 @@ class Grid:
         for site, count in self.counts:
             yield site, slice(start, start + count)
             start += count
+
+    @property
+    def noun(self) -> str:
+        """What sentences call the units: heads, where there are no others."""
+        return "heads" if self.named_stacks == HEAD_STACKS else "units"
 
     @property
     def named_stacks(self) -> tuple[str, ...]:
@@ -241,11 +245,6 @@ def parse_layout(text: str, option: str) -> Layout:
         return Layout.parse(text)
     except ValueError as error:
         raise Refusal(f"`{option}` must be a layout: {error}") from error
-
-
-def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
-    """`unit_places` of heads."""
-    return unit_places(heads, head_dim)
 
 
 def _write_marks(marks: Sequence[bool], may_be_long: bool) -> str:

@@ -37,6 +37,7 @@ class TestReading:
             "head_selection": "ste",
             "unpruned_heads": 0,
             "head_layout": "enc:1/dec:/cross:",
+            "ffn_group": 4,
             "head_counts": "even",
             "cross_floor": "layer",
             "pipelined": True,
