@@ -15,7 +15,7 @@ from fairseq_dsp.config import flag, whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
-from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.scoring import SCORERS, finite_scores, removal_order
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.score_file import ScoreFile
@@ -122,7 +122,7 @@ def _scored(
     with watch(f"{name}, batches", rounds * len(batches)) as done:
         subject = Subject(
             grid=grid,
-            attentions=dict(attentions(model, model.layout.grid)),
+            modules=modules_at(model, grid),
             batches=_Watched(batches, done),
             loss=lambda batch: loss_of(model, batch),
             seed=options["seed"],

@@ -78,6 +78,11 @@ def attentions(model: nn.Module, grid: Grid) -> Iterator[tuple[Site, PrunableAtt
             yield site, model.get_submodule(site_name(site))
 
 
+def modules_at(model: nn.Module, grid: Grid) -> dict[Site, nn.Module]:
+    """The module of every site of the grid: an attention, or the layer that a feed-forward network belongs to."""
+    return {site: model.get_submodule(site_name(site)) for site in grid.sites}
+
+
 def neurons_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """F of every layer of a transformer, ours or fairseq's own, by stack."""
     return {

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import few_examples
-from scored import ALL, GRID, SOME, batch_of, dense, sentence_of, slow_derivatives, subject_of
+from scored import ALL, GRID, PAIRS, SOME, UNEVEN, batch_of, dense, sentence_of, slow_derivatives, subject_of
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
-from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.joint_fisher import removal_by_joint_cost
 from fairseq_dsp.scoring.subject import Subject
@@ -19,7 +19,7 @@ from fairseq_dsp.units.layout import Layout
 
 
 class TestFisher:
-    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
+    @pytest.mark.parametrize("layout", [ALL, SOME, PAIRS, UNEVEN], ids=str)
     def test_is_the_mean_square_of_the_derivative_by_the_gate(self, layout):
         model = dense(layout)
         subject = subject_of(model)
@@ -39,7 +39,7 @@ class TestFisher:
         found = SCORERS["fisher"]().score(subject_of(model, (0,)), torch.ones(18))
         one_by_one = Subject(
             grid=GRID,
-            attentions=dict(attentions(model, GRID)),
+            modules=modules_at(model, GRID),
             batches=[sentence_of(batch_of(0), row) for row in range(3)],
             loss=lambda batch: loss_of(model, batch),
             seed=1,
@@ -54,7 +54,7 @@ class TestFisher:
 
 
 class TestJointFisher:
-    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
+    @pytest.mark.parametrize("layout", [ALL, SOME, PAIRS, UNEVEN], ids=str)
     def test_is_the_order_of_removal_by_what_the_removed_cost_together(self, layout):
         model = dense(layout)
         subject = subject_of(model)

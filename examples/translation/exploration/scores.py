@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
-from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.sentence_gates import loss_derivatives
@@ -27,7 +27,7 @@ def subject_of(model: DspTransformerModel, batches: Sequence[Batch], seed: int) 
     model.eval()
     return Subject(
         grid=model.layout.surviving,
-        attentions=dict(attentions(model, model.layout.grid)),
+        modules=modules_at(model, model.layout.grid),
         batches=batches,
         loss=lambda batch: loss_of(model, batch),
         seed=seed,
