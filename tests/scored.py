@@ -18,13 +18,15 @@ GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
 ALL = Layout.full(GRID)
 SOME = Layout.parse("enc:101.111/dec:000.011/cross:110.100")
 
-# Heads, and neurons in groups of 7 and of 2.
+# Heads, and neurons in groups of 7, of 2 and one by one.
 PAIRS = Layout.full(Grid.of_stacks(enc=(3, 3), dec=(3, 3), cross=(3, 3), ffn_enc=(2, 2), ffn_dec=(2, 2)))
+SINGLE = Layout.full(Grid.of_stacks(enc=(1, 1), dec=(1, 1), cross=(1, 1), ffn_enc=(14, 14), ffn_dec=(14, 14)))
 UNEVEN = Layout.parse("enc:101.111/dec:000.011/cross:110.100/ffn-enc:1011000.0000000/ffn-dec:1111111.0000001")
 
 
 def dense(layout: Layout = ALL) -> Any:
-    return build_with(layout)
+    heads = max(layout.grid.of("enc"))
+    return build_with(layout, encoder_attention_heads=heads, decoder_attention_heads=heads)
 
 
 def batch_of(seed: int = 0) -> dict[str, Any]:

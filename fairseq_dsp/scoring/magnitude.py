@@ -26,6 +26,7 @@ class MagnitudeScorer:
     """
 
     name: ClassVar[str] = "magnitude"
+    comparable: ClassVar[bool] = False
     reads_data: ClassVar[bool] = False
     takes_seed: ClassVar[bool] = False
 

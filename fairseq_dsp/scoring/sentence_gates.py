@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fairseq_dsp.scoring.subject import Subject
+    from fairseq_dsp.units.layout import Site
 
 
 def loss_derivatives(subject: Subject, live: Tensor) -> Iterator[Tensor]:
@@ -49,6 +50,23 @@ def mean_over_sentences(subject: Subject, live: Tensor, of: Callable[[Tensor], T
         total = total + of(derivatives).double().cpu()  # waits for the device once a batch
         sentences += len(derivatives)
     return total / max(sentences, 1)
+
+
+def information_by_site(subject: Subject, live: Tensor) -> dict[Site, Tensor]:
+    """F = E_x [d(x) d(x)^T] of every site's units, with d(x)_u = dL(x) / d xi_u: [units, units] float64, on the CPU.
+
+    Args:
+        live: see `loss_derivatives`.
+    """
+    spans = dict(subject.grid.spans())
+    sums = {site: torch.zeros(count, count, dtype=torch.float64) for site, count in subject.grid.counts}
+    sentences = 0
+    for derivatives in loss_derivatives(subject, live):
+        sentences += len(derivatives)
+        for site, span in spans.items():
+            wide = derivatives[:, span].double()
+            sums[site] = sums[site].to(wide.device).addmm_(wide.T, wide)
+    return {site: each.cpu() / max(sentences, 1) for site, each in sums.items()}
 
 
 @contextlib.contextmanager
