@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model, resolve_layout
 from fairseq_dsp.checkpoints.reading import FORMAT, PROVENANCE, read_checkpoint
-from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
+from fairseq_dsp.checkpoints.rescaling import input_moments, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
@@ -27,7 +27,8 @@ from fairseq_dsp.plugin.objections import budget_out_of_range
 from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.units.fingerprint import agree, fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
-from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
 from fairseq_dsp.version import __version__
@@ -80,8 +81,8 @@ def rewrite(
         layout_text: heads to keep, or a checkpoint to take them from; None for the model's own choice.
         budget: K, another number of heads than the trained one; None for the trained one.
         scores: choose the K heads by these instead of the model's importance variables.
-        sentences: fairseq's batches for a model and the options of its task. With them the output projections are fitted so
-            that the heads that stay say what all said; see `rescaling`.
+        sentences: fairseq's batches for a model and the options of its task. With them the output projections, and fc2 where neurons
+            go, are fitted so that the units that stay say what all said; see `rescaling`.
         floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
 
     Raises:
@@ -125,7 +126,8 @@ def rewrite(
             )
         batches = sentences(model.float().eval(), state["cfg"].task)
         dense_loss = loss_per_token(model, batches)
-        moments = context_moments(model, batches)
+        lost = [site for site in layout.grid.sites if layout.marks(site) != current.marks(site)]
+        moments = input_moments(model, batches, lost)
     mask_heads(model, layout, current)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
@@ -133,7 +135,7 @@ def rewrite(
             f"rewritten and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."
         )
     losses = None
-    if moments:
+    if batches:
         cut_loss = loss_per_token(small, batches)
         small_weights = dict(small_weights)
         rescale_state(weights, small_weights, layout, current, moments)
@@ -187,17 +189,24 @@ def choose_layout(
     if scores is not None:
         if budget is None:
             raise Refusal("`--unpruned-heads` must be given with `--scores`: how many heads to keep.")
-        if scores.layout != model.layout:
+        there = with_all_of(model.layout, scores.layout.grid)
+        if scores.layout != there:
             raise Refusal(
-                f"`--scores` must be of a model with the same heads ({model.layout}), but are of {scores.layout}."
+                f"`--scores` must be of a model with the same {there.grid.noun} ({there}), but are of {scores.layout}."
             )
-        if not 0 <= budget <= model.layout.count:
-            raise Refusal(budget_out_of_range(budget, model.layout.count))
+        heads = part_of(there, [HEADS.name])
+        if HEADS.name not in scores.units:
+            raise Refusal(
+                f"`--unpruned-heads` must come with scores of heads, but {', '.join(scores.units)} were scored."
+            )
+        if not 0 <= budget <= heads.count:
+            raise Refusal(budget_out_of_range(budget, heads.count))
         _refuse_other_weights(scores, model)
-        floors = floors_of(model.layout.surviving, parse_floor(floor))
-        if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
+        floors = floors_of(heads.surviving, parse_floor(floor))
+        if floor is not None and (objection := objection_to_floor(heads.surviving, parse_floor(floor), budget)):
             raise Refusal(objection)
-        return scores.keep_top(budget, floors)
+        kept = scores.keep_top_of_kinds({HEADS.name: budget}, floors)
+        return kept if has_neurons(model.layout.grid) else part_of(kept, [HEADS.name])  # whose neurons all stay
     gates = model.head_gates
     if gates is None:
         total = model.layout.grid.total

@@ -35,6 +35,11 @@ def marks_name(site: Site) -> str:
     return f"{site_name(site)}.{KIND_OF[site.stack].marks}"
 
 
+def reader_name(site: Site) -> str:
+    """Name of the map that reads what the site's units computed, such as `decoder.layers.3.encoder_attn.out_proj`."""
+    return f"{site_name(site)}.{KIND_OF[site.stack].readers[0]}"
+
+
 def is_marked(model: nn.Module, grid: Grid) -> bool:
     """Whether a model has marks: it has been given a layout, which may keep all."""
     return any(hasattr(model.get_submodule(site_name(site)), KIND_OF[site.stack].marks) for site in grid.sites)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
-from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, rescale_state
+from fairseq_dsp.checkpoints.rescaling import Moments, input_moments, rescale_state
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.kind import unit_places
@@ -35,7 +35,8 @@ def cut_and_rescale(model: DspTransformerModel, layout: Layout, moments: dict[Si
 
 def moments_of(model: DspTransformerModel, batches: Sequence[Batch]) -> dict[Site, Moments]:
     """The moments of the contexts of every site that has heads."""
-    return context_moments(model.eval(), batches)
+    sites = [site for site, heads in model.layout.surviving.counts if heads]
+    return input_moments(model.eval(), batches, sites)
 
 
 def by_reconstruction(
