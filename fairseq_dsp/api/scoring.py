@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of, with_groups
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KINDS
-from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.neurons import NEURONS
 from fairseq_dsp.units.score_file import ScoreFile
 from fairseq_dsp.version import __version__
@@ -175,16 +175,29 @@ def _scored(
     scorer = SCORERS[name]()
     rounds = 1 if step is None else max(-(-grid.total // step), 1)
     with watch(f"{name}, batches", rounds * len(batches)) as done:
-        subject = Subject(
-            grid=grid,
-            modules=modules_at(model, grid),
-            batches=_Watched(batches, done),
-            loss=lambda batch: loss_of(model, batch),
-            seed=options["seed"],
-        )
+        subject = subject_of(model, _Watched(batches, done), options["seed"], grid)
         if step is None:
             return finite_scores(scorer, subject, torch.ones(grid.total)), None
         return removal_order(scorer, subject, step)
+
+
+def subject_of(model: Any, batches: Iterable[Any], seed: int, grid: Grid | None = None) -> Subject:
+    """A model without gates, as it is now and in evaluation mode, for a scorer.
+
+    Args:
+        batches: of fairseq.
+        seed: of what is drawn.
+        grid: units to score, of those that the model has; all of its layout if None.
+    """
+    model.eval()
+    grid = grid or model.layout.surviving
+    return Subject(
+        grid=grid,
+        modules=modules_at(model, grid),
+        batches=batches,
+        loss=lambda batch: loss_of(model, batch),
+        seed=seed,
+    )
 
 
 class _Watched:

@@ -7,15 +7,18 @@ output projection of an attention and fc2 of a feed-forward network.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairseq_dsp.modules.surgery import places_within, reader_name
+from fairseq_dsp.modules.surgery import places_within, reader_name, shrink_model
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.units.floors import floors_of, top_k_above_floors
+from fairseq_dsp.units.groups import part_of, with_part
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kind import unit_places
 from fairseq_dsp.units.kinds import STACK_OF
 from fairseq_dsp.units.layout import Layout, Site
@@ -132,3 +135,45 @@ def rescale_state(
         weight, bias = (f"{reader_name(site)}.{kind}" for kind in ("weight", "bias"))
         columns = unit_places(places, state[weight].size(1) // len(existing))
         small[weight], small[bias] = rescaled_projection(state[weight], state[bias], found, columns)
+
+
+def cut_and_rescale(model: DspTransformerModel, layout: Layout, moments: dict[Site, Moments]) -> None:
+    """Cuts a model without gates to a layout within its own, in place, and fits what stays to what all said.
+
+    Args:
+        moments: of its contexts.
+    """
+    current, before = model.layout, {name: value.clone() for name, value in model.state_dict().items()}
+    shrink_model(model, layout, current=current)
+    model.layout = layout
+    small = dict(model.state_dict())
+    rescale_state(before, small, layout, current, moments)
+    model.load_state_dict(small)
+
+
+def cut_in_stages(
+    model: DspTransformerModel,
+    batches: Sequence[dict[str, Any]],
+    k: int,
+    stages: int,
+    score: Callable[[DspTransformerModel], Tensor],
+    floor: int | str | None,
+) -> None:
+    """Cuts a model without gates to k heads, in place, in stages: scores of what is left, a cut, a fit, and again.
+
+    Stage i of n ends with H (k/H)^(i/n) heads, rounded: each leaves the same share of them (Kwon et al. 2022 score and cut once).
+
+    Args:
+        batches: of fairseq, for the fits.
+        score: of the heads that the model has at the time, [H], larger matters more.
+        floor: cross-attention heads that stay in every stage; see `floors`.
+    """
+    total = part_of(model.layout, [HEADS.name]).count
+    for stage in range(stages):
+        goal = k if stage == stages - 1 else round(total * (k / total) ** ((stage + 1) / stages))
+        heads = part_of(model.layout, [HEADS.name])
+        floors = floors_of(heads.surviving, floor) if k else ()
+        chosen = top_k_above_floors(score(model).detach().double().cpu(), goal, floors)
+        layout = with_part(model.layout, heads.narrow(chosen))
+        lost = [site for site in layout.grid.sites if layout.marks(site) != model.layout.marks(site)]
+        cut_and_rescale(model, layout, input_moments(model.eval(), batches, lost))

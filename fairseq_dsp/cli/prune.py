@@ -34,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cross-floor",
         metavar="N|layer",
-        help="with --scores: cross-attention heads that stay whatever the scores say, or one in every decoder layer (default: 1, "
+        help="with --scores or --scorer: cross-attention heads that stay whatever the scores say, or one in every decoder layer (default: 1, "
         "or 0 where no head is kept)",
     )
     parser.add_argument(
@@ -42,6 +42,15 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DATA-BIN",
         help="fit the output projections on sentences of its training set, so that the heads that stay say what all said: for "
         "a dense model that is cut, before fine-tuning",
+    )
+    parser.add_argument(
+        "--scorer",
+        metavar="NAME",
+        help="with --rescale and --unpruned-heads: choose in stages by this scorer of fairseq-dsp-score (joint-fisher was measured), on "
+        "the same sentences: score, cut, fit, and again",
+    )
+    parser.add_argument(
+        "--stages", metavar="N", help="of --scorer (default: 4); each leaves the same share of the heads"
     )
     add_languages(parser)
     parser.add_argument("--force", action="store_true", help="overwrite OUT")

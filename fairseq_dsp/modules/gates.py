@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.methods import Method
+from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.units.budget import Budget
-from fairseq_dsp.units.floors import Floors, fewest, top_k_above_floors
+from fairseq_dsp.units.floors import Floors
 from fairseq_dsp.units.layout import Grid, Layout
 
 logger = logging.getLogger("fairseq_dsp.gates")  # as logs have always named it
@@ -47,6 +48,8 @@ class HeadGates(nn.Module):
 
     What a method declares as its `variables` and `records` are further parameters and buffers, named as there.
     """
+
+    varies = False  # whether other heads may be on in another pass of the same update
 
     def __init__(self, grid: Grid, budget: Budget | None, method: Method, floors: Floors = ()) -> None:
         super().__init__()
@@ -85,18 +88,7 @@ class HeadGates(nn.Module):
 
     def decided_mask(self) -> Tensor:
         """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
-        fixed = self.fixed_mask.detach()
-        # Anything but exact marks (an averaged state) falls back on the importance, which decided them. The device answers
-        # its own question: to read the answer would be to wait for it.
-        decided = ((fixed == 0) | (fixed == 1)).all()
-        if self.budget is not None:
-            decided = decided & (fixed.sum() == self.budget.count)
-        return torch.where(decided, fixed, self._choose())
-
-    def _choose(self) -> Tensor:
-        """The most important heads: K of them, or as many as the method finds right."""
-        kept = self.budget.count if self.budget else max(self.method.own_number(self.importance), fewest(self.floors))
-        return top_k_above_floors(self.importance, kept, self.floors)
+        return decided(self.method, self.importance, self.fixed_mask, self.budget, self.floors)
 
     def layout(self) -> Layout:
         """`decided_mask` as a layout of the grid."""
@@ -138,12 +130,12 @@ class HeadGates(nn.Module):
             with torch.no_grad():
                 self.method.begin_update(self.importance, self.budget, self.update, **self.own_state())
             return self._in_graph(self.method.gates(self.importance, self.budget_now, self.update))
-        if self._fixed is None or self._fixed[0] != _stamp(self.fixed_mask):
-            decided = self.decided_mask()
-            before, marks = torch.stack([self.fixed_mask, decided]).tolist()
+        if self._fixed is None or self._fixed[0] != stamp_of(self.fixed_mask):
+            mask = self.decided_mask()
+            before, marks = torch.stack([self.fixed_mask, mask]).tolist()
             self._refuse_other_number(before)
-            self.fixed_mask.copy_(decided)
-            self._fixed = _stamp(self.fixed_mask), tuple(map(bool, marks))
+            self.fixed_mask.copy_(mask)
+            self._fixed = stamp_of(self.fixed_mask), tuple(map(bool, marks))
         return self._in_graph(self.fixed_mask + 0.0 * self.importance)
 
     def _in_graph(self, gates: Tensor) -> Tensor:
@@ -174,7 +166,7 @@ class HeadGates(nn.Module):
             return None
         tensors = (self.fixed_mask,) if self.training else (self.fixed_mask, self.importance)
         known = self._fixed if self.training else self._evaluated
-        stamp = _stamp(*tensors)
+        stamp = stamp_of(*tensors)
         if known is None or known[0] != stamp or anew and not self.training:
             known = stamp, tuple(bool(mark) for mark in self.decided_mask().tolist())
             if self.training:
@@ -210,7 +202,7 @@ class HeadGates(nn.Module):
         return super()._apply(lambda own: own.to(fn(torch.empty(0, device=own.device)).device), recurse)
 
 
-def _stamp(*tensors: Tensor) -> tuple[Any, ...]:
+def stamp_of(*tensors: Tensor) -> tuple[Any, ...]:
     """What changes with every change in place that torch counts; it counts none of inference tensors."""
     return tuple((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors)
 

@@ -71,6 +71,8 @@ class SiteGates:
 
     def live(self, sublayer: Any, search: Search, begins: bool = True) -> Record | None:
         """Selections of the units that are decided to be kept, once that is decided; see `Gates`."""
+        if self.handed is not None and self.owner.varies:
+            return None  # activations are recomputed, maybe while others are on than in that pass
         record = None if search is None else search.get(f"{sublayer.cache_key}.live")
         if record is None:
             marks = self.owner.constant_marks(anew=self.leads and begins and search is None)

@@ -8,78 +8,104 @@ that would make it fit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
-from fairseq_dsp.modules.surgery import is_marked, layout_of_state, marks_name, shrink_state
+from fairseq_dsp.modules.surgery import layout_of_state, marks_name, shrink_state
+from fairseq_dsp.units.groups import Neurons
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.neurons import NEURONS
 
 
-class Fitted(Protocol):
-    """What is asked of the model, beside that it is a fairseq model.
+@dataclass(frozen=True)
+class Receiver:
+    """What a state is fitted to: all that is asked of a model.
 
     Attributes:
+        parameters: its parameters, shared ones by each of their names.
         layout: the units that it has, of all those of its architecture.
-        neurons: how many neurons the feed-forward networks of its architecture have, see `surgery.neurons_of`.
-        head_gates: its importance variables; None where nothing is learned.
+        neurons: those that the feed-forward networks of its architecture have.
+        is_marked: whether its state says which units it has, as it does where they are those of a layout.
+        gates: its importance variables; None where nothing is learned.
         adopts_dense_state: whether it may start from a state without importance variables.
     """
 
+    parameters: Mapping[str, Tensor]
     layout: Layout
-    neurons: dict[str, tuple[int, ...]]
-    head_gates: HeadGates | None
+    neurons: Neurons
+    is_marked: bool
+    gates: HeadGates | None
     adopts_dense_state: bool
 
 
-def fit_state(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def fit_state(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state as the model's strict loading wants it.
 
     Args:
-        state: may be changed in place.
+        state: upgraded to today's parameter names.
 
     Raises:
         Refusal: it is of another model, has other heads than the model, or lacks importance variables that it should bring.
     """
-    model.upgrade_state_dict(state)
-    _refuse_other_sizes(model, state)
-    state = _with_heads_of(model, state)
-    return _with_gates_of(model, state)
+    _refuse_other_sizes(receiver, state)
+    return _with_gates_of(receiver, _with_units_of(receiver, state))
 
 
-def _with_heads_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    ours = model.layout
+def layout_to_cut(state: Mapping[str, Tensor], ours: Layout, is_marked: bool) -> Layout | None:
+    """The layout of a state of which a model has a part; None where it has the state's own.
+
+    The model may have some of the units of a kind that the state does not mark, and thus has all of: heads, neurons, or both.
+
+    Args:
+        ours: the model's units.
+        is_marked: whether the model's own state has marks.
+
+    Raises:
+        Refusal: the state has other units.
+    """
     theirs = layout_of_state(state, ours.grid)
-    has_layout = is_marked(model, ours.grid)
-    if theirs is None and not has_layout or theirs == ours and has_layout:
-        return state
+    if theirs is None and not is_marked or theirs == ours and is_marked:
+        return None
     theirs = theirs or Layout.full(ours.grid)
-    as_marked = theirs.grid == ours.grid and all(
-        theirs.marks(site) == ours.marks(site) for site in ours.grid.sites if marks_name(site) in state
-    )
-    if has_layout and as_marked:  # the state has all units of a kind of which the model has some
-        gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
-        return {**shrink_state(state, ours, theirs), **gates}
-    kept = f"other {ours.grid.noun} ({ours})" if has_layout else f"all {ours.grid.noun}"
+    if is_marked and theirs.grid == ours.grid:
+        if all(theirs.marks(site) == ours.marks(site) for site in ours.grid.sites if marks_name(site) in state):
+            return theirs
+    other = f"other {ours.grid.noun} ({ours})" if is_marked else f"all {ours.grid.noun}"
     raise Refusal(
-        f"the checkpoint keeps {theirs.count} {theirs.grid.noun} and this model {kept}: add `--head-layout {theirs}`."
+        f"the checkpoint keeps {theirs.count} {theirs.grid.noun} and this model {other}: add `--head-layout {theirs}`."
     )
 
 
-def _with_gates_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    gates = model.head_gates
+def refuse_lack_of_importance() -> NoReturn:
+    """Raises:
+    Refusal: of a state that should bring importance variables.
+    """
+    raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
+
+
+def _with_units_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    theirs = layout_to_cut(state, receiver.layout, receiver.is_marked)
+    if theirs is None:
+        return state
+    gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
+    return {**shrink_state(state, receiver.layout, theirs), **gates}
+
+
+def _with_gates_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    gates = receiver.gates
     if gates is None:  # asked for explicitly: a layout without a budget
         return {name: value for name, value in state.items() if not name.startswith(STATE_PREFIX)}
     if not any(name.startswith(STATE_PREFIX) for name in state):
-        if not model.adopts_dense_state:
-            raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
+        if not receiver.adopts_dense_state:
+            refuse_lack_of_importance()
         return {**state, **{STATE_PREFIX + name: value for name, value in gates.state_dict().items()}}
-    if model.adopts_dense_state:  # of another method's checkpoint training takes importance and marks
+    if receiver.adopts_dense_state:  # of another method's checkpoint training takes importance and marks
         ours = {STATE_PREFIX + name: value for name, value in gates.state_dict().items()}
         own = {STATE_PREFIX + name: ours[STATE_PREFIX + name] for name in gates.own_state()}
         state = {name: value for name, value in state.items() if name in ours or not name.startswith(STATE_PREFIX)}
@@ -87,30 +113,30 @@ def _with_gates_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]
     return state
 
 
-def parameter_names(model: nn.Module) -> list[list[str]]:
+def names_of(parameters: Mapping[str, Tensor]) -> list[list[str]]:
     """The names of every parameter in a state; those of shared embeddings have several."""
     shared: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in parameters.items():
         shared.setdefault(id(parameter), []).append(name)
     return list(shared.values())
 
 
-def _refuse_other_sizes(model: Fitted, state: dict[str, Tensor]) -> None:
+def _refuse_other_sizes(receiver: Receiver, state: dict[str, Tensor]) -> None:
     """Compares what options and dictionaries decide, and weights that are one in the model and two in the state.
 
     Raises:
         Refusal: the state is of another model.
     """
-    ours = _sizes(dict(model.named_parameters(remove_duplicate=False)))
+    ours = _sizes(receiver.parameters)
     for stack in NEURONS.stacks:  # whatever is left of them
-        if neurons := model.neurons[stack.name]:
+        if neurons := receiver.neurons[stack.name]:
             ours[flag(f"{stack.side}_ffn_embed_dim")] = neurons[0]
     reasons = [
         f"{what} must be {size}, as the checkpoint's weights are, but is {ours[what]}."
         for what, size in _sizes(state).items()
         if ours.get(what, size) != size
     ]
-    for first, *others in parameter_names(model):
+    for first, *others in names_of(receiver.parameters):
         for name in others:
             one, other = state.get(first), state.get(name)
             if one is not None and other is not None and one.shape == other.shape and not torch.equal(one, other):

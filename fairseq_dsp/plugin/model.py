@@ -10,10 +10,10 @@ option in silence.
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
-from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
+from fairseq.models.transformer import TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -27,13 +27,23 @@ from fairseq_dsp.guards.versions import (
 )
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
-from fairseq_dsp.modules.surgery import attentions, install_gates, make_prunable, neurons_of, remove_gates, shrink_model
-from fairseq_dsp.plugin.fitting import fit_state, parameter_names
-from fairseq_dsp.plugin.initial_layout import initial_layout
-from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
+from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.modules.surgery import (
+    attentions,
+    install_gates,
+    is_marked,
+    make_prunable,
+    neurons_of,
+    remove_gates,
+    shrink_model,
+)
+from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
+from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
+from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
+from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
+from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.plugin.widths import objections_to_neurons
-from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.layout import Layout
@@ -48,40 +58,6 @@ ARCHITECTURES = (
     "transformer_vaswani_wmt_en_de_big",
     "transformer_vaswani_wmt_en_fr_big",
 )
-
-
-NO_LAYER = -1
-
-
-class DspTransformerDecoder(TransformerDecoderBase):
-    """fairseq's decoder, whose alignment comes from the last layer that has a cross-attention head.
-
-    Attributes:
-        alignment_layer: index of that layer; the last one where no layer has one; `NO_LAYER` where nobody aligns.
-    """
-
-    alignment_layer = 0  # without annotation, which TorchScript could not read here
-
-    def extract_features(
-        self,
-        prev_output_tokens: Tensor,
-        encoder_out: Optional[Dict[str, List[Tensor]]] = None,
-        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
-        full_context_alignment: bool = False,
-        alignment_layer: Optional[int] = None,
-        alignment_heads: Optional[int] = None,
-    ):
-        """As in fairseq; `alignment_layer` defaults to the last layer that can align."""
-        features, extra = self.extract_features_scriptable(
-            prev_output_tokens,
-            encoder_out,
-            incremental_state,
-            full_context_alignment,
-            self.alignment_layer if alignment_layer is None else alignment_layer,
-            alignment_heads,
-        )
-        # contiguous, or torch multiplies a frozen output projection once a sentence instead of once a batch
-        return features.contiguous(), extra
 
 
 @register_model("dsp_transformer")
@@ -141,8 +117,7 @@ class DspTransformerModel(TransformerModel):
             if method.learned:
                 grid = model.layout.surviving
                 floors = floors_of(grid, parse_floor(config.cross_floor))
-                budget = None if config.budget is None else Budget.of_units(config.budget, grid.total)
-                install_gates(model, grid, HeadGates(grid, budget, method.from_config(config), floors))
+                install_gates(model, grid, gates_of(config, grid, floors))
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
@@ -155,7 +130,7 @@ class DspTransformerModel(TransformerModel):
 
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
-        layout = initial_layout(self.layout.grid, self.neurons, config)
+        layout = initial_layout(self.layout.grid, self.neurons, config, resolve_layout)
         if has_neurons(layout.grid):
             if reasons := objections_to_neurons(args):  # where the layout was looked up
                 raise Refusal(*reasons)
@@ -196,15 +171,27 @@ class DspTransformerModel(TransformerModel):
                     raise Refusal(*reasons)
         return super().train(mode)
 
-    def deployed_layout(self) -> Layout:
-        """The heads that evaluation and rewriting keep, in original ids."""
+    def deployed_layout(self, k: int | None = None) -> Layout:
+        """The heads that evaluation and rewriting keep, in original ids.
+
+        Args:
+            k: how many, of a model that was trained for a range of budgets.
+
+        Raises:
+            Refusal: such a model is not told how many.
+        """
+        if isinstance(self.head_gates, NestedGates):
+            if k is None:
+                raise Refusal(budget_of_a_range(self.head_gates.nested.low, self.head_gates.nested.high))
+            with self.head_gates.at(k):
+                return self.layout.narrow(self.head_gates.decided_mask())
         return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
 
-    def bake(self) -> None:
-        """Turns the gated model, in place and for good, into the small one that computes the same."""
+    def bake(self, k: int | None = None) -> None:
+        """Turns the gated model, in place and for good, into the small one that computes the same; `k` as in `deployed_layout`."""
         if self.head_gates is None:
             return
-        layout = self.deployed_layout()
+        layout = self.deployed_layout(k)
         remove_gates(self, self.layout.grid)
         shrink_model(self, layout, current=self.layout)
         self.layout = layout
@@ -245,7 +232,7 @@ class DspTransformerModel(TransformerModel):
         """
         with exit_on_refusal():
             try:
-                return super().load_state_dict(fit_state(self, state_dict), strict, model_cfg, args)
+                return super().load_state_dict(self._fitting(state_dict), strict, model_cfg, args)
             except (KeyError, RuntimeError) as error:  # names or shapes that no option of ours explains
                 reason = " ".join(str(error).split())[:400]
                 raise Refusal(f"the checkpoint's weights must fit the model's options, but do not: {reason}") from error
@@ -258,15 +245,28 @@ class DspTransformerModel(TransformerModel):
             RuntimeError: names or shapes differ.
         """
         self.unchecked = None
-        shared = parameter_names(self)
+        shared = names_of(dict(self.named_parameters(remove_duplicate=False)))
         attached = {name: vars(parameter) for name, parameter in self.named_parameters(remove_duplicate=False)}
-        nn.Module.load_state_dict(self, fit_state(self, state_dict), strict=True, assign=True)
+        nn.Module.load_state_dict(self, self._fitting(state_dict), strict=True, assign=True)
         for name, attributes in attached.items():  # by which the optimizer tells importance
             vars(self.get_parameter(name)).update(attributes)
         for first, *others in shared:
             for name in others:  # embeddings that are one parameter stay one
                 owner, _, attribute = name.rpartition(".")
                 setattr(self.get_submodule(owner), attribute, self.get_parameter(first))
+
+    def _fitting(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state, changed in place where it has names of an earlier fairseq, as strict loading wants it; see `fit_state`."""
+        self.upgrade_state_dict(state)
+        receiver = Receiver(
+            parameters=dict(self.named_parameters(remove_duplicate=False)),
+            layout=self.layout,
+            neurons=self.neurons,
+            is_marked=is_marked(self, self.layout.grid),
+            gates=self.head_gates,
+            adopts_dense_state=self.adopts_dense_state,
+        )
+        return fit_state(receiver, state)
 
     def _find_alignment_layer(self) -> None:
         able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.units(site)]

@@ -6,9 +6,10 @@ Asked by `task` when training starts, by `model` whenever it is built, and by `c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from fairseq.models import ARCH_CONFIG_REGISTRY
@@ -17,9 +18,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option
-from fairseq_dsp.errors import noted
+from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import method_class, objections_to_method
-from fairseq_dsp.plugin.options import grid_of_options
+from fairseq_dsp.methods.nested import objections_to_nested
+from fairseq_dsp.plugin.options import completed, grid_of_options
 from fairseq_dsp.plugin.widths import objections_to_neurons, objections_to_widths
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import parse_layout
@@ -89,6 +91,44 @@ def objections_to_unknown_options(cfg: argparse.Namespace | DictConfig) -> list[
     return found
 
 
+def refuse_unfit_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[str, Tensor]) -> None:
+    """Looks at a checkpoint's options before anything is made of them.
+
+    Raises:
+        Refusal: there are no embeddings, the layout is none, or `objections_to_stored_options` has some.
+    """
+    if "encoder.embed_tokens.weight" not in weights or "decoder.embed_tokens.weight" not in weights:
+        raise Refusal("the checkpoint's weights must be a translation model's, but embeddings are missing.")
+    if (layout := get_option(cfg, "head_layout")) is not None:
+        parse_layout(str(layout), "--head-layout")  # never a path: training writes the layout that it found there
+    with fitting_its_own_options():
+        if reasons := objections_to_stored_options(cfg, weights):
+            raise Refusal(*reasons)
+        complete = completed(cfg)
+        for side in (
+            "encoder",
+            "decoder",
+        ):  # as fairseq says it when it builds the attention, but before heads are counted
+            width, heads = (
+                weights[f"{side}.embed_tokens.weight"].shape[-1],
+                getattr(complete, f"{side}_attention_heads"),
+            )
+            if width // heads * heads != width:
+                raise AssertionError("embed_dim must be divisible by num_heads")
+
+
+@contextlib.contextmanager
+def fitting_its_own_options() -> Iterator[None]:
+    """Turns whatever goes wrong within into a `Refusal`: fairseq trusts a model's options, and stumbles over wrong ones in any way."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        raise Refusal(f"the checkpoint's weights must fit its own options, but do not: {reason}") from error
+
+
 def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[str, Tensor]) -> list[str]:
     """Sentences on a checkpoint's options that its weights contradict, or that are no numbers where there must be some.
 
@@ -147,9 +187,23 @@ def budget_out_of_range(budget: int, total: int) -> str:
     return f"`--unpruned-heads` must be between 0 and {total} (the heads of this model), but is {budget}."
 
 
+def range_outside(budgets: tuple[int, int], total: int) -> str:
+    """The sentence on a range of K that the model cannot have."""
+    return f"`--unpruned-heads` must be a range within 1 to {total} (the heads of this model), but is {budgets[0]}..{budgets[1]}."
+
+
+def budget_of_a_range(low: int, high: int, k: int | None = None) -> str:
+    """The sentence on a checkpoint of a range of budgets, where no K is given, or none of the range."""
+    given = "" if k is None else f", but is {k}"
+    return (
+        f"`--unpruned-heads` must say how many heads to keep of a checkpoint that was trained for {low} to {high} of them "
+        f"(`fairseq-dsp-prune --unpruned-heads K`){given}."
+    )
+
+
 def _objections_to_training(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
     method = method_class(config)
-    found = objections_to_method(config)
+    found = objections_to_method(config) + objections_to_nested(config)
     if config.unpruned_heads is None and config.head_layout is None:
         found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
     elif config.unpruned_heads is None and method.learned:
@@ -158,6 +212,9 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
     if config.budget is not None and config.head_layout is None and grid is not None:
         if not 0 <= config.budget <= grid.total:
             found.append(budget_out_of_range(config.budget, grid.total))
+    if config.budget_range is not None and config.head_layout is None and grid is not None:
+        if config.budget_range[1] > grid.total:
+            found.append(range_outside(config.budget_range, grid.total))
     if method.learned:
         for part, ours in (
             ("task", "translation_dsp"),

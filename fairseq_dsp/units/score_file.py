@@ -24,13 +24,13 @@ from typing import Any, NoReturn
 import torch
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.files.json_values import excerpt, is_finite, is_whole
-from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE
+from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
+from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE, agree
 from fairseq_dsp.units.floors import Floors, top_k_above_floors
 from fairseq_dsp.units.groups import has_neurons, part_of, with_part
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KINDS
-from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.layout import Layout, is_layout
 
 # Of heads alone, and of several kinds, with what the second adds.
 FORMATS = (1, 2)
@@ -86,14 +86,6 @@ class ScoreFile:
         """The part of the layout whose units are scored: a score for each that is there."""
         return part_of(self.layout, self.units)
 
-    @property
-    def values(self) -> tuple[float, ...]:
-        """What to choose by: the scores, or the place in the order of removal."""
-        if self.order is None:
-            return self.scores
-        places = dict(zip(self.order, range(len(self.order)), strict=True))
-        return tuple(float(places[unit]) for unit in range(len(self.scores)))
-
     def keep_top(self, k: int, floors: Floors = ()) -> Layout:
         """The layout of the k scored units that matter most, or that are removed last. Units that are not scored stay.
 
@@ -105,7 +97,7 @@ class ScoreFile:
         """
         if objection := self.objection_to_one_budget("k", k):
             raise ValueError(objection)
-        marks = top_k_above_floors(torch.tensor(self.values, dtype=torch.float64), k, floors)
+        marks = top_k_above_floors(self.ranking(), k, floors)
         return with_part(self.layout, self.scored.narrow(marks))
 
     def keep_top_of_kinds(self, budgets: Mapping[str, int], floors: Floors = ()) -> Layout:
@@ -118,7 +110,7 @@ class ScoreFile:
         Raises:
             ValueError: a kind that is not scored, or of which there are fewer, or a number below the floors of its units.
         """
-        layout, values = self.layout, torch.tensor(self.values, dtype=torch.float64)
+        layout, values = self.layout, self.ranking()
         if strangers := [name for name in budgets if name not in self.units]:
             raise ValueError(f"the scores are of {' and '.join(self.units)}, but the budget is of {strangers[0]}.")
         start = 0
@@ -145,6 +137,29 @@ class ScoreFile:
             f"compared between kinds, but is {budget}."
         )
 
+    def ranking(self) -> torch.Tensor:
+        """What the scored units are ordered by, larger for those that matter more: [units] float64."""
+        values = torch.tensor(self.scores, dtype=torch.float64)
+        if self.order is not None:
+            values[list(self.order)] = torch.arange(len(self.order), dtype=torch.float64)
+        return values
+
+    def objection_to_weights(self, found: dict[str, str], option: str, path: str = "the checkpoint") -> str | None:
+        """The sentence on scores of other weights; None where they are of these, or do not say of which.
+
+        Args:
+            found: fingerprint of the weights that they should be of.
+            option: that which named the scores, as the sentence says it.
+            path: whose weights they should be.
+        """
+        if self.weights is None or agree(self.weights, found):
+            return None
+        theirs, ours = (next(iter(marks.items())) for marks in (self.weights, found))
+        return (
+            f"{option} must be of the checkpoint's own weights, but are of those of {self.checkpoint} ({theirs[0]} "
+            f"{theirs[1][:8]}), and {path} has others ({ours[0]} {ours[1][:8]}): score it with fairseq-dsp-score."
+        )
+
     def text(self) -> str:
         """The file's content."""
         content = {"format": self.format, **asdict(self), "layout": str(self.layout)}
@@ -153,8 +168,11 @@ class ScoreFile:
         return json.dumps(content, indent=1) + "\n"
 
 
-def read_scores(path: str) -> ScoreFile:
+def read_scores(path: str, option: str = "`--scores`") -> ScoreFile:
     """Reads a score file.
+
+    Args:
+        option: that which named it, as sentences say it.
 
     Raises:
         Refusal: it cannot be read, or is not exactly what `text` writes; every reason at once.
@@ -163,62 +181,45 @@ def read_scores(path: str) -> ScoreFile:
         with open(path, encoding="utf-8") as file:
             content = json.load(file, parse_constant=_refuse_constant)
     except OSError as error:
-        raise Refusal(f"`--scores` must be a file, but {path} cannot be read: {error.strerror}.") from error
+        raise Refusal(f"{option} must be a file, but {path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers and nesting without end
-        raise Refusal(f"`--scores` must be whole JSON, but {path} is not: {error}.") from error
+        raise Refusal(f"{option} must be whole JSON, but {path} is not: {error}.") from error
     if not isinstance(content, dict) or content.get("format") not in FORMATS or content["format"] is True:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         known = " or ".join(map(str, FORMATS))
-        raise Refusal(f"`--scores` must be a score file of format {known}, but {path} is of {found!r}.")
+        raise Refusal(f"{option} must be a score file of format {known}, but {path} is of {found!r}.")
     names = [name for name in ScoreFile.__dataclass_fields__ if name not in _ADDED or content["format"] > 1]
     wrong = [f"`{name}` is missing" for name in names if name not in content and name != "weights"]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
-    wrong += [problem for name in names if name in content for problem in _problem(name, content[name])]
+    wrong += broken({name: content[name] for name in names if name in content}, _RULES) + _strange_items(content)
     if not wrong:
         content["layout"] = Layout.parse(content["layout"])
         wrong = _disagreements(content)
     if wrong:
-        raise Refusal(*(f"`--scores` must be as fairseq-dsp-score writes it, but in {path} {each}." for each in wrong))
+        raise Refusal(*(f"{option} must be as fairseq-dsp-score writes it: in {path} {each}." for each in wrong))
     lists = {name: tuple(content[name]) for name in ("scores", "order", "units") if content.get(name) is not None}
     return ScoreFile(**{name: content[name] for name in names if name in content} | lists)
-
-
-def _problem(name: str, value: Any) -> list[str]:
-    """What is wrong with a value by itself."""
-    if value is None and name in ("order", "iterative", *_OF_DATA):
-        return []
-    if name in ("version", "scorer", "checkpoint"):
-        return [] if isinstance(value, str) and value else [f"`{name}` is no text but {excerpt(value)}"]
-    if name == "subset":
-        return [] if value in ("train", "valid") else [f"`subset` is neither train nor valid but {excerpt(value)}"]
-    if name == "layout":
-        try:
-            Layout.parse(value)
-        except (ValueError, AttributeError):
-            return [f"`layout` is no layout but {excerpt(value)}"]
-        return []
-    if name == "units":
-        known = [kind.name for kind in KINDS]
-        right = isinstance(value, list) and value and [each for each in known if each in value] == value
-        return [] if right else [f"`units` are not of {', '.join(known)}, in this order, but {excerpt(value)}"]
-    if name == "comparable":
-        return [] if isinstance(value, bool) else [f"`comparable` is neither true nor false but {excerpt(value)}"]
-    if name == "weights":
-        return [] if _is_fingerprint(value) else [f"`weights` is no fingerprint but {excerpt(value)}"]
-    if name == "seed":
-        return [] if is_whole(value) else [f"`seed` is no whole number but {excerpt(value)}"]
-    if name in ("iterative", *_OF_DATA):
-        return [] if is_whole(value, 1) else [f"`{name}` is no whole number above 0 but {excerpt(value)}"]
-    if not isinstance(value, list):
-        return [f"`{name}` is no list but {excerpt(value)}"]
-    fits, item = (is_whole, "head") if name == "order" else (is_finite, "number")
-    return [f"`{name}` holds {excerpt(strange)}, which is no {item}" for strange in value if not fits(strange)][:1]
 
 
 def _is_fingerprint(value: Any) -> bool:
     if not isinstance(value, dict) or not value or not value.keys() <= PRECISIONS.keys():
         return False
     return all(isinstance(each, str) and re.fullmatch(rf"[0-9a-f]{{{2 * SIZE}}}", each) for each in value.values())
+
+
+def _are_kinds(value: Any) -> bool:
+    known = [kind.name for kind in KINDS]
+    return isinstance(value, list) and value != [] and [name for name in known if name in value] == value
+
+
+def _strange_items(content: dict[str, Any]) -> list[str]:
+    """The first of each list that is not what the list is of."""
+    return [
+        f"`{name}` holds {excerpt(strange)}, which is no {item}"
+        for name, item, fits in (("scores", "number", is_finite), ("order", "head", is_whole))
+        if isinstance(content.get(name), list)
+        for strange in [each for each in content[name] if not fits(each)][:1]
+    ]
 
 
 def _disagreements(content: dict[str, Any]) -> list[str]:
@@ -242,3 +243,24 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
+
+
+_TEXT = ("a text", lambda value: isinstance(value, str) and value != "")
+_COUNT = ("a whole number above 0, or null", or_none(lambda value: is_whole(value, 1)))
+_RULES: Rules = {
+    "version": _TEXT,
+    "scorer": _TEXT,
+    "layout": ("a layout, enc:…/dec:…/cross:…", is_layout),
+    "scores": ("a list of numbers", lambda value: isinstance(value, list)),
+    "order": ("a list of heads, or null", or_none(lambda value: isinstance(value, list))),
+    "iterative": _COUNT,
+    "subset": ("train, valid or null", lambda value: value in ("train", "valid", None)),
+    "batches": _COUNT,
+    "max_tokens": _COUNT,
+    "sentences": _COUNT,
+    "seed": ("a whole number", is_whole),
+    "checkpoint": _TEXT,
+    "weights": ("a fingerprint", _is_fingerprint),
+    "units": (f"a list of {', '.join(kind.name for kind in KINDS)}, in this order", _are_kinds),
+    "comparable": ("true or false", lambda value: isinstance(value, bool)),
+}

@@ -97,7 +97,7 @@ def blocks_of(page: Path) -> list[Block]:
     """Fences without a language: those of commands. A command may go on in the next line, or be a program for Python's stdin."""
     text = page.read_text(encoding="utf-8")
     found = []
-    for fence in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for fence in re.finditer(r"^```(.*)\n((?s:.*?))^```$", text, re.MULTILINE):
         if fence[1]:
             continue
         body = fence[2].replace("\\\n", " ")
@@ -245,7 +245,8 @@ def test_every_reason_not_to_run_is_of_a_command_that_is_there():
 
 def test_every_page_has_its_fences_closed_and_those_of_other_text_named():
     for page in PAGES:
-        fences = re.findall(r"^```(\w*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert len(fences) % 2 == 0, page
         assert set(fences[1::2]) <= {""}, page
-        assert set(fences[::2]) <= {"", "bibtex", "python", "text"}, page
+        python = {"python", "python no-test"} if page.name == "api.md" else set()  # test_api.py runs it
+        assert set(fences[::2]) <= {"", "bibtex", "text", *python}, page

@@ -21,6 +21,8 @@ from commands import (
     run,
     train,
 )
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+from models import build, model_options
 
 EXPORT = "fairseq_dsp.cli.export"
 importlib.import_module(EXPORT)  # before any fork
@@ -130,6 +132,45 @@ def test_a_model_with_these_units_is_trained_from_the_start(dense: Path, cut, da
     assert widths(save / "checkpoint_last.pt") == [8, 0, 12, 4]
     prune(save / "checkpoint_last.pt", tmp_path / "out.pt")
     assert widths(tmp_path / "out.pt") == [8, 0, 12, 4]
+
+
+@pytest.mark.parametrize("heads", ["enc:10.01/dec:11.00/cross:01.01", FULL])
+def test_a_checkpoint_of_heads_alone_is_the_start_of_one_that_loses_neurons_too(
+    heads, dense: Path, cut, data, tmp_path
+):
+    prune(dense, tmp_path / "heads.pt", "--layout", heads)
+    start = [
+        "--finetune-from-model",
+        tmp_path / "heads.pt",
+        "--head-layout",
+        cut["uneven"],
+        "--max-update",
+        1,
+        "--lr",
+        0,
+    ]
+    parts = {"task": "translation", "criterion": "label_smoothed_cross_entropy", "optimizer": "adam"}
+    done = train(data, tmp_path / "save", *QUIET, *start, ok=heads != FULL, **parts)
+    if heads == FULL:  # of which the heads were not asked to go
+        assert_refused(done, f"add `--head-layout {FULL}")
+    else:
+        ours, theirs = load(tmp_path / "save/checkpoint_last.pt")["model"], load(cut["uneven"])["model"]
+        assert not different({name: ours[name] for name in theirs}, theirs)
+
+
+@pytest.mark.parametrize(
+    "architecture", [name for name, family in ARCH_MODEL_NAME_REGISTRY.items() if family == "transformer"]
+)
+def test_stock_checkpoints_of_every_architecture_are_cut(architecture: str, tmp_path: Path):
+    sizes = {"embed_dim": 16, "ffn_embed_dim": 16, "attention_heads": 2, "layers": 2}
+    options = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    cfg = {"model": model_options(arch=architecture, **options), "task": {"_name": "translation"}}
+    model = build(arch=architecture, **options).float()
+    torch.save({"args": None, "cfg": cfg, "model": model.state_dict()}, tmp_path / "dense.pt")
+    prune(tmp_path / "dense.pt", tmp_path / "small.pt", "--layout", UNEVEN)
+    assert widths(tmp_path / "small.pt") == [8, 0, 12, 4]
+    done = run(EXPORT, tmp_path / "small.pt", tmp_path / "out.pt", "--format", "dense", folder=tmp_path)
+    assert done.code == 0, done.err
 
 
 class TestAverages:

@@ -1,13 +1,21 @@
-"""The README's lines are short enough to read, and the figures of its first table are those of the results that it names."""
+"""The README: its lines are short enough to read, its first table has the figures of the results, its lists have all there is. So has
+docs/log.md the columns of a log."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 
+import pytest
+
+from fairseq_dsp.analysis.training_log import FIGURES
 from fairseq_dsp.benchmark.measuring import paired_ratio
+from fairseq_dsp.config import UNDECLARED, PruningConfig
+from fairseq_dsp.methods import METHODS
+from fairseq_dsp.scoring import SCORERS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,3 +69,25 @@ def test_the_speeds_at_full_size_are_those_of_the_file():
     speeds = speeds_of("generation")
     shown = [f"{speeds[f'dsp_transformer_iwslt_de_en:spread={kept}']:.2f}" for kept in (36, 18, 6)]
     assert "generates {}, {} and {} times as fast".format(*shown) in " ".join(README.split())
+
+
+@pytest.mark.parametrize("name", [*METHODS, *SCORERS])
+def test_every_method_and_scorer_has_an_entry(name):
+    assert re.search(rf"^- `{re.escape(name)}`", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", [field.name for field in fields(PruningConfig) if field.name not in UNDECLARED])
+def test_every_option_of_a_training_has_an_entry(option):
+    assert re.search(rf"^(- .*)?`--{option.replace('_', '-')}\b", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_in_the_help_of_its_option(name):
+    (option,) = [field for field in fields(PruningConfig) if field.name == "head_selection"]
+    assert re.search(rf"(^|[ ,]){re.escape(name)} \(", option.metadata["help"])
+
+
+@pytest.mark.parametrize("column", [*FIGURES, "heads_on", "head_penalty"])
+def test_every_column_of_the_log_is_explained(column):
+    rows = [line for line in (ROOT / "docs/log.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert sum(f"`{column}`" in row.split("|")[1] for row in rows) == 1

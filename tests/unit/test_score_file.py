@@ -171,7 +171,7 @@ class TestSeveralKinds:
         assert kept.within(layout)
         assert {name: part_of(kept, [name]).count for name in k} == k
         assert with_part(layout, part_of(kept, ["heads", "ffn"])) == kept
-        value = dict(zip([unit for unit, mark in enumerate(layout.kept) if mark], file.values, strict=True))
+        value = dict(zip([unit for unit, mark in enumerate(layout.kept) if mark], file.ranking().tolist(), strict=True))
         for start, end in ((0, grid.total - 4), (grid.total - 4, grid.total)):
             inside = [unit for unit in value if start <= unit < end]
             lost = [value[unit] for unit in inside if not kept.kept[unit]]
