@@ -13,6 +13,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.ctranslate2 import objections_to_export
 from fairseq_dsp.export.specification import Vocabularies, build_spec, import_ctranslate2
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.options import TransformerOptions
 
 
 def translate(model: DspTransformerModel, settings: Settings, case: Case, weights: str) -> Run:
@@ -36,7 +37,7 @@ def translate(model: DspTransformerModel, settings: Settings, case: Case, weight
     if reasons:
         raise Refusal(*reasons)
     with tempfile.TemporaryDirectory() as folder:
-        spec = build_spec(model, options, words)
+        spec = build_spec(model, TransformerOptions.of(options), words)
         spec.validate()
         spec.optimize(weights)
         spec.save(folder)
