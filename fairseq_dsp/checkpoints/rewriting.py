@@ -19,7 +19,7 @@ from fairseq_dsp.checkpoints.agreement import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.choosing import choose_layout, refuse_budget
-from fairseq_dsp.checkpoints.rescaling import context_moments, cut_in_stages, rescale_state
+from fairseq_dsp.checkpoints.rescaling import cut_in_stages, input_moments, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import FORMAT, PROVENANCE, read_checkpoint
@@ -95,8 +95,8 @@ def rewrite(
         layout_text: heads to keep, or a checkpoint to take them from; None for the model's own choice.
         budget: K, another number of heads than the trained one; None for the trained one.
         scores: choose the K heads by these instead of the model's importance variables.
-        sentences: fairseq's batches for a model and the options of its task. With them the output projections are fitted so
-            that the heads that stay say what all said; see `rescaling`.
+        sentences: fairseq's batches for a model and the options of its task. With them the output projections, and fc2 where neurons
+            go, are fitted so that the units that stay say what all said; see `rescaling`.
         floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
         stages: choose the K heads so, with `sentences`.
 
@@ -149,7 +149,9 @@ def rewrite(
     if sentences is not None:
         batches = batches or sentences(model.float().eval(), state["cfg"].task)
         dense_loss = loss_per_token(model, batches)
-        moments = context_moments(model, batches) if fitted is None else {}
+        if fitted is None:
+            lost = [site for site in layout.grid.sites if layout.marks(site) != current.marks(site)]
+            moments = input_moments(model, batches, lost)
     mask_heads(model, layout, current)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
