@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.agreement import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.choosing import choose_layout, refuse_budget
@@ -34,9 +34,6 @@ from fairseq_dsp.version import __version__
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
-
-# Largest difference between log-probabilities of masked and rewritten model, both in float32.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -198,26 +195,6 @@ def _in_stages(
     copied = load_model({"cfg": copy.deepcopy(state["cfg"]), "model": weights}).float().eval()
     cut_in_stages(copied, batches, budget, stages.number, lambda left: stages.score(left, batches), parse_floor(floor))
     return copied
-
-
-def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -> float:
-    """Largest difference of log-probabilities on a random batch with padding, in float32.
-
-    Both models are left in float32 and evaluation mode.
-    """
-    generator = torch.Generator().manual_seed(0)
-    words = [len(side.embed_tokens.weight) for side in (model.encoder, model.decoder)]
-    longest = min(7, *model.max_positions())
-    source, target = (torch.randint(min(4, n - 1), n, (3, longest), generator=generator) for n in words)
-    lengths = torch.tensor([longest, max(longest - 2, 1), max(longest - 4, 1)])
-    source[torch.arange(longest) >= lengths[:, None]] = model.encoder.padding_idx
-    outputs = []
-    with torch.no_grad():
-        for each in (model, other):
-            each.float().eval()
-            net_output = each(source, lengths, target)
-            outputs.append(each.get_normalized_probs(net_output, log_probs=True, sample={"target": target}))
-    return (outputs[0] - outputs[1]).abs().max().item()
 
 
 def _chosen_by(config: PruningConfig, by_hand: bool, scores: ScoreFile | Stages | None) -> dict[str, Any]:
