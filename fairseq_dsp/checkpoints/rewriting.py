@@ -18,17 +18,14 @@ from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.checkpoints.choosing import Account, Demand, choose_layout, choose_under, refuse_budget
 from fairseq_dsp.checkpoints.rescaling import context_moments, cut_in_stages, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.methods import method_class
-from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
-from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
-from fairseq_dsp.plugin.stored_layout import resolve_layout
-from fairseq_dsp.units.fingerprint import fingerprint
-from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.units.floors import parse_floor
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
 from fairseq_dsp.version import __version__
@@ -53,6 +50,7 @@ class Rewrite:
         losses: nats per target token on the sentences of `--rescale`: of the model that was read, of what is left of it, and of
             that rescaled; None where nothing was rescaled.
         scores: what the heads were chosen by; None where by no scores.
+        account: what a `--budget` came to; None where none was given.
     """
 
     state: dict[str, Any]
@@ -62,6 +60,7 @@ class Rewrite:
     difference: float
     losses: tuple[float, float, float] | None = None
     scores: ScoreFile | None = None
+    account: Account | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ def rewrite(
     sentences: Callable[[DspTransformerModel, Any], list[dict[str, Any]]] | None = None,
     floor: str | None = None,
     stages: Stages | None = None,
+    demand: Demand | None = None,
 ) -> Rewrite:
     """The checkpoint with exactly the chosen heads, checked against the masked model.
 
@@ -103,6 +103,7 @@ def rewrite(
             that the heads that stay say what all said; see `rescaling`.
         floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
         stages: choose the K heads so, with `sentences`.
+        demand: `--budget`, in place of K.
 
     Raises:
         Refusal: the checkpoint or the choice is not fit.
@@ -113,11 +114,15 @@ def rewrite(
         raise Refusal("`--rescale` must be for a model whose heads are all on, but the checkpoint chooses among them.")
     batches: list[dict[str, Any]] = []
     fitted: DspTransformerModel | None = None
-    if stages is None:
+    account = None
+    if demand is not None:
+        account = choose_under(model, state["cfg"].task, demand, scores, floor)
+        layout = account.layout
+    elif stages is None:
         layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
     else:
         assert sentences is not None
-        _refuse_budget(model, budget, floor, "--scorer")
+        refuse_budget(model, budget, floor, "--scorer")
         assert budget is not None
         batches = sentences(model.float().eval(), state["cfg"].task)
         fitted = _in_stages(state, batches, budget, stages, floor)
@@ -135,6 +140,8 @@ def rewrite(
         "total": layout.grid.total,
         "layout": str(layout),
     }
+    if demand is not None:
+        provenance["budget"] = demand.request.text
     for option in fields(PruningConfig):
         if option.name in LATER and get_option(cfg.model, option.name) is None:
             continue
@@ -181,76 +188,7 @@ def rewrite(
         "extra_state": {name: value for name, value in extra.items() if not name.startswith("ema")},
         PROVENANCE: provenance,
     }
-    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, scores)
-
-
-def choose_layout(
-    model: DspTransformerModel,
-    text: str | None,
-    budget: int | None,
-    rewritten: bool,
-    scores: ScoreFile | None = None,
-    floor: str | None = None,
-) -> Layout:
-    """The heads to keep: those given, those of the highest scores, or the model's own choice at any budget.
-
-    Args:
-        rewritten: the checkpoint was written by `fairseq-dsp-prune`.
-        floor: `--cross-floor`, for a choice by scores.
-
-    Raises:
-        Refusal: no choice can be made, or it does not fit the model.
-    """
-    if text is not None:
-        layout = resolve_layout(text, "--layout")
-        if not layout.within(model.layout):
-            raise Refusal(f"`--layout` must name heads that the model has ({model.layout}), but is {layout}.")
-        if budget is not None and budget != layout.count:
-            raise Refusal(
-                f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."
-            )
-        return layout
-    if scores is not None:
-        if budget is not None and scores.layout != model.layout:
-            raise Refusal(
-                f"`--scores` must be of a model with the same heads ({model.layout}), but are of {scores.layout}."
-            )
-        _refuse_budget(model, budget, floor, "--scores")
-        assert budget is not None
-        if (objection := scores.objection_to_weights(fingerprint(model.weights()), "`--scores`")) is not None:
-            raise Refusal(objection)
-        floors = floors_of(model.layout.surviving, parse_floor(floor))
-        return scores.keep_top(budget, floors)
-    gates = model.head_gates
-    if gates is None:
-        total = model.layout.grid.total
-        if not rewritten and budget in (None, model.layout.count) and model.layout.count < total:
-            return model.layout  # trained with these heads from the start: only the training state goes
-        what = "was rewritten already" if rewritten else "has no importance variables"
-        raise Refusal(
-            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which to keep with `--layout`, or how "
-            "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
-        )
-    if budget is None:
-        return model.deployed_layout()
-    if isinstance(gates, NestedGates) and not gates.nested.low <= budget <= gates.nested.high:
-        raise Refusal(budget_of_a_range(gates.nested.low, gates.nested.high, budget))
-    if not 0 <= budget <= gates.grid.total:
-        raise Refusal(budget_out_of_range(budget, gates.grid.total))
-    floors = gates.floors if budget >= fewest(gates.floors) else ()
-    return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
-
-
-def _refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | None, by: str) -> None:
-    """Raises:
-    Refusal: scores cannot choose so many heads of the model.
-    """
-    if budget is None:
-        raise Refusal(f"`--unpruned-heads` must be given with `{by}`: how many heads to keep.")
-    if not 0 <= budget <= model.layout.count:
-        raise Refusal(budget_out_of_range(budget, model.layout.count))
-    if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
-        raise Refusal(objection)
+    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, scores, account)
 
 
 def _in_stages(

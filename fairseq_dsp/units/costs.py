@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
 from fairseq_dsp.units.layout import Grid, Layout, Site
+from fairseq_dsp.units.neurons import NEURONS
 
 PARAMETERS, MACS, LATENCY = "parameters", "macs", "latency"
 
@@ -126,7 +127,8 @@ def operation_costs(grid: Grid, shapes: Shapes, widths: Mapping[Site, int], sent
         one of the decoder                 b T · (4 C d) + 2 d · b T (T + 1) / 2       keys and values of earlier words are cached
         one over the encoder               b T · (2 C d) + S · (2 C d) + 2 b T S d     keys and values once a source sentence
         g neurons of encoder, decoder      S · 2 C g,  b T · 2 C g
-        none of them                       b T · C V, the output projection, and projections of other widths beside it
+        none of them                       b T · C V, the output projection, and projections of other widths beside it;
+                                           neurons, where they are no units
 
     Args:
         shapes, widths: as of `parameter_costs`; a model without an adaptive softmax.
@@ -150,6 +152,15 @@ def operation_costs(grid: Grid, shapes: Shapes, widths: Mapping[Site, int], sent
         for name in (f"decoder.{part}.weight" for part in ("project_in_dim", "project_out_dim", "output_projection"))
         if name in shapes
     )
+    counted = {_module(site) for site in grid.sites if KIND_OF[site.stack] is NEURONS}
+    for stack, tokens in zip(NEURONS.stacks, (source, target), strict=True):
+        layers = (number for number in range(len(shapes)) if f"{stack.module_name(number)}.fc1.weight" in shapes)
+        for module in (stack.module_name(number) for number in layers):
+            if module not in counted:  # whose neurons are no units
+                rest += tokens * sum(
+                    shapes[f"{module}.{name}.weight"][0] * shapes[f"{module}.{name}.weight"][1]
+                    for name in ("fc1", "fc2")
+                )
     return Costs.of_units(MACS, grid, prices, rest)
 
 
