@@ -30,7 +30,20 @@ def get_parser() -> argparse.ArgumentParser:
         "or those that another checkpoint keeps",
     )
     parser.add_argument("--unpruned-heads", metavar="K", help="keep the K most important heads, not the trained budget")
-    parser.add_argument("--scores", metavar="FILE", help="importance by fairseq-dsp-score, with --unpruned-heads")
+    parser.add_argument(
+        "--budget",
+        metavar="TEXT",
+        help="in place of --unpruned-heads, what to keep at most: a number of units, a share of them (0.25), or what the whole model may "
+        "cost, parameters=20M or macs=0.5 (multiply-adds a sentence; a share is of the dense model's)",
+    )
+    parser.add_argument(
+        "--sentence",
+        metavar="S,T,BEAM",
+        help="what macs= is counted of: source and target tokens and the beam (default: mean lengths of the validation set, beam 5)",
+    )
+    parser.add_argument(
+        "--scores", metavar="FILE", help="importance by fairseq-dsp-score, with --unpruned-heads or --budget"
+    )
     parser.add_argument(
         "--cross-floor",
         metavar="N|layer",
@@ -97,6 +110,8 @@ def report(done: Rewrite, source: str, target: str) -> None:
     console.print(table)
     print(done.layout.drawing())
     print(f"layout {done.layout}")
+    if done.account is not None:
+        print("\n".join(done.account.lines()))
     if done.losses is not None:
         print("loss a target token: {:.3f} with all heads, {:.3f} cut, {:.3f} rescaled".format(*done.losses))
     print(f"checked: masked and rewritten model differ by at most {done.difference:.1e} in log-probability")

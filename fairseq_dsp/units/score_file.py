@@ -82,6 +82,11 @@ class ScoreFile:
         return 2 if has_neurons(self.layout.grid) else 1
 
     @property
+    def is_sum(self) -> bool:
+        """Whether the scores of several units add up to what they are worth together; not where they are places in an order."""
+        return self.order is None and self.scorer != "joint-fisher"
+
+    @property
     def scored(self) -> Layout:
         """The part of the layout whose units are scored: a score for each that is there."""
         return part_of(self.layout, self.units)
