@@ -10,7 +10,7 @@ from fairseq_dsp.benchmark.sentences import batch_of
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.workloads import Run
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.export.ctranslate2 import objections
+from fairseq_dsp.export.ctranslate2 import objections_to_export
 from fairseq_dsp.export.specification import Vocabularies, build_spec, import_ctranslate2
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.options import TransformerOptions
@@ -31,7 +31,9 @@ def translate(model: DspTransformerModel, settings: Settings, case: Case, weight
     source, target = dictionaries_of(model)
     words = Vocabularies(list(source.symbols), list(target.symbols))
     options = options_of(model)
-    reasons = objections(model, SimpleNamespace(task=SimpleNamespace(_name="translation"), model=options), words)
+    reasons = objections_to_export(
+        model, SimpleNamespace(task=SimpleNamespace(_name="translation"), model=options), words
+    )
     if reasons:
         raise Refusal(*reasons)
     with tempfile.TemporaryDirectory() as folder:

@@ -104,7 +104,7 @@ def convert(
     model = load_model(state).float()
     model.bake()
     words = Vocabularies(*read_vocabularies(state["cfg"], data, source_lang, target_lang))
-    reasons = objections(model, state["cfg"], words)
+    reasons = objections_to_export(model, state["cfg"], words)
     if reasons:
         raise Refusal(*reasons)
     with target.written("the model") as folder:
@@ -129,7 +129,7 @@ def convert(
     return Conversion(model.layout, stack_heads(model), difference, quantized, effect)
 
 
-def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> list[str]:
+def objections_to_export(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> list[str]:
     """Why CTranslate2 cannot represent the model: sentences; empty if it can.
 
     Args:
@@ -189,7 +189,9 @@ def largest_difference(
     worst = 0.0
     for (source, target), result in zip(pairs, results, strict=True):
         theirs = torch.tensor(result.log_probs)
-        worst = max(worst, (score(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item())
+        worst = max(
+            worst, (log_probabilities(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item()
+        )
     return worst
 
 
@@ -219,7 +221,7 @@ def _real_sentences(
     return sources, references, f"{SUBSET} of {data} has no sentence of 1 to {longest} words."
 
 
-def score(model: nn.Module, source: list[int], target: list[int]) -> Tensor:
+def log_probabilities(model: nn.Module, source: list[int], target: list[int]) -> Tensor:
     """fairseq's log-probability of every word of the target and of its end: [len(target) + 1].
 
     Args:
