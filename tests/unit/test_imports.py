@@ -51,6 +51,7 @@ MAY_TOUCH_FAIRSEQ = {
     "files/data_folder",
     "plugin/model",
     "plugin/task",
+    "plugin/best_metric",
     "plugin/criterion",
     "plugin/optimizer",
     "plugin/objections",
@@ -146,7 +147,7 @@ def test_no_folder_has_a_name_of_which_fairseq_imports_every_file():
 
 def test_logs_name_the_modules_as_ever_wherever_these_have_moved():
     named = re.findall(r'getLogger\("fairseq_dsp\.(\w+)"\)', "".join(path.read_text() for path in FILES.values()))
-    assert sorted(named) == ["gates", "old_options", "starting", "task"]
+    assert sorted(set(named)) == ["gates", "old_options", "starting", "task"]
 
 
 def test_importing_the_plug_in_imports_no_optional_dependency():
