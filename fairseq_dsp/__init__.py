@@ -1,6 +1,6 @@
 """fairseq_dsp: train a Transformer under a budget of attention heads, and get a checkpoint with exactly that many.
 
-The plug-in's entry: `--user-dir fairseq_dsp` imports this package, which registers the task, the architectures, the
+The plug-in's entry: `--user-dir fairseq_dsp` imports this package, which registers the tasks, the architectures, the
 criterion and the optimizer with fairseq.
 """
 
@@ -10,5 +10,6 @@ import fairseq_dsp.guards.versions  # isort: skip  # first: refuses what the oth
 import fairseq_dsp.guards.untrusted  # isort: skip  # before anything reads a checkpoint
 import fairseq_dsp.plugin.criterion
 import fairseq_dsp.plugin.model
+import fairseq_dsp.plugin.multilingual
 import fairseq_dsp.plugin.optimizer
 import fairseq_dsp.plugin.task

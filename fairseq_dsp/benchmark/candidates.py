@@ -24,8 +24,8 @@ from fairseq_dsp.config import architecture_of
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
 from fairseq_dsp.modules.surgery import grid_of
+from fairseq_dsp.plugin.languages import objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.objections import objections_to_task
 from fairseq_dsp.plugin.options import family_of, grid_of_options
 from fairseq_dsp.units.layout import Grid, Layout
 

@@ -19,8 +19,8 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
+from fairseq_dsp.plugin.languages import objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.objections import objections_to_task
 
 _BATCH_OPTIONS = (
     "source_lang",

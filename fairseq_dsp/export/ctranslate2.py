@@ -23,7 +23,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, evenly, translate
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.files.output import OutputFolder
-from fairseq_dsp.plugin.objections import objections_to_task
+from fairseq_dsp.plugin.languages import objections_to_task
 from fairseq_dsp.units.layout import Layout
 
 if TYPE_CHECKING:

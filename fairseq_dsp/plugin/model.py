@@ -30,6 +30,7 @@ from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.surgery import attentions, install_gates, make_prunable, remove_gates, shrink_model
 from fairseq_dsp.plugin.fitting import fit_state, parameter_names
 from fairseq_dsp.plugin.initial_layout import initial_layout
+from fairseq_dsp.plugin.languages import languages_of, languages_of_model, objections_to_other_languages
 from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.units.floors import floors_of, parse_floor
@@ -125,8 +126,7 @@ class DspTransformerModel(TransformerModel):
             SystemExit: options that cannot be honoured, each named on stderr.
         """
         with exit_on_refusal():
-            reasons = objections(args)
-            if reasons:
+            if reasons := objections(args) + _objections_to_languages(args, task):
                 raise Refusal(*reasons)
             config = PruningConfig.from_model_cfg(args)
             method = method_class(config)
@@ -261,6 +261,12 @@ class DspTransformerModel(TransformerModel):
     def _find_alignment_layer(self) -> None:
         able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.units(site)]
         self.decoder.alignment_layer = able[-1] if able else self.decoder.num_layers - 1
+
+
+def _objections_to_languages(args: argparse.Namespace | DictConfig, task: Any) -> list[str]:
+    """Sentences on languages of the task that would use the model where they are not those that it was trained on."""
+    trained, now = languages_of_model(args), languages_of(getattr(task, "args", None))
+    return [] if None in (trained, now) else objections_to_other_languages(trained, now, "the model")
 
 
 def unwrap(model: Any) -> Any:

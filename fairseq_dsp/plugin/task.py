@@ -23,8 +23,9 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.plugin.best_metric import forget_earlier_runs, objections_to_metric
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
-from fairseq_dsp.plugin.objections import BUDGET_TASK, objections, objections_to_backend, objections_to_unknown_options
+from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.plugin.optimizer import DspAdam
 from fairseq_dsp.plugin.progress import HeadProgress
 from fairseq_dsp.plugin.starting import find_start, objections_to_start, settle_floor
@@ -251,11 +252,11 @@ class BudgetTask:
         return self._trains and dataset is self.datasets.get(self.option("train_subset"))
 
 
-@register_task("translation_dsp", dataclass=TranslationDspConfig)
+@register_task(BILINGUAL_BUDGET, dataclass=TranslationDspConfig)
 class TranslationDspTask(BudgetTask, TranslationTask):
     """Translation under a head budget."""
 
-    budget_name, stock_name = "translation_dsp", "translation"
+    budget_name, stock_name = BILINGUAL_BUDGET, BILINGUAL
     cfg: TranslationDspConfig
 
     @classmethod
