@@ -26,6 +26,7 @@ from fairseq_dsp.guards.versions import settle_device_marks
 from fairseq_dsp.methods import Method, method_class
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
+from fairseq_dsp.plugin.languages import languages_of, objections_to_other_languages
 from fairseq_dsp.plugin.options import family_of
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
@@ -133,7 +134,7 @@ def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
     with noted(reasons):
         start = Start(*found, _read(found[0]))
         refuse_broken_weights({**start.state["model"]}, start.path)
-        reasons += _other_computation(start, model_cfg)
+        reasons += _other_computation(start, model_cfg) + _other_languages(start, options)
         if start.option != "finetune_from_model":
             reasons += _objections_to_going_on(start, options, PruningConfig.from_model_cfg(model_cfg))
     return reasons
@@ -172,6 +173,12 @@ def _other_computation(start: Start, model_cfg: Options) -> list[str]:
         f"{flag(name)} must be {before}, for which the weights of {start.path} were trained, but is {now}."
         for name, before, now in differences(computation(start.options), computation(model_cfg))
     ]
+
+
+def _other_languages(start: Start, options: Options) -> list[str]:
+    cfg = start.state.get("cfg")
+    trained, now = languages_of(get_option(cfg, "task") if cfg else start.state.get("args")), languages_of(options)
+    return [] if None in (trained, now) else objections_to_other_languages(trained, now, start.path)
 
 
 def _objections_to_going_on(start: Start, options: Options, now: PruningConfig) -> list[str]:

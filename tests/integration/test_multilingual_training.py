@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUIET, budget, different, heads_in, load, prune
-from languages import LANGS, PAIRS, SENTENCES, TOKENS, generate_pair, train_languages
+from commands import QUIET, budget, different, heads_in, load, prune, weights
+from languages import LANGS, LANGUAGES, PAIRS, SENTENCES, TASK, TOKENS, generate_pair, train_languages
+from test_processes import train_in_two
 
 BLEU = ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 15}', "--batch-size-valid", 8]
 SAVE = "--no-epoch-checkpoints"
@@ -59,3 +60,42 @@ def test_a_run_that_was_stopped_and_started_again_equals_one_that_was_not(extra,
         train_languages(several, tmp_path / "parts", *schedule, "--max-update", end)
     ours, theirs = (state_of(tmp_path / folder / "checkpoint_last.pt") for folder in ("parts", "whole"))
     assert different(ours, theirs) == []
+
+
+@pytest.mark.parametrize("metric", ["loss_worst", "bleu_mean", f"bleu_{PAIRS[0]}"])
+def test_the_best_checkpoint_is_that_of_the_pair_or_mean_that_is_named(metric, several, tmp_path):
+    largest = ["--maximize-best-checkpoint-metric"] if metric.startswith("bleu") else []
+    extra = [SAVE, *budget(5), *BLEU, "--max-epoch", 4, "--lr", "3e-2", "--best-checkpoint-metric", metric, *largest]
+    done = train_languages(several, tmp_path / "save", *extra)
+    values = done.logged(metric, "valid")
+    assert len(values) == 4
+    best = load(tmp_path / "save/checkpoint_best.pt")["extra_state"]
+    assert best["best"] == pytest.approx((max if largest else min)(values), abs=1e-3)
+
+
+def test_two_processes_validate_each_pair_as_one_does(several, tmp_path):
+    extra = [SAVE, *budget(5, cooldown=2), *BLEU, "--max-update", 2, "--dropout", 0]
+    task = {"task": TASK}
+    one = train_languages(several, tmp_path / "one", *extra, "--batch-size", 220)
+    two = train_in_two(several, tmp_path / "two", *LANGUAGES, *TOKENS, *extra, "--batch-size", 110, **task)
+    for name in [f"{figure}_{part}" for figure in ("loss", "nll_loss", "bleu") for part in ("worst", "mean", *PAIRS)]:
+        values = one.logged(name, "valid")
+        assert len(values) == 2
+        assert type(one)(0, two, "").logged(name, "valid") == pytest.approx(values, abs=3e-3), name
+
+
+@pytest.mark.parametrize("method", ["ste", "hard-concrete", "pass"])
+def test_other_methods_train_too(method, several, tmp_path):
+    extra = [*QUIET, "--head-selection", method, *budget(5, cooldown=3), "--max-update", 4]
+    if method == "hard-concrete":
+        extra = [*QUIET, "--head-selection", method, "--unpruned-heads", "auto", "--max-update", 4]
+    train_languages(several, tmp_path / "save", *extra)
+    prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "small.pt")
+    assert method == "hard-concrete" or heads_in(tmp_path / "small.pt") == 5
+
+
+def test_pipelined_starts_from_a_trained_multilingual_model(multilingual, several, tmp_path):
+    extra = [*QUIET, *budget(5, cooldown=3), "--pipelined", "--finetune-from-model", multilingual, "--max-update", 3]
+    train_languages(several, tmp_path / "save", *extra)
+    before, after = weights(multilingual), weights(tmp_path / "save/checkpoint_last.pt")
+    assert all(after[name].equal(value) for name, value in before.items())
