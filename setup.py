@@ -42,6 +42,7 @@ setup(
     install_requires=[
         "torch>=2.5,<3",
         "numpy>=1.26,<3",
+        "scipy>=1.11,<2",
         "sacrebleu>=2.3,<3",
         "sentencepiece>=0.2,<1",
         "sacremoses>=0.1,<1",

@@ -19,6 +19,10 @@ from fairseq_dsp.errors import Refusal
 AUTO = "auto"
 
 
+# Of `PruningConfig`, what no command line of a model declares.
+UNDECLARED = ("seed", "importance_lr", "derived")
+
+
 @dataclass(frozen=True)
 class PruningConfig:
     """Options of head pruning. Help texts are the metadata; `None` means "not given"."""
@@ -54,6 +58,14 @@ class PruningConfig:
         metadata={
             "help": "cross-attention heads that stay whatever chooses: a number (default: 1), or layer for one in every "
             "decoder layer"
+        },
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "where settings of the choice come from that are not given: auto (from the length of the training: the projection "
+            "at temperatures from 1 to 0.1, a window of 40 %% of the updates, an importance learning rate of 25 divided by it) or "
+            "paper (the published ones); default: auto, but paper where temperatures are given without --relaxation"
         },
     )
     pipelined: bool = field(
@@ -107,6 +119,8 @@ class PruningConfig:
             "help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"
         },
     )
+    importance_lr: float | None = None  # as the recipe derived it; that of the command line is the optimizer's
+    derived: str | None = None  # names of the options that the recipe has set, with commas between
     seed: int = 1
 
     @property
@@ -144,9 +158,9 @@ def flag(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Declares the model's options for fairseq's command lines. The budget is declared by the task, the seed by fairseq."""
+    """Declares the model's options for fairseq's command lines. The budget is declared by the task, others by fairseq or nobody."""
     for option in fields(PruningConfig):
-        if option.name in ("unpruned_heads", "seed"):
+        if option.name in ("unpruned_heads", *UNDECLARED):
             continue
         name = "--" + option.name.replace("_", "-")
         if option.type == "bool":

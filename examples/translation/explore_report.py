@@ -26,10 +26,10 @@ from exploration.reading import (
     is_tuning,
     name_of,
     only_cuts,
-    paired,
     rank_correlation,
 )
 
+from fairseq_dsp.analysis.seeds import paired
 from fairseq_dsp.errors import Refusal, as_command
 
 

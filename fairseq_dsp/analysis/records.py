@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
 from typing import Any
 
 from fairseq_dsp.errors import Refusal
@@ -24,6 +23,7 @@ from fairseq_dsp.units.layout import Layout
 
 DENSE = "dense"
 # the figures that are scores of translations, and what readers call them
+NATS = "valid_nats"
 SCORES = {"bleu_tok": "BLEU (tokenised, lower-cased)", "sacrebleu": "sacreBLEU", "chrf": "chrF"}
 REFERENCES = os.path.join("hypotheses", "references.detok.txt")  # where a reproduction leaves them, beside its results
 _MOST_REASONS = 20
@@ -55,6 +55,7 @@ class Record:
         log: path of the training log, or None.
         valid_nats: loss of the deployed model on the validation set, in nats a target token, without label smoothing; None
             where it was not validated.
+        shuffled_of: the method whose counts of heads by sublayer this run has, with heads drawn within; None for other runs.
         line: number of the line in its file.
     """
 
@@ -78,6 +79,7 @@ class Record:
     hypotheses: str | None = None
     log: str | None = None
     valid_nats: float | None = None
+    shuffled_of: str | None = None
     line: int = 0
 
     @property
@@ -88,25 +90,6 @@ class Record:
     def name(self) -> str:
         """What a message calls the run."""
         return f"{self.method}, {self.kept} heads, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Group:
-    """The runs of one method at one budget: one for every seed.
-
-    Attributes:
-        method: name of the method.
-        kept: K.
-        records: in the order of their seeds.
-    """
-
-    method: str
-    kept: int
-    records: tuple[Record, ...]
-
-    def values(self, name: str) -> list[float]:
-        """A figure of every run, without those that lack it."""
-        return [value for value in (getattr(record, name) for record in self.records) if value is not None]
 
 
 def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
@@ -158,22 +141,6 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
     if reasons:
         raise Refusal(*reasons)
     return list(records.values())
-
-
-def grouped(records: Sequence[Record]) -> list[Group]:
-    """The runs by method, in the order in which the methods first occur, dense first; the largest budget first."""
-    methods = sorted(dict.fromkeys(record.method for record in records), key=lambda method: method != DENSE)
-    groups = []
-    for method in methods:
-        for kept in sorted({record.kept for record in records if record.method == method}, reverse=True):
-            same = [record for record in records if (record.method, record.kept) == (method, kept)]
-            groups.append(Group(method, kept, tuple(sorted(same, key=lambda record: record.seed))))
-    return groups
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the sample standard deviation, which a single value has none of."""
-    return mean(values), stdev(values) if len(values) > 1 else None
 
 
 def summed_up(what: str, sentences: Sequence[str]) -> list[str]:
@@ -295,4 +262,9 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "command": ("a text or a list of texts", _is_command),
 }
 _NUMBER = ("a number of at least 0, or null", _or_none(_is_number))
-_OPTIONAL_RULES = {"hypotheses": _PATH, "log": _PATH, "valid_nats": _NUMBER}
+_OPTIONAL_RULES = {
+    "hypotheses": _PATH,
+    "log": _PATH,
+    "valid_nats": _NUMBER,
+    "shuffled_of": ("a text of one line or null", _or_none(_is_text)),
+}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_dsp.analysis import plots, tables
-from fairseq_dsp.analysis.records import Record, describe, grouped, name_of, resolve
+from fairseq_dsp.analysis.groups import grouped
+from fairseq_dsp.analysis.records import DENSE, NATS, Record, describe, name_of, resolve
 from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
@@ -110,6 +111,7 @@ def write_report(
     tests: PairedTests | None = None,
     logs: dict[str, TrainingLog] | None = None,
     warnings: Sequence[str] = (),
+    against: str = DENSE,
 ) -> None:
     """Writes the report's folder, whole or not at all.
 
@@ -119,12 +121,13 @@ def write_report(
         tests: comparisons with dense.
         logs: title -> training log.
         warnings: sentences that readers should see.
+        against: the method that all others are compared with over seeds.
 
     Raises:
         Refusal: the folder cannot be written.
     """
     with output.written("the report") as folder:
-        sections = _sections(records, folder, tests, logs or {})
+        sections = _sections(records, folder, tests, logs or {}, against)
         first = records[0]
         title = f"Attention heads pruned: {name_of(first.data)}"
         methods = {record.method for record in records if not record.is_dense}
@@ -155,12 +158,15 @@ def is_report(folder: str) -> bool:
 
 
 def _sections(
-    records: Sequence[Record], folder: str, tests: PairedTests | None, logs: dict[str, TrainingLog]
+    records: Sequence[Record], folder: str, tests: PairedTests | None, logs: dict[str, TrainingLog], against: str
 ) -> list[Section]:
     os.mkdir(os.path.join(folder, FIGURES))
     note = name_of(records[0].data)  # figures are copied out of reports
     spread = "bars reach from the lowest seed to the highest"
-    scores = Section("Translation quality", tables=[tables.by_budget(records, "bleu_tok")])
+    validated = [NATS] if any(record.valid_nats is not None for record in records) else []
+    scores = Section(
+        "Translation quality", tables=[tables.by_budget(records, each) for each in (*validated, "bleu_tok")]
+    )
     paths = _paths(folder, "bleu-against-heads")
     plots.score_against_heads(records, *paths, note=note)
     scores.figures.append(
@@ -168,6 +174,8 @@ def _sections(
     )
     if tests is not None:
         scores.tables.append(tables.significance(tests))
+    compared = (tables.over_seeds(records, against), tables.do_heads_matter(records))
+    scores.tables.extend(table for table in compared if table is not None)
     sections = [scores]
     pruned = [group for group in grouped(records) if not group.records[0].is_dense]
     if any(group.kept for group in pruned):

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fairseq_dsp.analysis.records import SCORES, Group, Record, describe, grouped, mean_and_spread
+from fairseq_dsp.analysis.groups import Group, grouped, mean_and_spread
+from fairseq_dsp.analysis.records import DENSE, NATS, SCORES, Record, describe
+from fairseq_dsp.analysis.seeds import Difference, paired
 from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES
 
 NONE = "–"
+_FIGURES = {**SCORES, NATS: "Validation loss (nats a target token)"}
+_DIGITS = {NATS: 3}
+STRATIFIED = "stratified"
 
 
 @dataclass(frozen=True)
@@ -36,21 +41,21 @@ class Table:
         return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
 
 
-def by_budget(records: Sequence[Record], score: str) -> Table:
-    """A score of every method at every budget."""
+def by_budget(records: Sequence[Record], figure: str) -> Table:
+    """A score, or the loss (`NATS`), of every method at every budget."""
     groups = {(group.method, group.kept): group for group in grouped(records)}
     budgets = sorted({kept for _, kept in groups}, reverse=True)
     methods = list(dict.fromkeys(method for method, _ in groups))
     counts = {len(group.records) for group in groups.values()}
     many = len(counts) > 1
-    rows = [(method, *(_cell(groups.get((method, kept)), score, many) for kept in budgets)) for method in methods]
+    rows = [(method, *(_cell(groups.get((method, kept)), figure, many) for kept in budgets)) for method in methods]
     note = _spread_note(list(groups.values()))
     if many:
         note += " The number of seeds stands in brackets."
     elif counts != {1}:
         note += f" {max(counts)} seeds each."
     return Table(
-        f"{SCORES[score]} by heads kept",
+        f"{_FIGURES[figure]} by heads kept",
         note,
         ("method", *map(str, budgets)),
         tuple(rows),
@@ -114,6 +119,109 @@ def significance(tests: PairedTests) -> Table:
     )
 
 
+def over_seeds(records: Sequence[Record], against: str) -> Table | None:
+    """Every method and budget less a method, paired by seed; None where no two runs can be compared.
+
+    Args:
+        against: the method; of the dense model its only budget is meant, of others the same as the run's.
+    """
+    groups = grouped(records)
+    rows = []
+    for group in groups:
+        base = next(
+            (each for each in groups if each.method == against and (against == DENSE or each.kept == group.kept)), None
+        )
+        if base is None or group.method == against:
+            continue
+        found = {
+            figure: paired(_by_seed_of(group, figure), _by_seed_of(base, figure)) for figure in (NATS, "sacrebleu")
+        }
+        if any(found.values()):
+            seeds = max(each.seeds for each in found.values() if each)
+            rows.append(
+                (
+                    group.method,
+                    str(group.kept),
+                    str(seeds),
+                    *(cell for figure in found for cell in _compared(found[figure], figure)),
+                )
+            )
+    if not rows:
+        return None
+    return Table(
+        f"Against {against}, over seeds",
+        f"Difference to {against}, the mean over seeds that both have ± its standard error; p is of Student's paired test over these "
+        "seeds, two-sided and not corrected for the number of tests. One seed has neither.",
+        ("method", "heads", "seeds", "nats", "p (nats)", "sacreBLEU", "p (sacreBLEU)"),
+        tuple(rows),
+    )
+
+
+def do_heads_matter(records: Sequence[Record]) -> Table | None:
+    """What chose heads beside its own counts with heads drawn within, and beside a rule; None without runs that say `shuffled_of`.
+
+    The first figure that all three have decides: the validation loss, or sacreBLEU.
+    """
+    groups = {(group.method, group.kept): group for group in grouped(records)}
+    rows = []
+    for (method, kept), shuffled in groups.items():
+        learned = groups.get((shuffled.records[0].shuffled_of or "", kept))
+        if learned is None:
+            continue
+        rule = groups.get((STRATIFIED + method[method.rindex("-") :] if "-" in method else STRATIFIED, kept))
+        three = [learned, shuffled] + ([rule] if rule else [])
+        figure = NATS if all(each.values(NATS) for each in three) else "sacrebleu"
+        one = _by_seed_of(learned, figure)
+        others = [paired(one, _by_seed_of(each, figure)) if each else None for each in (shuffled, rule)]
+        values = [
+            _value(each.values(figure), _DIGITS.get(figure, 1)) if each else NONE for each in (learned, shuffled, rule)
+        ]
+        compared = [cell for each in others for cell in _compared(each, figure)]
+        rows.append((learned.method, "nats" if figure == NATS else "sacreBLEU", str(kept), *values, *compared))
+    if not rows:
+        return None
+    return Table(
+        "Do heads matter, or only how many where?",
+        "Shuffled has as many heads in every sublayer as the choice, drawn within it; stratified has counts by a rule. Differences are of the "
+        "choice less the control, paired by seed ± standard error, p as above. Where the choice is no better than shuffled, its "
+        "allocation is all that it adds; where it is no better than stratified, the rule does as well.",
+        (
+            "choice",
+            "figure",
+            "heads",
+            "chosen",
+            "shuffled",
+            "stratified",
+            "less shuffled",
+            "p (shuffled)",
+            "less stratified",
+            "p (stratified)",
+        ),
+        tuple(rows),
+        texts=2,
+    )
+
+
+def _by_seed_of(group: Group, figure: str) -> dict[int, float]:
+    values = {record.seed: getattr(record, figure) for record in group.records}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _compared(found: Difference | None, figure: str) -> tuple[str, str]:
+    """Mean ± standard error, and p."""
+    if found is None:
+        return NONE, NONE
+    digits = _DIGITS.get(figure, 1)
+    mean = f"{found.mean:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    if found.error is None or found.p_value is None:
+        return mean, NONE
+    return f"{mean} ± {found.error:.{digits}f}", _p_value(found.p_value)
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def all_runs(records: Sequence[Record]) -> Table:
     """A row a run: its layout and what was run."""
     rows = [
@@ -135,21 +243,22 @@ def _by_seed(found: Sequence[tuple[int, float, float]]) -> list[list[str]]:
     return [
         [str(seed) for seed, _, _ in found],
         [f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}") for _, difference, _ in found],
-        ["< 0.001" if p < 0.001 else f"{p:.3f}" for _, _, p in found],
+        [_p_value(p) for _, _, p in found],
     ]
 
 
-def _cell(group: Group | None, score: str, with_count: bool) -> str:
+def _cell(group: Group | None, figure: str, with_count: bool) -> str:
     if group is None:
         return NONE
-    return _value(group.values(score)) + (f" ({len(group.records)})" if with_count else "")
+    values = group.values(figure)
+    return _value(values, _DIGITS.get(figure, 1)) + (f" ({len(values)})" if with_count and values else "")
 
 
-def _value(values: Sequence[float]) -> str:
+def _value(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return NONE
     middle, spread = mean_and_spread(values)
-    return f"{middle:.1f}" if spread is None else f"{middle:.1f} ± {spread:.1f}"
+    return f"{middle:.{digits}f}" if spread is None else f"{middle:.{digits}f} ± {spread:.{digits}f}"
 
 
 def _rounded(values: Sequence[float]) -> str:

@@ -2,7 +2,7 @@
 
     [LABEL=]NAME[:option=value,…]
 
-NAME is one of `--head-selection`, a scorer, which cuts a dense model, or a control: `dense`, `sufficient`, `cross-first`, or
+NAME is one of `--head-selection`; a scorer, which cuts a dense model above a `cross_floor` (1, the only option of its); or a control: `dense`, `sufficient`, `cross-first`, or
 `shuffled:ARM`, which draws anew which heads of every site another arm of the list keeps.
 """
 
@@ -24,7 +24,8 @@ DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED = "dense", "sufficient", "cross-first",
 CONTROLS = (DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED)
 # Of the optimizer; all others are the model's.
 OPTIMIZER_OPTIONS = ("importance_lr", "importance_lr_follows_scheduler")
-_OPTIONS = {option.name for option in fields(PruningConfig)} - {"head_selection", "unpruned_heads", "seed"}
+FLOOR = "cross_floor"
+_OPTIONS = {option.name for option in fields(PruningConfig)} - {"head_selection", "unpruned_heads", "seed", "derived"}
 _OPTIONS |= set(OPTIMIZER_OPTIONS)
 
 
@@ -83,8 +84,13 @@ def parse_arm(text: str) -> Arm:
         for part, (option, value) in zip(parts, options, strict=True)
         if option not in _OPTIONS or not value
     ]
-    if options and name in (*CONTROLS, *SCORERS) and name not in METHODS:
-        reasons.append(f"`--methods {name}` takes no options, but is {text}.")
+    cuts = name in SCORERS and name not in METHODS
+    taken = _OPTIONS if name in METHODS else {FLOOR} if cuts else set()
+    if any(option in _OPTIONS - taken for option, _ in options):
+        what = f"no options but {FLOOR}" if cuts else "no options"
+        reasons.append(f"`--methods {name}` takes {what}, but is {text}.")
+    if cuts and FLOOR not in dict(options):
+        options.append((FLOOR, "1"))
     if reasons:
         raise Refusal(*reasons)
     return Arm(label, name, tuple(sorted(options)))

@@ -1,7 +1,7 @@
 """Judges ways of choosing heads on a task of which it is known what heads it needs (`lookup`), in minutes.
 
     python -m fairseq_dsp.benchmark.choice --json choice.jsonl --start dense --seeds 1-10 \\
-        --methods paper=dsp ste fixed cross-first gradient
+        --methods recipe=dsp:recipe=auto paper=dsp ste fixed cross-first gradient
 
 An arm reads [LABEL=]NAME[:option=value,…]: a method of --head-selection with its options; a scorer, which cuts the dense model
 (--start dense); or a control: dense, sufficient (heads that suffice by construction), cross-first (a cross-attention head in
@@ -37,7 +37,7 @@ _FROM_DENSE = {"updates": _SHORT, "lr": 2e-3, "dense_updates": 900}
 METHODS = (
     "paper=dsp",
     "gentle=dsp:initial_temperature=0.5,final_temperature=0.01,importance_lr=0.05",
-    "projection=dsp:relaxation=projection,initial_temperature=1,final_temperature=0.1,importance_lr=0.2",
+    "recipe=dsp:recipe=auto",
     "ste",
     "fixed",
     "cross-first",

@@ -16,12 +16,14 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor
 
 from fairseq_dsp.benchmark import lookup, roles
-from fairseq_dsp.benchmark.arms import DENSE, OPTIMIZER_OPTIONS, Arm, control_layout
+from fairseq_dsp.benchmark.arms import DENSE, FLOOR, OPTIMIZER_OPTIONS, Arm, control_layout
 from fairseq_dsp.benchmark.lookup import SPECIAL, WORDS, Lookup, digits
 from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.checkpoints.building import VocabularyTask
+from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import METHODS
+from fairseq_dsp.methods.recipe import derive
 from fairseq_dsp.modules.surgery import KEPT_MASK, attentions
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.model import DspTransformerModel
@@ -29,8 +31,8 @@ from fairseq_dsp.plugin.objections import budget_out_of_range, objections
 from fairseq_dsp.plugin.optimizer import DspAdam, DspAdamConfig
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.subject import Subject
+from fairseq_dsp.units.floors import floors_of, objection_to_floor, parse_floor, top_k_above_floors
 from fairseq_dsp.units.layout import Grid, Layout
-from fairseq_dsp.units.subset import hard_top_k
 
 _SIDES = ("encoder", "decoder")
 _WINDOW = 0.4  # of the updates, until the heads are fixed, where the arm does not say
@@ -133,7 +135,12 @@ class Bench:
             return [budget_out_of_range(k, self.setting.grid.total)]
         if arm.is_scorer and self.setting.start != DENSE:
             return [f"`--start` must be {DENSE} for `--methods {arm.name}`, which scores a trained model's heads."]
-        if arm.source is not None or arm.is_scorer:
+        if arm.is_scorer:
+            with noted(found):
+                floor = _floor(arm)
+                found += filter(None, [objection_to_floor(self.setting.grid, floor, k) if k else None])
+            return found
+        if arm.source is not None:
             return []
         try:
             with noted(found):
@@ -203,9 +210,12 @@ class Bench:
         if arm.name in METHODS:
             given = dict(arm.options)
             budget = {} if "head_layout" in given else {"unpruned_heads": k}
-            return {**given, **budget, "head_selection": arm.name}
+            given = {**given, **budget, "head_selection": arm.name}
+            if "recipe" in given:
+                given |= derive(PruningConfig.from_model_cfg(argparse.Namespace(**given)), self.setting.updates)
+            return given
         if arm.is_scorer:
-            return {"head_layout": str(self._scored(arm.name, k))}
+            return {"head_layout": str(self._scored(arm, k))}
         grid = self.setting.grid
         needed = roles.needed_heads(grid, self.seed) if self.setting.variant == "roles" else lookup.needed_heads(grid)
         return {"head_layout": str(control_layout(arm, grid, k, self.seed, needed, source))}
@@ -224,8 +234,7 @@ class Bench:
         values |= {f"{side}_{name}": size for side in _SIDES for name, size in sizes.items()}
         cfg = argparse.Namespace(**values | {k: v for k, v in options.items() if k not in OPTIMIZER_OPTIONS})
         method = METHODS.get(options.get("head_selection", ""))
-        window_given = {"cooldown_updates", "recipe"} & set(options)
-        if method is not None and "cooldown_updates" in method.options and not window_given:
+        if method is not None and "cooldown_updates" in method.options and "cooldown_updates" not in options:
             cfg.cooldown_updates = round(_WINDOW * setting.updates)
         ARCH_CONFIG_REGISTRY[cfg.arch](cfg)
         return cfg
@@ -239,8 +248,8 @@ class Bench:
             self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(KEPT_MASK)}
         return self._dense
 
-    def _scored(self, name: str, k: int) -> Layout:
-        """The k heads of the dense model to which a scorer gives most."""
+    def _scored(self, arm: Arm, k: int) -> Layout:
+        """The k heads of the dense model to which a scorer gives most, above the arm's floor."""
         model = self.build({"head_layout": str(Layout.full(self.setting.grid))}, self._dense_state()).eval()
         generator = torch.Generator().manual_seed(_SCORING_SEED + self.seed)
         subject = Subject(
@@ -250,8 +259,13 @@ class Bench:
             loss=lambda batch: loss_of(model, batch),
             seed=self.seed,
         )
-        scores = SCORERS[name]().score(subject, torch.ones(self.setting.grid.total))
-        return Layout.of_mask(self.setting.grid, hard_top_k(scores, k))
+        grid = self.setting.grid
+        scores = SCORERS[arm.name]().score(subject, torch.ones(grid.total))
+        return Layout.of_mask(grid, top_k_above_floors(scores, k, floors_of(grid, _floor(arm)) if k else ()))
+
+
+def _floor(arm: Arm) -> int | str | None:
+    return parse_floor(dict(arm.options)[FLOOR])
 
 
 def _optimizer(model: DspTransformerModel, lr: float, options: dict[str, Any]) -> DspAdam:

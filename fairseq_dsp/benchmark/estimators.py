@@ -33,6 +33,7 @@ from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.method import Method
+from fairseq_dsp.units.budget import Budget
 
 STATES = {"start": 0.3, "half learned": 1.5, "nearly decided": 4.0}
 TEMPERATURES = (1.0, 0.5, 0.1, 0.01)
@@ -122,7 +123,7 @@ def drawn_gradients(method: Method, problem: Problem, importance: Tensor, kept: 
     found = []
     for update in range(draws):
         variables = importance.clone().requires_grad_()
-        problem.loss(method.gates(variables, kept, update)).backward()
+        problem.loss(method.gates(variables, Budget.of_units(kept, len(variables)), update)).backward()
         assert variables.grad is not None
         found.append(variables.grad)
     return torch.stack(found)

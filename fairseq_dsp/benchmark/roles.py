@@ -22,7 +22,8 @@ from torch import Tensor
 from fairseq_dsp.benchmark.lookup import DISTANCE, Head, Lookup
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import Grid, head_rows
+from fairseq_dsp.units.kind import unit_places
+from fairseq_dsp.units.layout import Grid
 
 _SHARPNESS = 20.0  # logit of the right place where embeddings have their first size; it shrinks in deeper layers
 _FIRST_POSITION = 2  # rows of fairseq's learned positions before the first
@@ -81,7 +82,7 @@ def freeze_roles(model: DspTransformerModel, lookup: Lookup, seed: int) -> None:
         dim = attention.head_dim
         codes = torch.nn.functional.normalize(torch.randn(length, dim, generator=generator), dim=1)
         gain = (_SHARPNESS * dim**0.5) ** 0.5
-        rows = head_rows(model.layout.units(site), dim)
+        rows = unit_places(model.layout.units(site), dim)
         queries = [gain * (inverse[query_side] @ codes[roles[site, head]]).T for head in range(grid.size(site))]
         keys = [gain * (inverse[key_side] @ codes).T for _ in range(grid.size(site))]
         for projection, of_heads in ((attention.q_proj, queries), (attention.k_proj, keys)):

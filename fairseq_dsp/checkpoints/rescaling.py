@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.modules.surgery import attentions, site_name
+from fairseq_dsp.modules.surgery import attentions, places_within, site_name
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import Layout, Site, head_rows
+from fairseq_dsp.units.kind import unit_places
+from fairseq_dsp.units.layout import Layout, Site
 
 
 @dataclass
@@ -117,10 +118,10 @@ def rescale_state(
         current: heads that `state` has.
     """
     for site, found in moments.items():
-        existing, keep = current.units(site), set(layout.units(site))
-        if len(keep) == len(existing):
+        existing, places = current.units(site), places_within(site, layout, current)
+        if len(places) == len(existing):
             continue
         weight, bias = (f"{site_name(site)}.out_proj.{kind}" for kind in ("weight", "bias"))
         dim = state[weight].size(1) // len(existing)
-        columns = head_rows([place for place, head in enumerate(existing) if head in keep], dim)
+        columns = unit_places(places, dim)
         small[weight], small[bias] = rescaled_projection(state[weight], state[bias], found, columns)

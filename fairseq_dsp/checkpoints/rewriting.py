@@ -23,7 +23,7 @@ from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
 from fairseq_dsp.config import PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
-from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_state
+from fairseq_dsp.modules.surgery import mask_heads, shrink_state
 from fairseq_dsp.plugin.objections import budget_out_of_range
 from fairseq_dsp.units.fingerprint import agree, fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
@@ -88,8 +88,7 @@ def rewrite(
     layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
-    dims = {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
-    small_weights = shrink_state(weights, layout, dims, model.layout)
+    small_weights = shrink_state(weights, layout, model.layout)
 
     cfg = copy.deepcopy(state["cfg"])
     provenance = {

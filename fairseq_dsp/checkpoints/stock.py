@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fairseq_dsp.checkpoints.building import VocabularyTask
 from fairseq_dsp.config import get_option
 from fairseq_dsp.files.data_folder import DataFolder
+from fairseq_dsp.guards.versions import drop_fused_encoder_copies
 
 STOCK_NAMES = {
     "translation_dsp": "translation",
@@ -65,7 +66,9 @@ def build_stock(cfg: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     """The model as stock fairseq builds it from a stock cfg, with the weights, in evaluation mode."""
     options = OmegaConf.create(cfg["model"])
     model = build_model(options, VocabularyTask(weights, options))
-    model.load_state_dict(dict(weights), strict=True)
+    weights = dict(weights)
+    drop_fused_encoder_copies(weights)  # where a layer has them, it makes them anew
+    model.load_state_dict(weights, strict=True)
     return model.eval()
 
 

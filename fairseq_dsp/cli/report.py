@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from fairseq_dsp.analysis.records import REFERENCES, read_records, resolve
+from fairseq_dsp.analysis.records import DENSE, REFERENCES, read_records, resolve
 from fairseq_dsp.analysis.report import (
     MARKDOWN,
     PAGE,
@@ -20,7 +20,7 @@ from fairseq_dsp.analysis.report import (
 )
 from fairseq_dsp.analysis.significance import disagreements, paired_tests
 from fairseq_dsp.cli.waiting import watched
-from fairseq_dsp.errors import as_command
+from fairseq_dsp.errors import Refusal, as_command
 from fairseq_dsp.files.output import checked_folder
 
 
@@ -36,6 +36,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="detokenised reference translations: test every run whose line names `hypotheses` against dense "
         f"(default: {REFERENCES} beside RESULTS, if it is there)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        default=DENSE,
+        help="compare every method with this one, paired by seed (default: %(default)s)",
     )
     parser.add_argument("--force", action="store_true", help="replace the report in DIR")
     return parser
@@ -56,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.append(sentence)
 
     records = read_records(args.results, warn)
+    methods = dict.fromkeys(record.method for record in records)
+    if args.against != DENSE and args.against not in methods:
+        raise Refusal(f"`--against` must be a method of the results ({', '.join(methods)}), but is {args.against}.")
     refuse_mixtures(records, args.results)
     logs, problems = read_logs(records, args.results)
     tests = None
@@ -68,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         problems += disagreements(tests)
     for problem in problems:
         warn(problem)
-    write_report(records, output, tests, logs, warnings)
+    write_report(records, output, tests, logs, warnings, args.against)
     print(f"reported {len(records)} runs: {args.output}/{PAGE}, {args.output}/{MARKDOWN}")
 
 

@@ -12,16 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.checkpoints.rewriting import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.stock import STOCK_NAMES, build_stock, stock_cfg
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, mask_heads, shrink_state, site_name
-from fairseq_dsp.units.layout import Layout, Site, head_rows
+from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_state, widen_state
+from fairseq_dsp.units.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def fold(path: str) -> DenseExport:
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
     dims = {site: attention.head_dim for site, attention in attentions(model, layout.grid)}
-    weights = widen_state(shrink_state(weights, layout, dims, model.layout), layout, dims)
+    weights = widen_state(shrink_state(weights, layout, model.layout), layout, dims)
     cfg = stock_cfg(state["cfg"])
     stock = build_stock(cfg, weights)
     mask_heads(model, layout, model.layout)
@@ -75,36 +72,3 @@ def fold(path: str) -> DenseExport:
         "extra_state": {"train_iterator": dict(state["extra_state"]["train_iterator"])},
     }
     return DenseExport(folded, layout, difference)
-
-
-def widen_state(state: dict[str, Tensor], layout: Layout, head_dims: dict[Site, int]) -> dict[str, Tensor]:
-    """The inverse of `surgery.shrink_state`, with zeros for what is gone: a dense state that computes the same.
-
-    Args:
-        state: has the layout's heads.
-        layout: heads of the state, in original ids.
-        head_dims: size of a head at every site.
-
-    Returns:
-        a new dict without marks; tensors of empty or partial sites are new, others the state's own.
-    """
-    wide = {name: value for name, value in state.items() if not name.endswith(f".{KEPT_MASK}")}
-    for site in layout.grid.sites:
-        name, kept = site_name(site), layout.units(site)
-        if len(kept) == layout.grid.size(site):
-            continue
-        rows = head_rows(kept, head_dims[site])
-        size = layout.grid.size(site) * head_dims[site]
-        for projection in ("q_proj", "k_proj", "v_proj"):
-            for kind in ("weight", "bias"):
-                if (key := f"{name}.{projection}.{kind}") in wide:
-                    wide[key] = _spread(wide[key], rows, size, 0)
-        key = f"{name}.out_proj.weight"
-        wide[key] = _spread(wide[key], rows, size, 1)
-    return wide
-
-
-def _spread(tensor: Tensor, places: Tensor, size: int, dim: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[dim] = size
-    return torch.zeros(shape, dtype=tensor.dtype).index_copy(dim, places, tensor)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import noise_for
 from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, SCHEDULE_OPTIONS, Scheduled, cooldown_of
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import (
     annealed_temperature,
     gumbel_noise,
@@ -39,6 +41,12 @@ class DifferentiableSubset(Scheduled):
     options: ClassVar[tuple[str, ...]] = (
         *LEARNED_OPTIONS, *SCHEDULE_OPTIONS, "initial_temperature", "final_temperature", "relaxation",
     )  # fmt: skip
+    # design note 11: at these temperatures the projection's gradient is neither biased nor lost in noise
+    recipe: ClassVar[Mapping[str, Any]] = {
+        "relaxation": "projection",
+        "initial_temperature": 1.0,
+        "final_temperature": 0.1,
+    }
     seed: int
     initial_temperature: float
     final_temperature: float
@@ -65,10 +73,10 @@ class DifferentiableSubset(Scheduled):
         fixes_at = None if config.keep_sampling else cooldown_of(config)
         return cls(*cls.schedule_of(config), config.seed, initial, final, fixes_at, relaxation)
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        assert kept is not None
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+        assert budget is not None
         noise = noise_for(importance, gumbel_noise, self.seed, update)
-        return RELAXATIONS[self.relaxation](importance + noise, kept, self.temperature(update))
+        return RELAXATIONS[self.relaxation](importance + noise, budget.count, self.temperature(update))
 
     def temperature(self, update: int) -> float:
         return annealed_temperature(update, self.initial_temperature, self.final_temperature, self.cooldown_updates)
@@ -86,9 +94,9 @@ class StraightThrough(Scheduled):
     def from_config(cls, config: PruningConfig) -> StraightThrough:
         return cls(*cls.schedule_of(config), None if config.keep_sampling else cooldown_of(config))
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        assert kept is not None
-        return straight_through_top_k(importance, kept)
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+        assert budget is not None
+        return straight_through_top_k(importance, budget.count)
 
 
 def _temperatures(config: PruningConfig) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.method import Method
+from fairseq_dsp.units.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -23,5 +24,5 @@ class Fixed(Method):
     def from_config(cls, config: PruningConfig) -> Fixed:
         return cls()
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
         raise AssertionError("a model with fixed heads has no gates")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method, noise_for
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import hard_concrete, hard_concrete_without_noise, logistic_noise, probability_open
 
 # Li et al. (2021) train this baseline with 200 a batch of at most 4096 tokens.
@@ -47,11 +48,11 @@ class HardConcrete(Method):
         penalty = L0_PENALTY if config.l0_penalty is None else config.l0_penalty
         return cls(config.seed, penalty, config.cooldown_updates)
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
         return hard_concrete(importance, noise_for(importance, logistic_noise, self.seed, update))
 
     def own_number(self, importance: Tensor) -> int:
         return int((hard_concrete_without_noise(importance.detach()) > 0).sum())
 
-    def penalty(self, importance: Tensor, update: int, **own: Tensor) -> Tensor:
+    def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         return self.l0_penalty * probability_open(importance).sum()

@@ -12,6 +12,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method, noise_for
 from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, cooldown_of
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import hard_concrete, logistic_noise, probability_open
 
 # As in the authors' code (princeton-nlp/CoFiPruning): temperature of the gates, and the range of log alpha, at whose end it starts.
@@ -37,8 +38,9 @@ class Lagrangian(Method):
 
     name: ClassVar[str] = "lagrangian"
     options: ClassVar[tuple[str, ...]] = (*LEARNED_OPTIONS, "lagrangian_warmup")
+    has_window: ClassVar[bool] = True
+    reach: ClassVar[float | None] = 100.0  # with less the constraint is not met (design note 11)
     seed: int
-    budget: int
     warmup: int
     fixes_at: int | None
 
@@ -55,24 +57,24 @@ class Lagrangian(Method):
     def from_config(cls, config: PruningConfig) -> Lagrangian:
         end = cooldown_of(config)
         warmup = end // 2 if config.lagrangian_warmup is None else config.lagrangian_warmup
-        assert config.budget is not None
-        return cls(config.seed, config.budget, warmup, None if config.keep_sampling else end)
+        return cls(config.seed, warmup, None if config.keep_sampling else end)
 
     def variables(self) -> dict[str, Tensor]:
         """The multipliers l1 and l2."""
         return {"multipliers": torch.zeros(2)}
 
-    def begin_update(self, importance: Tensor, update: int, **own: Tensor) -> None:
+    def begin_update(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> None:
         """A training that starts on the state of another one starts with its own multipliers."""
         if update == 0:
             own["multipliers"].zero_()
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
         noise = noise_for(importance, logistic_noise, self.seed, update)
         return hard_concrete(log_alpha(importance), noise, TEMPERATURE)
 
-    def penalty(self, importance: Tensor, update: int, **own: Tensor) -> Tensor:
-        excess = self.expected_sparsity(importance) - self.target_sparsity(importance.numel(), update)
+    def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
+        assert budget is not None
+        excess = self.expected_sparsity(importance) - self.target_sparsity(budget, update)
         # Their value with the opposite gradient: what descends for the importance ascends for the multipliers.
         first, second = 2.0 * own["multipliers"].detach() - own["multipliers"]
         return first * excess + second * excess.square()
@@ -81,9 +83,9 @@ class Lagrangian(Method):
         """s, the share of heads that are expected to be closed."""
         return 1.0 - probability_open(log_alpha(importance), TEMPERATURE).mean()
 
-    def target_sparsity(self, total: int, update: int) -> float:
-        """s_t of an update, for H = `total` heads."""
-        return (1.0 - self.budget / max(total, 1)) * min(1.0, update / max(self.warmup, 1))
+    def target_sparsity(self, budget: Budget, update: int) -> float:
+        """s_t of an update."""
+        return (1.0 - budget.count / max(budget.total, 1)) * min(1.0, update / max(self.warmup, 1))
 
 
 def log_alpha(importance: Tensor) -> Tensor:

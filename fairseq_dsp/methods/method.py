@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.units.budget import Budget
 
 
 class Method(ABC):
@@ -22,6 +23,9 @@ class Method(ABC):
             goes on compares them with those that its checkpoint was trained with.
         learned: whether importance variables are trained; if not, the layout is decided when the model is built.
         finds_number: whether it can tell how many heads to keep (`--unpruned-heads auto`, `own_number`).
+        has_window: whether heads are chosen within a window of the training that a recipe can derive (`recipe.derive`).
+        recipe: values that `--recipe auto` gives to options whatever the length of the training.
+        reach: importance learning rate times window that `--recipe auto` aims at; None where the learning rate is a matter of its own.
         fixes_at: number of updates after which the heads are fixed; None where they never are.
     """
 
@@ -29,6 +33,9 @@ class Method(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     learned: ClassVar[bool] = True
     finds_number: ClassVar[bool] = False
+    has_window: ClassVar[bool] = False
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    reach: ClassVar[float | None] = None
     fixes_at: int | None
 
     @classmethod
@@ -45,20 +52,19 @@ class Method(ABC):
         """The method with the options' values, defaults filled in."""
 
     @abstractmethod
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
         """Gates of a training update before the heads are fixed: [H], with gradient to the importance.
 
-        `kept` is the number of heads that are on at this update (`budget_at`); None for `--unpruned-heads auto`.
+        `budget` is what the heads that are on at this update cost (`budget_at`); None for `--unpruned-heads auto`.
         """
 
-    def budget_at(self, kept: int | None, total: int, update: int) -> int | None:
-        """How many heads are on at an update before they are fixed: K, where no schedule says otherwise.
+    def budget_at(self, budget: Budget | None, update: int) -> Budget | None:
+        """What the heads that are on at an update cost before they are fixed: the budget, where no schedule says otherwise.
 
         Args:
-            kept: K; None for `--unpruned-heads auto`.
-            total: H.
+            budget: of the deployed model; None for `--unpruned-heads auto`.
         """
-        return kept
+        return budget
 
     def own_number(self, importance: Tensor) -> int | None:
         """How many heads the method itself would keep; None where it has no say."""
@@ -72,11 +78,11 @@ class Method(ABC):
         """What the method notes beside the importance and no optimizer touches: initial values, floats, by name."""
         return {}
 
-    def begin_update(self, importance: Tensor, update: int, **own: Tensor) -> None:
+    def begin_update(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> None:
         """Before the gates of an update are drawn: may change the importance and what is its own, in place.
 
-        Called for every micro-batch of an update, in every process; a second call must change nothing. `own` are
-        `variables` and `records`, all of which the checkpoint carries.
+        Called for every micro-batch of an update, in every process; a second call must change nothing. `budget` is that of
+        the deployed model. `own` are `variables` and `records`, all of which the checkpoint carries.
         """
         return None
 
@@ -84,8 +90,8 @@ class Method(ABC):
         """What is annealed, for the log; None where nothing is."""
         return None
 
-    def penalty(self, importance: Tensor, update: int, **own: Tensor) -> Tensor | None:
-        """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none. `own` as above."""
+    def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor | None:
+        """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none. Others as above."""
         return None
 
 

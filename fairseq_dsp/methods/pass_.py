@@ -11,6 +11,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.method import Method, noise_for
 from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, cooldown_of
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import hard_concrete, logistic_noise, probability_open
 
 # Of the authors' code (DujianDing/PASS): epochs of its training, the penalty before the first of them, where log alpha is cut
@@ -41,22 +42,21 @@ class Pass(Method):
 
     name: ClassVar[str] = "pass"
     options: ClassVar[tuple[str, ...]] = LEARNED_OPTIONS
+    has_window: ClassVar[bool] = True
     seed: int
-    budget: int
     updates_a_round: int
     fixes_at: int | None
 
     @classmethod
     def from_config(cls, config: PruningConfig) -> Pass:
         end = cooldown_of(config)
-        assert config.budget is not None
-        return cls(config.seed, config.budget, max(end // ROUNDS, 1), None if config.keep_sampling else end)
+        return cls(config.seed, max(end // ROUNDS, 1), None if config.keep_sampling else end)
 
     def records(self) -> dict[str, Tensor]:
         """How many rounds have begun, and how often l has doubled."""
         return {"rounds_begun": torch.zeros(()), "doublings": torch.zeros(())}
 
-    def begin_update(self, importance: Tensor, update: int, **own: Tensor) -> None:
+    def begin_update(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> None:
         """Doubles the penalty and cuts log alpha off where a round begins."""
         round_ = update // self.updates_a_round + 1
         if update % self.updates_a_round or round_ > ROUNDS:
@@ -67,19 +67,21 @@ class Pass(Method):
             doublings.zero_()
         if rounds_begun >= round_:  # a further micro-batch of the update
             return
+        assert budget is not None
         closed = (importance <= -FURTHEST).sum()
-        doublings += closed != importance.numel() - self.budget
+        doublings += closed != budget.total - budget.count
         if round_ > 1:
             importance.clamp_(-FURTHEST, FURTHEST)
         rounds_begun.fill_(round_)
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
         return hard_concrete(importance, noise_for(importance, logistic_noise, self.seed, update))
 
-    def penalty(self, importance: Tensor, update: int, **own: Tensor) -> Tensor:
+    def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
+        assert budget is not None
         zero = 1.0 - probability_open(importance)
         one = 1.0 - probability_open(-importance)  # the stretch is symmetric
         zero, one, between = (each.clamp(_EPSILON, 1.0 - _EPSILON) for each in (zero, one, 1.0 - zero - one))
-        closed = importance.numel() - self.budget
-        distance = between.sum() + (closed - zero.sum()).abs() + (self.budget - one.sum()).abs()
+        closed = budget.total - budget.count
+        distance = between.sum() + (closed - zero.sum()).abs() + (budget.count - one.sum()).abs()
         return FIRST_PENALTY * 2.0 ** own["doublings"] / TOKENS_A_BATCH * distance

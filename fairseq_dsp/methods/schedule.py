@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import annealed_budget
 
 CONSTANT, CUBIC = "constant", "cubic"
@@ -36,6 +38,8 @@ class Scheduled(Method):
         cooldown_updates: S, from which on K heads are on.
     """
 
+    has_window: ClassVar[bool] = True
+    reach: ClassVar[float | None] = 25.0
     budget_schedule: str
     budget_start_updates: int
     cooldown_updates: int
@@ -60,7 +64,8 @@ class Scheduled(Method):
         """The attributes' values."""
         return config.budget_schedule or CONSTANT, config.budget_start_updates or 0, cooldown_of(config)
 
-    def budget_at(self, kept: int | None, total: int, update: int) -> int | None:
-        if kept is None or self.budget_schedule == CONSTANT:
-            return kept
-        return annealed_budget(update, kept, total, self.budget_start_updates, self.cooldown_updates)
+    def budget_at(self, budget: Budget | None, update: int) -> Budget | None:
+        if budget is None or self.budget_schedule == CONSTANT:
+            return budget
+        start, end = self.budget_start_updates, self.cooldown_updates
+        return budget.at(annealed_budget(update, budget.count, budget.total, start, end))

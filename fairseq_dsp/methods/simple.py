@@ -11,6 +11,7 @@ from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.dsp import StraightThrough
 from fairseq_dsp.methods.method import noise_for
 from fairseq_dsp.methods.schedule import Scheduled, cooldown_of
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.marginals import exact_straight_through_top_k
 from fairseq_dsp.units.subset import gumbel_noise
 
@@ -36,7 +37,7 @@ class Simple(Scheduled):
     def from_config(cls, config: PruningConfig) -> Simple:
         return cls(*cls.schedule_of(config), config.seed, None if config.keep_sampling else cooldown_of(config))
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
-        assert kept is not None
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+        assert budget is not None
         noise = noise_for(importance, gumbel_noise, self.seed, update)
-        return exact_straight_through_top_k(importance, noise, kept)
+        return exact_straight_through_top_k(importance, noise, budget.count)

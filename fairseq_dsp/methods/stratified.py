@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.layout import HEAD_STACKS, Grid, Layout, Site
 
 RULE, EVEN = "rule", "even"
@@ -49,7 +50,7 @@ class Stratified(Method):
     def from_config(cls, config: PruningConfig) -> Stratified:
         return cls()
 
-    def gates(self, importance: Tensor, kept: int | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
         raise AssertionError("a model with fixed heads has no gates")
 
 

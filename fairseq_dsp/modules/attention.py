@@ -27,7 +27,8 @@ from fairseq_dsp.modules.idle import tie
 from fairseq_dsp.modules.live_heads import LiveHeads, live_part
 from fairseq_dsp.modules.masks import additive_mask, join_padding
 from fairseq_dsp.modules.shared_sources import neighbours_of_search, number, order_of_search
-from fairseq_dsp.units.layout import head_rows
+from fairseq_dsp.modules.slicing import keep_units
+from fairseq_dsp.units.heads import HEADS
 
 _instances = itertools.count()
 
@@ -71,21 +72,12 @@ class PrunableAttention(nn.Module):
         self.cache_key = f"prunable_attention_{next(_instances)}.attn_state"
 
     def keep_heads(self, heads: Sequence[int]) -> None:
-        """Removes every other head, for good: rows of q, k and v, columns of the output projection.
+        """Removes every other head, for good.
 
         Args:
             heads: which of the heads that exist now to keep, in increasing order; may be empty.
         """
-        rows = head_rows(heads, self.head_dim).to(self.out_proj.weight.device)
-        # A parameter without elements gets no gradient, and DistributedDataParallel waits for every parameter that wants one.
-        trainable = len(heads) > 0
-        for projection in (self.q_proj, self.k_proj, self.v_proj):
-            projection.weight = _parameter(projection.weight, rows, 0, trainable)
-            if projection.bias is not None:
-                projection.bias = _parameter(projection.bias, rows, 0, trainable)
-            projection.out_features = rows.numel()
-        self.out_proj.weight = _parameter(self.out_proj.weight, rows, 1, trainable)
-        self.out_proj.in_features = rows.numel()
+        keep_units(self, HEADS.slices(self.head_dim), heads)
         self.num_heads = len(heads)
 
     def forward(
@@ -291,9 +283,3 @@ class PrunableAttention(nn.Module):
             if joint is not None:
                 for projection, part in zip("qkv", joint.chunk(3), strict=True):
                     state_dict[f"{name}.{projection}_proj.{kind}"] = part
-
-
-def _parameter(parameter: Tensor, rows: Tensor, dim: int, trainable: bool) -> nn.Parameter:
-    # index_select copies: a view would drag the whole dense storage into the checkpoint
-    chosen = parameter.detach().index_select(dim, rows)
-    return nn.Parameter(chosen, requires_grad=trainable and parameter.requires_grad)

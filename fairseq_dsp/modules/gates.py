@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.methods import Method
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import Floors, fewest, top_k_above_floors
 from fairseq_dsp.units.layout import Grid, Layout
 
@@ -36,7 +37,7 @@ class HeadGates(nn.Module):
 
     Args:
         grid: the heads.
-        kept: K, how many of them the deployed model keeps; None for the number that the method finds itself.
+        budget: what those that the deployed model keeps cost together; None for the number that the method finds itself.
         method: how gates are made from importance while training.
         floors: groups of heads of which some must stay, whatever their importance; see `floors`.
 
@@ -48,10 +49,10 @@ class HeadGates(nn.Module):
     What a method declares as its `variables` and `records` are further parameters and buffers, named as there.
     """
 
-    def __init__(self, grid: Grid, kept: int | None, method: Method, floors: Floors = ()) -> None:
+    def __init__(self, grid: Grid, budget: Budget | None, method: Method, floors: Floors = ()) -> None:
         super().__init__()
         self.grid = grid
-        self.kept = kept
+        self.budget = budget
         self.method = method
         self.floors = floors
         self.update = 0
@@ -79,9 +80,9 @@ class HeadGates(nn.Module):
         return self.method.fixes_at is not None and self.update >= self.method.fixes_at
 
     @property
-    def kept_now(self) -> int | None:
-        """How many heads are on at this update: K once they are fixed, before that what the method's schedule says."""
-        return self.kept if self.is_fixed else self.method.budget_at(self.kept, self.grid.total, self.update)
+    def budget_now(self) -> Budget | None:
+        """What the heads that are on at this update cost: the budget once they are fixed, before that what the schedule says."""
+        return self.budget if self.is_fixed else self.method.budget_at(self.budget, self.update)
 
     def decided_mask(self) -> Tensor:
         """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
@@ -89,13 +90,13 @@ class HeadGates(nn.Module):
         # Anything but exact marks (an averaged state) falls back on the importance, which decided them. The device answers
         # its own question: to read the answer would be to wait for it.
         decided = ((fixed == 0) | (fixed == 1)).all()
-        if self.kept is not None:
-            decided = decided & (fixed.sum() == self.kept)
+        if self.budget is not None:
+            decided = decided & (fixed.sum() == self.budget.count)
         return torch.where(decided, fixed, self._choose())
 
     def _choose(self) -> Tensor:
         """The most important heads: K of them, or as many as the method finds right."""
-        kept = max(self.method.own_number(self.importance), fewest(self.floors)) if self.kept is None else self.kept
+        kept = self.budget.count if self.budget else max(self.method.own_number(self.importance), fewest(self.floors))
         return top_k_above_floors(self.importance, kept, self.floors)
 
     def layout(self) -> Layout:
@@ -108,7 +109,9 @@ class HeadGates(nn.Module):
 
     def penalty(self) -> Tensor | None:
         """What the method adds to the loss of this update; None once heads are fixed, which cost nothing that could be saved."""
-        return None if self.is_fixed else self.method.penalty(self.importance, self.update, **self.own_state())
+        if self.is_fixed:
+            return None
+        return self.method.penalty(self.importance, self.budget, self.update, **self.own_state())
 
     def mean_importance(self) -> dict[str, float]:
         """Mean importance of all heads of an attention type; a type that has none is left out."""
@@ -134,8 +137,8 @@ class HeadGates(nn.Module):
                 self.fixed_mask.fill_(_UNDECIDED)
                 self._loaded = False
             with torch.no_grad():
-                self.method.begin_update(self.importance, self.update, **self.own_state())
-            return self._in_graph(self.method.gates(self.importance, self.kept_now, self.update))
+                self.method.begin_update(self.importance, self.budget, self.update, **self.own_state())
+            return self._in_graph(self.method.gates(self.importance, self.budget_now, self.update))
         if self._fixed is None or self._fixed[0] != _stamp(self.fixed_mask):
             decided = self.decided_mask()
             before, marks = torch.stack([self.fixed_mask, decided]).tolist()
@@ -152,11 +155,11 @@ class HeadGates(nn.Module):
 
     def _refuse_other_number(self, fixed: list[float]) -> None:
         """Training goes on with the heads that a checkpoint had fixed: with as many as these."""
-        if fixed and set(fixed) <= {0.0, 1.0} and self.kept not in (None, sum(fixed)):
+        if fixed and set(fixed) <= {0.0, 1.0} and self.budget is not None and not self.budget.is_met_by(fixed):
             with exit_on_refusal():
                 raise Refusal(
                     f"`--unpruned-heads` must stay {int(sum(fixed))}, for the cooldown is over and the checkpoint's heads are "
-                    f"fixed, but is {self.kept}."
+                    f"fixed, but is {self.budget.count}."
                 )
 
     def constant_marks(self, anew: bool) -> tuple[bool, ...] | None:

@@ -15,17 +15,32 @@ from torch import Tensor, nn
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.attention import PrunableAttention
 from fairseq_dsp.modules.gates import STATE_PREFIX, ConstantGates, GatedCheckpoint, HeadGates, SiteGates
-from fairseq_dsp.units.layout import Grid, Layout, Site, head_rows
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.kind import Slice, unit_places
+from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
+from fairseq_dsp.units.layout import Grid, Layout, Site
 
-KEPT_MASK = "kept_mask"
-
-_ATTENTION = {"enc": ("encoder", "self_attn"), "dec": ("decoder", "self_attn"), "cross": ("decoder", "encoder_attn")}
+KEPT_MASK = HEADS.marks
 
 
 def site_name(site: Site) -> str:
-    """Name of the site's attention in the model and its state, such as `decoder.layers.3.encoder_attn`."""
-    stack, attention = _ATTENTION[site.stack]
-    return f"{stack}.layers.{site.layer}.{attention}"
+    """Name of the site's module in the model and its state, such as `decoder.layers.3.encoder_attn`."""
+    return STACK_OF[site.stack].module_name(site.layer)
+
+
+def marks_name(site: Site) -> str:
+    """Name of the site's marks in a state."""
+    return f"{site_name(site)}.{KIND_OF[site.stack].marks}"
+
+
+def places_within(site: Site, layout: Layout, current: Layout | None) -> list[int]:
+    """Which of the units that a site has now the layout keeps, counted among these.
+
+    Args:
+        current: units that there are now; all of the grid's if None.
+    """
+    existing, keep = (current or Layout.full(layout.grid)).units(site), set(layout.units(site))
+    return [place for place, unit in enumerate(existing) if unit in keep]
 
 
 def make_prunable(model: nn.Module) -> Grid:
@@ -34,17 +49,17 @@ def make_prunable(model: nn.Module) -> Grid:
     Returns:
         the grid of heads that the model has.
     """
-    for side, name in _ATTENTION.values():
-        for layer in _layers(model, side):
-            setattr(layer, name, PrunableAttention(getattr(layer, name)))
+    for stack in HEADS.stacks:
+        for layer in _layers(model, stack.side):
+            setattr(layer, stack.module, PrunableAttention(getattr(layer, stack.module)))
     return grid_of(model)
 
 
 def grid_of(model: nn.Module) -> Grid:
     """The heads that a transformer has, ours or fairseq's own."""
     counts = {
-        stack: tuple(getattr(layer, name).num_heads for layer in _layers(model, side))
-        for stack, (side, name) in _ATTENTION.items()
+        stack.name: tuple(getattr(layer, stack.module).num_heads for layer in _layers(model, stack.side))
+        for stack in HEADS.stacks
     }
     return Grid.of_heads(**counts)
 
@@ -52,8 +67,7 @@ def grid_of(model: nn.Module) -> Grid:
 def attentions(model: nn.Module, grid: Grid) -> Iterator[tuple[Site, PrunableAttention]]:
     """Every site of the grid with its attention."""
     for site in grid.sites:
-        side, name = _ATTENTION[site.stack]
-        yield site, getattr(getattr(model, side).layers[site.layer], name)
+        yield site, model.get_submodule(site_name(site))
 
 
 def shrink_model(model: nn.Module, layout: Layout, current: Layout | None = None) -> None:
@@ -68,25 +82,19 @@ def shrink_model(model: nn.Module, layout: Layout, current: Layout | None = None
         current: heads that the model has now; all of them if None.
     """
     for site, attention in attentions(model, layout.grid):
-        here = layout.grid.size(site) if current is None else current.marks(site)
-        existing = list(range(here)) if isinstance(here, int) else [head for head, mark in enumerate(here) if mark]
-        keep = set(layout.units(site))
-        positions = [position for position, head in enumerate(existing) if head in keep]
-        if len(positions) < len(existing):
-            attention.keep_heads(positions)
+        places = places_within(site, layout, current)
+        if len(places) < attention.num_heads:
+            attention.keep_heads(places)
         marks = torch.tensor(layout.marks(site), dtype=torch.float32, device=attention.out_proj.weight.device)
         attention.register_buffer(KEPT_MASK, marks)
 
 
-def shrink_state(
-    state: dict[str, Tensor], layout: Layout, head_dims: dict[Site, int], current: Layout | None = None
-) -> dict[str, Tensor]:
+def shrink_state(state: dict[str, Tensor], layout: Layout, current: Layout | None = None) -> dict[str, Tensor]:
     """The state of the model that `shrink_model` would make, in the same precision. Gates are dropped.
 
     Args:
         state: a model's state, upgraded to today's parameter names.
         layout: heads to keep, in original ids.
-        head_dims: size of a head at every site.
         current: heads that the state has; all of them if None.
 
     Returns:
@@ -94,19 +102,47 @@ def shrink_state(
     """
     shrunk = {name: value for name, value in state.items() if not name.startswith(STATE_PREFIX)}
     for site in layout.grid.sites:
-        name = site_name(site)
-        existing = (current or Layout.full(layout.grid)).units(site)
-        keep = set(layout.units(site))
-        rows = head_rows([i for i, head in enumerate(existing) if head in keep], head_dims[site])
-        output = shrunk[f"{name}.out_proj.weight"]
-        rows = rows.to(output.device)
-        for projection in ("q_proj", "k_proj", "v_proj"):
-            for kind in ("weight", "bias"):
-                if (key := f"{name}.{projection}.{kind}") in shrunk:
-                    shrunk[key] = shrunk[key].index_select(0, rows)
-        shrunk[f"{name}.out_proj.weight"] = output.index_select(1, rows)
-        shrunk[f"{name}.{KEPT_MASK}"] = torch.tensor(layout.marks(site), dtype=torch.float32, device=output.device)
+        places = places_within(site, layout, current)
+        for name, owned in _slices_in_state(state, site, len((current or Layout.full(layout.grid)).units(site))):
+            rows = unit_places(places, owned.width).to(state[name].device)
+            shrunk[name] = state[name].index_select(owned.dim, rows)
+        shrunk[marks_name(site)] = torch.tensor(layout.marks(site), dtype=torch.float32, device=rows.device)
     return shrunk
+
+
+def widen_state(state: dict[str, Tensor], layout: Layout, widths: dict[Site, int]) -> dict[str, Tensor]:
+    """The inverse of `shrink_state`, with zeros for what is gone: a dense state that computes the same.
+
+    Args:
+        state: has the layout's units.
+        layout: units of the state, in original ids.
+        widths: places of a unit at every site: d, the size of a head.
+
+    Returns:
+        a new dict without marks; tensors of empty or partial sites are new, others the state's own.
+    """
+    marks = {marks_name(site) for site in layout.grid.sites}
+    wide = {name: value for name, value in state.items() if name not in marks}
+    for site in layout.grid.sites:
+        kept, there = layout.units(site), layout.grid.size(site)
+        if len(kept) == there:
+            continue
+        for owned in KIND_OF[site.stack].slices(widths[site]):
+            if (name := f"{site_name(site)}.{owned.name}") in wide:
+                shape = list(wide[name].shape)
+                shape[owned.dim] = there * owned.width
+                zeros = torch.zeros(shape, dtype=wide[name].dtype)
+                wide[name] = zeros.index_copy(owned.dim, unit_places(kept, owned.width), wide[name])
+    return wide
+
+
+def _slices_in_state(state: dict[str, Tensor], site: Site, units: int) -> Iterator[tuple[str, Slice]]:
+    """What the units of a site own of the tensors that the state has, by their names there."""
+    kind, name = KIND_OF[site.stack], site_name(site)
+    width = state[f"{name}.{kind.readers[0]}.weight"].size(1) // max(units, 1)
+    for owned in kind.slices(width):
+        if f"{name}.{owned.name}" in state:
+            yield f"{name}.{owned.name}", owned
 
 
 def layout_of_state(state: dict[str, Any], grid: Grid) -> Layout | None:
@@ -115,7 +151,7 @@ def layout_of_state(state: dict[str, Any], grid: Grid) -> Layout | None:
     Raises:
         Refusal: marks that are no marks, or not this grid's: an average of different layouts, or another model.
     """
-    names = [f"{site_name(site)}.{KEPT_MASK}" for site in grid.sites]
+    names = [marks_name(site) for site in grid.sites]
     if not any(name in state for name in names):
         return None
     if not all(
@@ -142,7 +178,7 @@ def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
     for site, span in grid.spans():
         if span.stop == span.start:
             continue
-        side = _ATTENTION[site.stack][0]
+        side = STACK_OF[site.stack].side
         sites[site].gates = SiteGates(gates, span, leads=side not in begun)
         begun.add(side)
         layer = getattr(model, side).layers[site.layer]

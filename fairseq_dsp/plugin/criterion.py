@@ -41,8 +41,8 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
                 loss = loss + sample_size * penalty
                 logged["head_penalty"] = penalty.detach()
             logged["dsp_batches"] = 1
-            if gates.kept_now is not None and not gates.is_fixed:
-                logged["heads_on"] = gates.kept_now
+            if gates.budget_now is not None and not gates.is_fixed:
+                logged["heads_on"] = gates.budget_now.count
             temperature = gates.method.temperature(gates.update)
             if temperature is not None:
                 logged["temperature"] = 0.0 if gates.is_fixed else temperature

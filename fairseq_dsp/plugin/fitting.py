@@ -55,8 +55,7 @@ def _with_heads_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]
     has_layout = any(hasattr(attention, KEPT_MASK) for attention in sites.values())
     if theirs is None and has_layout:
         gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
-        dims = {site: attention.head_dim for site, attention in sites.items()}
-        return {**shrink_state(state, model.layout, dims), **gates}
+        return {**shrink_state(state, model.layout), **gates}
     if theirs is not None and (not has_layout or theirs != model.layout):
         ours = f"other heads ({model.layout})" if has_layout else "all heads"
         raise Refusal(f"the checkpoint keeps {theirs.count} heads and this model {ours}: add `--head-layout {theirs}`.")

@@ -33,6 +33,7 @@ from fairseq_dsp.plugin.initial_layout import initial_layout
 from fairseq_dsp.plugin.languages import languages_of, languages_of_model, objections_to_other_languages
 from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout
 
@@ -134,9 +135,10 @@ class DspTransformerModel(TransformerModel):
             model.unchecked = args
             model._take_heads(args, config)
             if method.learned:
-                floors = floors_of(model.layout.surviving, parse_floor(config.cross_floor))
-                gates = HeadGates(model.layout.surviving, config.budget, method.from_config(config), floors)
-                install_gates(model, model.layout.surviving, gates)
+                grid = model.layout.surviving
+                floors = floors_of(grid, parse_floor(config.cross_floor))
+                budget = None if config.budget is None else Budget.of_units(config.budget, grid.total)
+                install_gates(model, grid, HeadGates(grid, budget, method.from_config(config), floors))
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():

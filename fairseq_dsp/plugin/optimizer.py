@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from fairseq import utils
@@ -14,16 +14,23 @@ from torch import Tensor
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
+from fairseq_dsp.plugin.languages import BILINGUAL_BUDGET
 
 # A near-tie at a low temperature has a huge derivative, and a single such update would fill Adam's second moment for
 # thousands of updates. Gradients of useful updates, means over the batch, stay far below.
 _LARGEST_GRADIENT = 1e3
 
+# The paper's recipe (its repository's README).
+IMPORTANCE_LR = 0.2
+
 
 # fairseq reads the types of these fields at run time: no postponed annotations in this module.
 @dataclass
 class DspAdamConfig(FairseqAdamConfig):
-    importance_lr: float = field(default=0.2, metadata={"help": "learning rate of the importance variables"})
+    importance_lr: Optional[float] = field(
+        default=None,
+        metadata={"help": "learning rate of the importance variables (default: that of the recipe; the paper's: 0.2)"},
+    )
     importance_lr_follows_scheduler: bool = field(
         default=False,
         metadata={"help": "scale --importance-lr as the scheduler scales --lr, instead of keeping it constant"},
@@ -40,6 +47,7 @@ class DspAdam(FairseqAdam):
 
     Attributes:
         importance_is_fixed: set by the task; while true the importance variables do not move, momentum included.
+        recipe_lr: learning rate of the importance variables where none is given; set by the task.
         wrapper: fairseq's half-precision optimizer around this one, if any; set by the task.
         found_inf: set by torch's gradient scaler (`--amp`) while it steps: 1 where a gradient is not finite.
     """
@@ -54,12 +62,13 @@ class DspAdam(FairseqAdam):
         with exit_on_refusal():
             _check(cfg, params)
         self.importance_is_fixed = False
+        self.recipe_lr = IMPORTANCE_LR
         self.wrapper: Any = None
         self.weights = [p for p in params if getattr(p, "param_group", None) != IMPORTANCE_GROUP]
         self.importance = [p for p in params if getattr(p, "param_group", None) == IMPORTANCE_GROUP]
         groups: list[dict[str, Any]] = [{"params": self.weights}]
         if self.importance:
-            groups.append({"params": self.importance, "lr": cfg.importance_lr, "weight_decay": 0.0})
+            groups.append({"params": self.importance, "lr": self._importance_lr(cfg), "weight_decay": 0.0})
         super().__init__(cfg, groups)
 
     def set_lr(self, lr: float) -> None:
@@ -81,12 +90,15 @@ class DspAdam(FairseqAdam):
 
     def _restore_importance_options(self) -> None:
         """Undoes what fairseq writes to all groups: overrides, and a scheduler that goes past `set_lr` (plateaus)."""
-        importance_lr = self.cfg.importance_lr
+        importance_lr = self._importance_lr(self.cfg)
         if self.cfg.importance_lr_follows_scheduler:
             base = self.cfg.lr[0] if isinstance(self.cfg.lr, Collection) else self.cfg.lr
             importance_lr *= self.get_lr() / base
         for group in self.param_groups[1:]:
             group.update(lr=importance_lr, weight_decay=0.0)
+
+    def _importance_lr(self, cfg: DspAdamConfig) -> float:
+        return self.recipe_lr if cfg.importance_lr is None else cfg.importance_lr
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
         """Clips the two groups apart, logs the importance variables' norm, returns the weights'.
@@ -131,13 +143,32 @@ class DspAdam(FairseqAdam):
         super().step(closure, scale, groups)
 
 
+def dsp_adam_of(optimizer: Any, task: str = BILINGUAL_BUDGET) -> DspAdam:
+    """Our optimizer inside fairseq's half-precision wrappers.
+
+    Args:
+        task: the name of the task that asks.
+
+    Raises:
+        SystemExit: it is not there; hydra lets any optimizer through until here.
+    """
+    inner = getattr(optimizer, "fp32_optimizer", None) or getattr(optimizer, "wrapped_optimizer", None) or optimizer
+    if not isinstance(inner, DspAdam):
+        with exit_on_refusal():
+            raise Refusal(
+                f"`--optimizer` must be dsp_adam for `--task {task}`, but is {type(inner).__name__}: importance "
+                "variables would have neither their learning rate nor their schedule."
+            )
+    return inner
+
+
 def _clip(norm: Tensor, max_norm: float) -> Tensor:
     return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 def _check(cfg: DspAdamConfig, params: list[torch.nn.Parameter]) -> None:
     reasons = []
-    if not cfg.importance_lr >= 0 or cfg.importance_lr == float("inf"):
+    if cfg.importance_lr is not None and not 0 <= cfg.importance_lr < float("inf"):
         reasons.append(f"`--importance-lr` must be a number of at least 0, but is {cfg.importance_lr}.")
     if cfg.fp16 and not cfg.memory_efficient_fp16 and not cfg.fp16_no_flatten_grads:
         reasons.append(

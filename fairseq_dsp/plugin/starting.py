@@ -109,13 +109,27 @@ def settle_floor(options: Options, model_cfg: Options) -> None:
     budget = get_option(model_cfg, "unpruned_heads")
     if get_option(model_cfg, "cross_floor") is not None or budget is None or str(budget) == "0":
         return
-    floor: Any = "1"
-    found = find_start(options)
-    if found is not None and found[1] != "finetune_from_model":
-        with contextlib.suppress(Refusal):  # `objections_to_start` says it
-            floor = get_option(Start(*found, _read(found[0])).options, "cross_floor")
+    start = start_to_go_on_from(options, anew_too=True)
+    floor: Any = "1" if start is None else get_option(start.options, "cross_floor")
     if floor is not None:
         set_option(model_cfg, "cross_floor", floor)
+
+
+def start_to_go_on_from(options: Options, anew_too: bool = False) -> Start | None:
+    """The checkpoint whose training goes on; None where there is none, or none that can be read, which `objections_to_start` says.
+
+    Args:
+        options: fairseq's, flat.
+        anew_too: also where its weights are trained on with another optimizer (`--reset-optimizer`).
+    """
+    found = find_start(options)
+    if found is None or found[1] == "finetune_from_model":
+        return None
+    if get_option(options, "reset_optimizer", False) and not anew_too:
+        return None
+    with contextlib.suppress(Refusal):
+        return Start(*found, _read(found[0]))
+    return None
 
 
 def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
@@ -228,7 +242,7 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = ("unpruned_heads", "cross_floor", *(other.options if one is other else ()))
+    names = ("unpruned_heads", "cross_floor", "recipe", *(other.options if one is other else ()))
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 

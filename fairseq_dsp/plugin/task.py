@@ -26,8 +26,9 @@ from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
-from fairseq_dsp.plugin.optimizer import DspAdam
+from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
 from fairseq_dsp.plugin.progress import HeadProgress
+from fairseq_dsp.plugin.settling import Settling
 from fairseq_dsp.plugin.starting import find_start, objections_to_start, settle_floor
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
@@ -82,6 +83,8 @@ class BudgetTask:
         self._updates_an_epoch: int | None = None
         self._warned_of_cooldown = False
         self._progress = HeadProgress()
+        self._settling = Settling(self.options)
+        self._model: DspTransformerModel | None = None
 
     @property
     def options(self) -> Any:
@@ -121,7 +124,7 @@ class BudgetTask:
             set_option(cfg, BUDGET_TASK, self.budget_name)
             settle_floor(self.options, cfg)
             with noted(reasons):
-                reasons += objections(cfg)
+                reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
             reasons += objections_to_unknown_options(cfg) + self._objections_to_lack_of_start(cfg)
             reasons += self.settle_languages(cfg)
             # an option that cannot be read is among the reasons already
@@ -135,6 +138,7 @@ class BudgetTask:
 
     def adopt(self, model: DspTransformerModel) -> None:
         """Notes what training will ask of the model; `build_model` calls it, and whoever has a model from elsewhere."""
+        self._model = model
         self._learns_heads = model.head_gates is not None
         self._adaptive_softmax = model.decoder.adaptive_softmax is not None
 
@@ -175,7 +179,7 @@ class BudgetTask:
     ) -> Any:
         """One micro-batch, as in fairseq."""
         if self._learns_heads:
-            _dsp_adam(optimizer, self.budget_name).wrapper = (
+            dsp_adam_of(optimizer, self.budget_name).wrapper = (
                 optimizer if hasattr(optimizer, "_multiply_factor") else None
             )
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
@@ -183,7 +187,9 @@ class BudgetTask:
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """One update; importance variables stay where they are once the heads are fixed."""
         if self._learns_heads:
-            _dsp_adam(optimizer, self.budget_name).importance_is_fixed = unwrap(model).head_gates.is_fixed
+            adam = dsp_adam_of(optimizer, self.budget_name)
+            adam.importance_is_fixed = unwrap(model).head_gates.is_fixed
+            adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
         super().optimizer_step(optimizer, model, update_num)
         if self._learns_heads and (update_num + 1) % (self.option("log_interval") or 1) == 0:
             self._progress.look(unwrap(model).head_gates)  # the updates whose figures fairseq prints
@@ -238,6 +244,8 @@ class BudgetTask:
             frequency = self.option("update_freq")
             frequency = frequency if isinstance(frequency, int) else (list(frequency or [1]))[-1]
             self._updates_an_epoch = -(-len(iterator) // frequency)
+            if self._model is not None:
+                self._settling.finish(self._model, self._updates_an_epoch)
         return iterator
 
     def can_reuse_epoch_itr(self, dataset: Any) -> bool:
@@ -268,19 +276,3 @@ class TranslationDspTask(BudgetTask, TranslationTask):
                 found.dictionaries()
                 cfg.source_lang, cfg.target_lang = found.source, found.target
         return super().setup_task(cfg, **kwargs)
-
-
-def _dsp_adam(optimizer: Any, task: str) -> DspAdam:
-    """Our optimizer inside fairseq's half-precision wrappers.
-
-    Raises:
-        SystemExit: it is not there; hydra lets any optimizer through until here.
-    """
-    inner = getattr(optimizer, "fp32_optimizer", None) or getattr(optimizer, "wrapped_optimizer", None) or optimizer
-    if not isinstance(inner, DspAdam):
-        with exit_on_refusal():
-            raise Refusal(
-                f"`--optimizer` must be dsp_adam for `--task {task}`, but is {type(inner).__name__}: importance "
-                "variables would have neither their learning rate nor their schedule."
-            )
-    return inner

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from fairseq_dsp.modules.slicing import owned_by_unit
+from fairseq_dsp.units.kinds import KIND_OF
+
 if TYPE_CHECKING:
     from fairseq_dsp.scoring.subject import Subject
 
@@ -27,12 +30,6 @@ class MagnitudeScorer:
         scores = torch.zeros(subject.grid.total, dtype=torch.float64)
         for site, span in subject.grid.spans():
             attention = subject.attentions[site]
-            if attention.num_heads == 0:
-                continue
-            parts = [attention.out_proj.weight.t()]
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-                parts += [projection.weight] if projection.bias is None else [projection.weight, projection.bias]
-            for part in parts:
-                by_head = part.detach().double().reshape(attention.num_heads, -1)
-                scores[span] += by_head.square().sum(dim=1).cpu()
+            for owned in owned_by_unit(attention, KIND_OF[site.stack].slices(attention.head_dim)):
+                scores[span] += owned.double().square().sum(dim=1).cpu()
         return scores.sqrt()

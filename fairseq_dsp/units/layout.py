@@ -22,16 +22,14 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.kind import unit_places
+from fairseq_dsp.units.kinds import STACK_OF
+from fairseq_dsp.units.neurons import NEURONS
 
-HEAD_STACKS, FFN_STACKS = ("enc", "dec", "cross"), ("ffn-enc", "ffn-dec")
-STACKS = HEAD_STACKS + FFN_STACKS
-STACK_NAMES = {
-    "enc": "encoder self",
-    "dec": "decoder self",
-    "cross": "cross",
-    "ffn-enc": "encoder FFN",
-    "ffn-dec": "decoder FFN",
-}
+STACKS = tuple(STACK_OF)
+HEAD_STACKS, FFN_STACKS = (tuple(stack.name for stack in kind.stacks) for kind in (HEADS, NEURONS))
+STACK_NAMES = {name: stack.title for name, stack in STACK_OF.items()}
 
 # A site of more units is written in hexadecimal, and none of more than the second number is read.
 _LONGEST, _MOST = 64, 1 << 20
@@ -246,9 +244,8 @@ def parse_layout(text: str, option: str) -> Layout:
 
 
 def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
-    """Rows of q, k and v (columns of the output projection) that belong to the heads: [len(heads) · d]."""
-    starts = torch.tensor(list(heads), dtype=torch.long).unsqueeze(1) * head_dim
-    return (starts + torch.arange(head_dim)).flatten()
+    """`unit_places` of heads."""
+    return unit_places(heads, head_dim)
 
 
 def _write_marks(marks: Sequence[bool], may_be_long: bool) -> str:

@@ -56,10 +56,6 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     return torch.load(file, weights_only=True)
 
 
-def head_dims(model: Any) -> dict[Any, int]:
-    return {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
-
-
 class TestOptions:
     def test_that_are_not_given_have_values_that_fit(self, method):
         config = PruningConfig.from_model_cfg(model_options(head_selection=method, unpruned_heads=3))
@@ -231,19 +227,19 @@ class TestRewriting:
     def test_by_shrinking_the_model_computes_the_same(self, method, kept, seed):
         model = choosing(method, kept, seed=seed)
         small = build_with(model.layout)
-        small.load_state_dict(shrink_state(model.state_dict(), model.layout, head_dims(model)))
+        small.load_state_dict(shrink_state(model.state_dict(), model.layout))
         shrink_model(small, model.deployed_layout())
         self.assert_equal(model, small)
 
     def test_by_shrinking_the_state_computes_the_same(self, method, kept, seed):
         model = choosing(method, kept, seed=seed)
         small = build_with(model.deployed_layout())
-        small.load_state_dict(shrink_state(model.state_dict(), model.deployed_layout(), head_dims(model)), strict=True)
+        small.load_state_dict(shrink_state(model.state_dict(), model.deployed_layout()), strict=True)
         self.assert_equal(model, small)
 
     def assert_equal(self, model: Any, small: Any) -> None:
         assert_same(scores(small), scores(model))
         assert_same(scores_as_generated(small), scores_as_generated(model))
         assert sum(attention.num_heads for _, attention in attentions(small, model.layout.grid)) == (
-            model.head_gates.kept
+            model.head_gates.budget.count
         )

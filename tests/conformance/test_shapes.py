@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models import FAIRSEQ_0_12_2, assert_same, build, build_with, layouts_of, scores, scores_as_generated, sentences
 from torch import Tensor
 
-from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_model, shrink_state
+from fairseq_dsp.modules.surgery import mask_heads, shrink_model, shrink_state
 from fairseq_dsp.units.layout import Grid, Layout
 
 MOST_HEADS = 16
@@ -62,9 +62,8 @@ def assert_rewritten_equals_masked(data: st.DataObject, grid: Grid, options: dic
     masked, rewritten = copy.deepcopy(model), copy.deepcopy(model)
     mask_heads(masked, layout, model.layout)
     shrink_model(rewritten, layout, model.layout)
-    dims = {site: attention.head_dim for site, attention in attentions(model, grid)}
     loaded = build_with(layout, **options).float()
-    loaded.load_state_dict(shrink_state(model.state_dict(), layout, dims), strict=True)
+    loaded.load_state_dict(shrink_state(model.state_dict(), layout), strict=True)
     expected = log_probs(masked, scores(masked))
     assert expected.shape[-1] == len(masked.decoder.embed_tokens.weight)  # words, not features
     for ours in (rewritten, loaded):

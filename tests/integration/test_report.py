@@ -173,7 +173,7 @@ class TestWhole:
         assert len(page.images) == len(FIGURES)
         images = {base64.b64decode(image.removeprefix("data:image/png;base64,")) for image in page.images}
         assert images == {(whole[0] / f"figures/{name}.png").read_bytes() for name in FIGURES}
-        assert page.tags.count("table") == 4
+        assert page.tags.count("table") == 5
         for content in map(json.loads, (whole[0].parent / "results.jsonl").read_text().splitlines()):
             assert content["layout"] in page.text
             assert content["command"] in page.text
@@ -291,3 +291,14 @@ class TestRefusals:
         done = report(results, tmp_path / "out", "--references", tmp_path / "nothing")
         assert_refused(done, "`--references` must be a file", "no dense run", reasons=2)
         assert not (tmp_path / "out").exists()
+
+
+def test_compares_over_seeds_with_the_method_that_is_asked_for(tmp_path):
+    lines = [run(method, 6, seed, valid_nats=3.0 + seed / 100) for method in ("dsp", "random") for seed in (1, 2)]
+    results = write(tmp_path / "results.jsonl", [run("dense", 36, 1, valid_nats=2.5), *lines])
+    assert report(results, tmp_path / "report", "--against", "random").code == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "### Against random, over seeds" in text
+    assert text.index("Validation loss (nats a target token) by heads kept") < text.index("by heads kept", 600)
+    refused = report(results, tmp_path / "other", "--against", "stratified")
+    assert_refused(refused, "`--against` must be a method of the results (dense, dsp, random), but is stratified.")

@@ -39,6 +39,7 @@ KEYS += [
     "hypotheses",
     "log",
     "valid_nats",
+    "shuffled_of",
 ]
 SMALL = ["--preset", "smoke", "--epochs", 2, "--max-tokens", 400]
 

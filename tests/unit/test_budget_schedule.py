@@ -16,7 +16,7 @@ class TestBudgetThatFalls:
         for update in range(8):
             model.set_num_updates(update)
             sums.append(round(float(model.head_gates.gates().detach().sum()), 3))
-            assert model.head_gates.kept_now == sums[-1]
+            assert model.head_gates.budget_now.count == sums[-1]
         assert sums[:3] == [18, 18, 18]
         assert sums == sorted(sums, reverse=True)
         assert sums[6:] == [4, 4]

@@ -143,11 +143,40 @@ def test_arms_are_read_with_label_options_and_commas_in_values() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [("dps", "must name one of"), ("dsp:temperature=1", "option=value"), ("cross-first:relaxation=x", "takes no options"),
-     ("shuffled:dense", "an arm that cuts heads"), ("shuffled", "must name one of"), ("gradient:seed=2", "option=value")],
+     ("shuffled:dense", "an arm that cuts heads"), ("shuffled", "must name one of"), ("gradient:seed=2", "option=value"),
+     ("gradient:relaxation=projection", "no options but cross_floor")],
 )  # fmt: skip
 def test_arms_that_are_none_are_refused(text: str, wrong: str) -> None:
     with pytest.raises(Refusal, match=wrong):
         parse_arm(text)
+
+
+def test_scorers_cut_above_the_floor_of_cross_attention_unless_it_is_given_as_0() -> None:
+    bench = Bench(Setting(start="dense", updates=1, dense_updates=1), 1)
+    for floor, least in (("", 1), (":cross_floor=0", 0), (":cross_floor=layer", 2), (":cross_floor=3", 3)):
+        arm = parse_arm(f"gradient{floor}")
+        assert arm.spec == f"gradient{floor or ':cross_floor=1'}"
+        for k in (3, 8):
+            layout = bench.run(arm, k).layout
+            assert layout.count == k
+            assert layout.by_type()["cross"][0] >= least
+    assert bench.run(parse_arm("magnitude"), 0).layout.count == 0
+    assert bench.objections(parse_arm("gradient:cross_floor=5"), 4)
+    assert bench.objections(parse_arm("gradient:cross_floor=some"), 4)
+
+
+def test_an_arm_of_the_recipe_has_what_a_training_of_that_length_has() -> None:
+    bench = Bench(Setting(updates=300), 1)
+    options = bench._options(parse_arm("dsp:recipe=auto,final_temperature=0.2,relaxation=projection"), 4)
+    assert (options["cooldown_updates"], options["initial_temperature"], options["final_temperature"]) == (
+        120,
+        1.0,
+        "0.2",
+    )
+    assert options["importance_lr"] == pytest.approx(25 / 120, rel=1e-2)
+    model = bench.build(options)
+    assert model.head_gates.method.fixes_at == 120
+    assert "importance_lr" not in bench._options(parse_arm("dsp"), 4)
 
 
 @given(st.integers(0, 24), seeds)
@@ -175,7 +204,7 @@ def run(path: Path, *arguments: str) -> list[dict[str, Any]]:
 def test_finished_arms_are_kept_and_a_line_cut_short_is_done_again(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "choice.jsonl"
     arguments = [*TINY, "--start", "dense", "--dense-updates", "2", "--methods"]
-    arms = ["dsp", "shuffled:dsp", "fixed", "gradient"]
+    arms = ["dsp", "shuffled:dsp", "fixed", "gradient:cross_floor=1"]
     first = run(path, *arguments, *arms)
     assert [(line["seed"], line["method"]) for line in first] == [(seed, arm) for seed in (1, 2) for arm in arms]
     for line in first:

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 from omegaconf import OmegaConf
 
-from fairseq_dsp.config import PruningConfig, add_arguments, get_option, set_option
+from fairseq_dsp.config import UNDECLARED, PruningConfig, add_arguments, get_option, set_option
 from fairseq_dsp.errors import Refusal
 
 both_kinds = pytest.mark.parametrize(
@@ -49,6 +49,9 @@ class TestReading:
             "budget_start_updates": 3,
             "l0_penalty": 0.5,
             "lagrangian_warmup": 0,
+            "recipe": "paper",
+            "importance_lr": 0.5,
+            "derived": "relaxation,importance_lr",
             "seed": 7,
         }
         assert set(options) == {option.name for option in fields(PruningConfig)}
@@ -132,11 +135,11 @@ class TestAccess:
 
 
 class TestCommandLine:
-    def test_declares_all_but_the_budget_and_the_seed_which_others_declare(self):
+    def test_declares_all_but_what_others_declare(self):
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         declared = set(vars(parser.parse_args([])))
-        assert declared == {option.name for option in fields(PruningConfig)} - {"unpruned_heads", "seed"}
+        assert declared == {option.name for option in fields(PruningConfig)} - {"unpruned_heads", *UNDECLARED}
 
     def test_without_words_means_the_defaults(self):
         parser = argparse.ArgumentParser()

@@ -20,13 +20,13 @@ from fairseq_dsp.methods.dsp import RELAXATIONS
 from fairseq_dsp.methods.method import noise_for
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.surgery import (
-    attentions,
     install_gates,
     layout_of_state,
     mask_heads,
     remove_gates,
     shrink_state,
 )
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import gumbel_noise, hard_top_k, projected_top_k
 
@@ -188,7 +188,7 @@ class TestNothingIsMixed:
 
     def test_in_a_shrunk_state_and_its_marks(self):
         dense = build_with(Layout.full(GRID))
-        small = shrink_state(dense.state_dict(), SOME, {site: each.head_dim for site, each in attentions(dense, GRID)})
+        small = shrink_state(dense.state_dict(), SOME)
         assert {value.device for value in small.values()} == {devices.device()}
         name = next(name for name in small if name.endswith("kept_mask"))
         small[name] = small[name].cpu()  # a state of two devices, as one that was put together by hand
@@ -196,7 +196,7 @@ class TestNothingIsMixed:
 
     def test_in_gates_that_a_model_on_a_device_is_given(self):
         model = gated()
-        gates = HeadGates(GRID, KEPT, model.head_gates.method)
+        gates = HeadGates(GRID, Budget.of_units(KEPT, GRID.total), model.head_gates.method)
         remove_gates(model, GRID)
         install_gates(model, GRID, gates)
         assert gates.importance.device == gates.fixed_mask.device == devices.device()

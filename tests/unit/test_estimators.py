@@ -14,6 +14,7 @@ from fairseq_dsp.benchmark.estimators import Problem, drawn_gradients, quality, 
 from fairseq_dsp.benchmark.estimators import estimators as rows
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS
+from fairseq_dsp.units.budget import Budget
 
 IMPORTANCE = torch.tensor([0.3, -1.0, 0.8, 0.0, 1.5])
 
@@ -88,7 +89,7 @@ def test_a_draw_is_the_gradient_of_one_update_of_the_method():
     config = rows()["ste"]
     method = METHODS["ste"].from_config(config)
     found = drawn_gradients(method, problem, IMPORTANCE, 2, draws=2)
-    gates = method.gates(IMPORTANCE, 2, 0).detach().requires_grad_()
+    gates = method.gates(IMPORTANCE, Budget.of_units(2, len(IMPORTANCE)), 0).detach().requires_grad_()
     problem.loss(gates).backward()
     assert gates.grad is not None
     assert all(torch.equal(draw, gates.grad) for draw in found)

@@ -54,20 +54,6 @@ def test_lines_of_the_first_scripts_get_the_names_of_todays_arms():
     assert reading.name_of({"arm": "counts", "a": {"note": "landscape"}}) == "landscape"
 
 
-def test_a_difference_is_paired_by_the_seeds_that_both_have():
-    found = reading.paired({1: 1.0, 2: 2.0, 3: 4.0, 9: 0.0}, {1: 0.5, 2: 1.0, 3: 2.0, 8: 0.0})
-    assert found is not None
-    assert found.seeds == 3
-    assert found.mean == pytest.approx(3.5 / 3)
-    assert found.error == pytest.approx(0.4410, abs=1e-4)
-    # Student's t with two degrees of freedom has a closed form
-    t = found.mean / found.error
-    assert found.p_value == pytest.approx(1 - t / (2 + t * t) ** 0.5)
-    assert reading.paired({1: 1.0}, {2: 1.0}) is None
-    one = reading.paired({1: 1.0}, {1: 2.0})
-    assert (one.mean, one.error, one.p_value) == (-1.0, None, None)
-
-
 def test_rank_correlation_against_a_slow_count():
     draw = random.Random(0)
     values = [(draw.random(), draw.random()) for _ in range(7)]

@@ -59,7 +59,7 @@ class TestFormulas:
         assert hard_concrete_without_noise(log_alpha).tolist() == pytest.approx(slow)
         slow = [sigmoid(a - 0.33 * math.log(0.1 / 1.1)) for a in log_alpha.tolist()]
         assert probability_open(log_alpha).tolist() == pytest.approx(slow)
-        penalty = HardConcrete(seed=1, l0_penalty=0.3, fixes_at=None).penalty(log_alpha, update=0)
+        penalty = HardConcrete(seed=1, l0_penalty=0.3, fixes_at=None).penalty(log_alpha, None, update=0)
         assert penalty.item() == pytest.approx(0.3 * sum(slow))
 
     @pytest.mark.parametrize("log_alpha", [-4.0, -2.0, 0.0, 1.0])

@@ -15,9 +15,11 @@ from fairseq_dsp.methods.lagrangian import Lagrangian, log_alpha
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.objections import objections
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import hard_top_k
 
 HEADS = 18
+BUDGET = Budget.of_units(5, HEADS)
 MULTIPLIERS = torch.tensor([-0.7, 1.9])
 
 
@@ -35,13 +37,13 @@ def test_the_penalty_is_that_of_the_paper(update):
     closed = [sigmoid(2 / 3 * math.log(0.1 / 1.1) - (math.log(100) + w)) for w in importance.tolist()]
     excess = sum(closed) / HEADS - (HEADS - 5) / HEADS * min(1.0, update / 10)
     slow = MULTIPLIERS[0].item() * excess + MULTIPLIERS[1].item() * excess**2
-    found = method(lagrangian_warmup=10).penalty(importance, update, multipliers=MULTIPLIERS)
+    found = method(lagrangian_warmup=10).penalty(importance, BUDGET, update, multipliers=MULTIPLIERS)
     assert found.item() == pytest.approx(slow, rel=1e-5)
 
 
 def test_gates_are_the_papers_with_its_temperature():
     importance = torch.linspace(-8, 0, HEADS)
-    drawn = torch.stack([method().gates(importance, 5, update) for update in range(3000)])
+    drawn = torch.stack([method().gates(importance, BUDGET, update) for update in range(3000)])
     assert drawn.min() == 0
     assert drawn.max() == 1
     closed = [sigmoid(2 / 3 * math.log(0.1 / 1.1) - (math.log(100) + w)) for w in importance.tolist()]
@@ -52,7 +54,7 @@ def test_multipliers_ascend_where_the_importance_descends():
     importance = torch.linspace(-8, 0, HEADS, requires_grad=True)
     multipliers = MULTIPLIERS.clone().requires_grad_()
     each = method(lagrangian_warmup=10)
-    each.penalty(importance, 10, multipliers=multipliers).backward()
+    each.penalty(importance, BUDGET, 10, multipliers=multipliers).backward()
     excess = (each.expected_sparsity(importance) - 13 / 18).item()
     assert multipliers.grad.tolist() == pytest.approx([-excess, -(excess**2)])
     assert importance.grad.abs().max() > 0
@@ -70,27 +72,27 @@ def test_log_alpha_stays_in_the_papers_range_and_may_come_back(sign):
 def test_a_training_starts_with_multipliers_of_its_own_and_keeps_them():
     for update, kept in ((0, False), (1, True), (8, True)):
         multipliers = MULTIPLIERS.clone()
-        method().begin_update(torch.zeros(3), update, multipliers=multipliers)
+        method().begin_update(torch.zeros(3), BUDGET, update, multipliers=multipliers)
         assert torch.equal(multipliers, MULTIPLIERS if kept else torch.zeros(2))
 
 
 @pytest.mark.parametrize("lr", [0.1, 0.2])
-@pytest.mark.parametrize("budget", [3, 12])
-def test_the_constraint_is_met_with_the_heads_that_the_loss_wants(budget, lr):
-    each = method(unpruned_heads=budget, cooldown_updates=800)
+@pytest.mark.parametrize("kept", [3, 12])
+def test_the_constraint_is_met_with_the_heads_that_the_loss_wants(kept, lr):
+    each, budget = method(cooldown_updates=800), Budget.of_units(kept, HEADS)
     importance = torch.zeros(HEADS, requires_grad=True)
     multipliers = torch.zeros(2, requires_grad=True)
     worth = torch.linspace(1, 0.02, HEADS)
     optimizer = torch.optim.Adam([importance, multipliers], lr=lr, betas=(0.9, 0.98))
     for update in range(800):
         with torch.no_grad():
-            each.begin_update(importance, update, multipliers=multipliers)
+            each.begin_update(importance, budget, update, multipliers=multipliers)
         loss = (worth * (1 - each.gates(importance, budget, update))).sum() / 10
         optimizer.zero_grad()
-        (loss + each.penalty(importance, update, multipliers=multipliers)).backward()
+        (loss + each.penalty(importance, budget, update, multipliers=multipliers)).backward()
         optimizer.step()
-    assert HEADS * (1 - each.expected_sparsity(importance).item()) == pytest.approx(budget, abs=1.5)
-    assert hard_top_k(importance, budget)[: budget - 1].sum() >= budget - 2
+    assert HEADS * (1 - each.expected_sparsity(importance).item()) == pytest.approx(kept, abs=1.5)
+    assert hard_top_k(importance, kept)[: kept - 1].sum() >= kept - 2
 
 
 def test_multipliers_live_with_the_importance_and_stay_float32():
@@ -131,7 +133,7 @@ def test_gates_alone_leave_their_gradient_zero_but_there():
 
 class TestOptions:
     def test_have_defaults_that_end_the_warm_up_half_way(self):
-        assert method(seed=4) == Lagrangian(seed=4, budget=5, warmup=7500, fixes_at=15000)
+        assert method(seed=4) == Lagrangian(seed=4, warmup=7500, fixes_at=15000)
         assert method(cooldown_updates=100).warmup == 50
         assert method(keep_sampling=True).fixes_at is None
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.pass_ import Pass
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import hard_concrete, hard_top_k, logistic_noise
 
 HEADS = 18
+BUDGET = Budget.of_units(5, HEADS)
 
 
 def method(**options) -> Pass:
@@ -38,18 +40,18 @@ def test_the_penalty_is_that_of_the_released_code(doublings, spread):
         for kind, value in enumerate((zero, one, 1 - zero - one)):
             sums[kind] += min(max(value, 1e-6), 1 - 1e-6)
     slow = 0.1 * 2**doublings * (sums[2] + abs(HEADS - 5 - sums[0]) + abs(5 - sums[1])) / 3500
-    assert method().penalty(importance, 3, **own(1, doublings)).item() == pytest.approx(slow, rel=1e-6)
+    assert method().penalty(importance, BUDGET, 3, **own(1, doublings)).item() == pytest.approx(slow, rel=1e-6)
 
 
 def test_gates_are_hard_concrete_draws():
     importance = torch.linspace(-3, 3, HEADS)
     noise = logistic_noise(HEADS, 9, 4).float()
-    assert torch.equal(method(seed=9).gates(importance, 5, 4), hard_concrete(importance, noise))
+    assert torch.equal(method(seed=9).gates(importance, BUDGET, 4), hard_concrete(importance, noise))
 
 
 class TestRounds:
     def begun(self, importance: Tensor, update: int, state: dict[str, Tensor], **options) -> tuple[float, float]:
-        method(cooldown_updates=90, **options).begin_update(importance, update, **state)
+        method(cooldown_updates=90, **options).begin_update(importance, BUDGET, update, **state)
         return state["rounds_begun"].item(), state["doublings"].item()
 
     def test_are_a_thirtieth_of_the_cooldown_and_double_the_penalty_while_the_budget_is_not_met(self):
@@ -86,28 +88,28 @@ class TestRounds:
     def test_of_a_short_cooldown_are_updates(self):
         assert method(cooldown_updates=7).updates_a_round == 1
         assert method(cooldown_updates=0).updates_a_round == 1
-        assert method() == Pass(seed=1, budget=5, updates_a_round=500, fixes_at=15000)
+        assert method() == Pass(seed=1, updates_a_round=500, fixes_at=15000)
         assert method(keep_sampling=True).fixes_at is None
 
 
-@pytest.mark.parametrize("budget", [3, 12])
-def test_gates_come_to_the_budget_and_to_zero_or_one(budget):
-    each = method(unpruned_heads=budget, cooldown_updates=900)
+@pytest.mark.parametrize("kept", [3, 12])
+def test_gates_come_to_the_budget_and_to_zero_or_one(kept):
+    each, budget = method(cooldown_updates=900), Budget.of_units(kept, HEADS)
     importance = (0.5 * torch.randn(HEADS, generator=torch.Generator().manual_seed(1))).requires_grad_()
     state, worth = own(), torch.linspace(1, 0.02, HEADS)
     optimizer = torch.optim.Adam([importance], lr=0.2, betas=(0.9, 0.98))
     for update in range(900):
         with torch.no_grad():
-            each.begin_update(importance, update, **state)
+            each.begin_update(importance, budget, update, **state)
         loss = (worth * (1 - each.gates(importance, budget, update))).sum() / 10 + each.penalty(
-            importance, update, **state
+            importance, budget, update, **state
         )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert torch.equal((importance > 0).float(), hard_top_k(importance, budget))
+    assert torch.equal((importance > 0).float(), hard_top_k(importance, kept))
     assert importance.abs().min() > 2
-    assert hard_top_k(importance, budget)[:budget].sum() >= budget - 1  # the loss wants the first
+    assert hard_top_k(importance, kept)[:kept].sum() >= kept - 1  # the loss wants the first
 
 
 def test_its_records_are_in_the_state_and_move_with_training():

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from made_up import run, runs, training_log, write
 
-from fairseq_dsp.analysis.records import Record, describe, grouped, mean_and_spread, name_of, read_records
+from fairseq_dsp.analysis.groups import grouped, mean_and_spread
+from fairseq_dsp.analysis.records import Record, describe, name_of, read_records
 from fairseq_dsp.analysis.training_log import FIGURES, read_log
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.layout import Layout

@@ -12,7 +12,8 @@ from models import PAD, build_with, few_examples, layouts_of, sentences
 
 from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, rescale_state, rescaled_projection
 from fairseq_dsp.modules.surgery import attentions, shrink_state, site_name
-from fairseq_dsp.units.layout import Grid, Layout, Site, head_rows
+from fairseq_dsp.units.kind import unit_places
+from fairseq_dsp.units.layout import Grid, Layout, Site
 
 GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
 ALL = Layout.full(GRID)
@@ -48,7 +49,7 @@ def test_every_site_that_lost_a_head_gets_the_least_squares_solution_and_no_othe
     model = build_with(ALL)
     batches = [batch_of(seed + each) for each in range(30)]
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    small = shrink_state(state, layout, dict.fromkeys(GRID.sites, 4))
+    small = shrink_state(state, layout)
     before = {name: value.clone() for name, value in small.items()}
     rescale_state(state, small, layout, ALL, context_moments(model, batches))
     touched = set()
@@ -59,7 +60,7 @@ def test_every_site_that_lost_a_head_gets_the_least_squares_solution_and_no_othe
         touched |= {f"{name}.weight", f"{name}.bias"}
         rows = contexts(model, site, batches)
         wanted = rows @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-        kept = rows[:, head_rows(layout.units(site), 4)]
+        kept = rows[:, unit_places(layout.units(site), 4)]
         design = torch.cat([kept, torch.ones(len(kept), 1, dtype=torch.float64)], dim=1)
         solution = torch.linalg.lstsq(design, wanted).solution
         found = kept @ small[f"{name}.weight"].T + small[f"{name}.bias"]
@@ -73,7 +74,7 @@ def test_a_sublayer_without_heads_says_what_it_said_on_average():
     batches, site = [batch_of(1)], Site("cross", 1)
     layout = Layout.parse("enc:111.111/dec:111.111/cross:111.000")
     state = dict(model.state_dict())
-    small = shrink_state(state, layout, dict.fromkeys(GRID.sites, 4))
+    small = shrink_state(state, layout)
     rescale_state(state, small, layout, ALL, context_moments(model, batches))
     name = f"{site_name(site)}.out_proj"
     mean = (contexts(model, site, batches) @ state[f"{name}.weight"].T + state[f"{name}.bias"]).mean(dim=0)

@@ -49,10 +49,6 @@ def dense(kind: str = "post-norm") -> Any:
     return build_with(Layout.full(grid), **options)
 
 
-def dims(model: Any) -> dict[Site, int]:
-    return {site: attention.head_dim for site, attention in attentions(model, model.layout.grid)}
-
-
 def masked(model: Any, layout: Layout) -> Any:
     twin = copy.deepcopy(model)
     mask_heads(twin, layout, model.layout)
@@ -83,7 +79,7 @@ class TestMaskedEqualsRewritten:
         model = dense(kind)
         layout = data.draw(layouts_of(model.layout.grid))
         small = build_with(layout, **MODELS[kind][1])
-        small.load_state_dict(shrink_state(model.state_dict(), layout, dims(model)), strict=True)
+        small.load_state_dict(shrink_state(model.state_dict(), layout), strict=True)
         assert_same(scores(small), scores(masked(model, layout)))
 
     def test_when_nothing_is_kept_and_when_everything_is(self, kind):
@@ -107,28 +103,28 @@ class TestShrinking:
     @given(layouts_of(GRID))
     def test_a_model_and_its_state_give_the_same(self, layout):
         model = dense()
-        ours, theirs = shrink_state(model.state_dict(), layout, dims(model)), shrunk(model, layout).state_dict()
+        ours, theirs = shrink_state(model.state_dict(), layout), shrunk(model, layout).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def test_an_already_small_state_equals_shrinking_the_dense_one(self):
         model, fewer = dense(), Layout.parse("enc:000.001/dec:000.110/cross:000.000")
-        at_once = shrink_state(model.state_dict(), fewer, dims(model))
-        first = shrink_state(model.state_dict(), SOME, dims(model))
-        then = shrink_state(first, fewer, dims(model), current=SOME)
+        at_once = shrink_state(model.state_dict(), fewer)
+        first = shrink_state(model.state_dict(), SOME)
+        then = shrink_state(first, fewer, current=SOME)
         assert all(torch.equal(at_once[name], then[name]) for name in at_once.keys() | then.keys())
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_a_state_keeps_its_precision_and_loses_its_gates(self, dtype):
         model = build_gated().to(dtype)
-        small = shrink_state(model.state_dict(), SOME, dims(model))
+        small = shrink_state(model.state_dict(), SOME)
         assert not [name for name in small if "head_gates" in name]
         assert {value.dtype for name, value in small.items() if name.endswith(("weight", "bias"))} == {dtype}
 
     def test_a_state_leaves_the_given_one_alone_and_copies_what_it_cuts(self):
         state = dense().state_dict()
         before = {name: value.clone() for name, value in state.items()}
-        small = shrink_state(state, SOME, dims(dense()))
+        small = shrink_state(state, SOME)
         assert all(torch.equal(state[name], value) for name, value in before.items())
         cut = [value for name, value in small.items() if value.shape != state[name].shape]
         assert cut
@@ -173,7 +169,7 @@ def test_removing_the_gates_leaves_the_dense_model():
     model = build_gated(checkpoint_activations=True)
     remove_gates(model, GRID)
     twin = dense()
-    twin.load_state_dict(shrink_state(model.state_dict(), FULL, dims(model)))
+    twin.load_state_dict(shrink_state(model.state_dict(), FULL))
     for mode in (True, False):
         assert_same(scores(model.train(mode)), scores(twin.train(mode)))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.layout import Layout
 
 from .data import Data
@@ -55,7 +56,7 @@ def learn(
     gates = VectorGates(model, data.device)
     for update in range(window):
         kept = kept_at(update, training.warm, window, grid.total, k, options.get("budget", "cubic"))
-        gates.vector = method.gates(importance.values, kept, update)
+        gates.vector = method.gates(importance.values, Budget.of_units(kept, grid.total), update)
         training.step(after_backward=importance.step)
     gates.remove()
     return keep_top(grid, importance.values, k, options.get("floor", 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scipy import stats
@@ -43,37 +42,6 @@ def budgets(lines: Iterable[Line]) -> list[int]:
 def dense_nats(lines: Iterable[Line]) -> dict[int, float]:
     """Seed -> nats of the dense model."""
     return {line["seed"]: line["curve"][-1][1] for line in lines if line["arm"] == DENSE}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """An arm against another, over the seeds that both have.
-
-    Attributes:
-        mean: of arm less other, nats; below zero the arm is better.
-        error: standard error of the mean; None with one seed.
-        p_value: of Student's paired test, two-sided, not corrected for the number of tests; None with one seed.
-    """
-
-    seeds: int
-    mean: float
-    error: float | None
-    p_value: float | None
-
-
-def paired(one: dict[int, float], other: dict[int, float]) -> Difference | None:
-    """The difference of two arms; None where they share no seed."""
-    shared = sorted(one.keys() & other.keys())
-    if not shared:
-        return None
-    differences = [one[seed] - other[seed] for seed in shared]
-    mean = statistics.mean(differences)
-    if len(shared) == 1:
-        return Difference(1, mean, None, None)
-    error = statistics.stdev(differences) / len(shared) ** 0.5
-    if error == 0:
-        return Difference(len(shared), mean, 0.0, 1.0 if mean == 0 else 0.0)
-    return Difference(len(shared), mean, error, float(2 * stats.t.sf(abs(mean / error), len(shared) - 1)))
 
 
 def rank_correlation(lines: Sequence[Line], early: str) -> float | None:

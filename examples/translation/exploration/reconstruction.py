@@ -13,7 +13,8 @@ from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, rescale_state
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import Layout, Site, head_rows
+from fairseq_dsp.units.kind import unit_places
+from fairseq_dsp.units.layout import Layout, Site
 
 from .data import Batch, Data
 from .models import shrink
@@ -145,7 +146,7 @@ def _order_of_site(
         outer, covariance = weight.T @ curve.moment @ weight, moments.covariance
         trials = []
         for head in keep:
-            rows = head_rows([other for other in keep if other != head], head_dim)
+            rows = unit_places([other for other in keep if other != head], head_dim)
             trials.append((float((outer * _unexplained(covariance, rows)).sum()), head))
         cost, worst = min(trials)
         keep.remove(worst)

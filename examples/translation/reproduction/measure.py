@@ -26,6 +26,7 @@ from fairseq_dsp.files.output import checked_file
 
 from .checkpoints import LAST, updates_of
 from .data import Data
+from .plan import SHUFFLED, SHUFFLED_OF
 from .steps import Run, Step
 
 FOLDER = "hypotheses"
@@ -82,6 +83,7 @@ def measure(run: Run, recipe: Sequence[Step], out: Path, data: Data, hardware: d
         "hypotheses": translations,
         "log": str(log.relative_to(out)) if trained else None,
         "valid_nats": valid_nats(text) if trained and not run.training else None,
+        "shuffled_of": f"{SHUFFLED_OF}-finetune" if run.method == SHUFFLED else None,
     }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fairseq_dsp.analysis.groups import Group, grouped
 from fairseq_dsp.analysis.plots import style
-from fairseq_dsp.analysis.records import Group, Record, grouped
+from fairseq_dsp.analysis.records import Record
 from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
 
 

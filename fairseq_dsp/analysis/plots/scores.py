@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fairseq_dsp.analysis.groups import Group, grouped
 from fairseq_dsp.analysis.plots import style
-from fairseq_dsp.analysis.records import SCORES, Group, Record, grouped
+from fairseq_dsp.analysis.records import SCORES, Record
 
 
 def score_against_heads(records: Sequence[Record], *paths: str, score: str = "bleu_tok", note: str = "") -> None:

@@ -1,0 +1,12 @@
+"""All kinds of units, in the order of a grid. A new one is a file beside these and a place in this list."""
+
+from __future__ import annotations
+
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.kind import Kind, Stack
+from fairseq_dsp.units.neurons import NEURONS
+
+KINDS: tuple[Kind, ...] = (HEADS, NEURONS)
+
+STACK_OF: dict[str, Stack] = {stack.name: stack for kind in KINDS for stack in kind.stacks}
+KIND_OF: dict[str, Kind] = {stack.name: kind for kind in KINDS for stack in kind.stacks}

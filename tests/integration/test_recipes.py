@@ -1,0 +1,135 @@
+"""`--recipe` in fairseq's commands: what is derived, where it is kept, and that going on does not shift it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import QUIET, UPDATES_AN_EPOCH, assert_refused, budget, different, load, prune, train
+
+from fairseq_dsp.config import get_option
+
+K = ["--unpruned-heads", 5]
+END = 10
+DERIVED = {"relaxation": "projection", "initial_temperature": 1.0, "final_temperature": 0.1, "cooldown_updates": 4}
+
+
+def options(path: Path) -> dict:
+    """Options of the choice in a checkpoint."""
+    model = load(path)["cfg"]["model"]
+    names = (*DERIVED, "recipe", "importance_lr", "derived")
+    return {name: get_option(model, name) for name in names}
+
+
+def tensors_of(path: Path) -> dict:
+    state = load(path)
+    return {"model": state["model"], "optimizer": state["last_optimizer_state"]}
+
+
+@pytest.mark.parametrize(
+    ("limits", "updates"),
+    [
+        (["--max-update", END], END),
+        (["--max-epoch", 2], 2 * UPDATES_AN_EPOCH),
+        (["--max-update", 99, "--max-epoch", 1], UPDATES_AN_EPOCH),
+        (["--max-update", 3, "--max-epoch", 2], 3),
+    ],
+)
+def test_the_number_of_heads_alone_is_enough(limits: list, updates: int, data: Path, tmp_path: Path):
+    done = train(data, tmp_path / "save", *QUIET, *K, *limits)
+    window = round(0.4 * updates)
+    found = options(tmp_path / "save/checkpoint_last.pt")
+    assert found == {
+        **DERIVED,
+        "cooldown_updates": window,
+        "recipe": "auto",
+        "importance_lr": 0.5,
+        "derived": found["derived"],
+    }
+    assert set(found["derived"].split(",")) == {*DERIVED, "importance_lr"}
+    assert f"of {updates} updates" in done.out
+    assert done.logged("temperature")[:1] == [1.0]
+    state = load(tmp_path / "save/checkpoint_last.pt")
+    assert state["last_optimizer_state"]["param_groups"][1]["lr"] == 0.5
+    if window < updates:
+        assert state["model"]["head_gates.fixed_mask"].sum() == 5
+    prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "small.pt")
+
+
+def test_going_on_keeps_what_was_derived_whatever_the_length_is_now(data: Path, tmp_path: Path):
+    flags = [*QUIET, *K, "--lr-scheduler", "fixed", "--warmup-updates", 0]
+    train(data, tmp_path / "whole", *flags, "--max-update", END)
+    train(data, tmp_path / "parts", *flags, "--max-update", END, "--stop-time-hours", 1e-9)
+    assert load(tmp_path / "parts/checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] < END
+    train(data, tmp_path / "parts", *flags, "--max-update", 3 * END)
+    train(data, tmp_path / "longer", *flags, "--max-update", 3 * END, "--cooldown-updates", 4, "--importance-lr", 0.5)
+    ours, theirs = (tmp_path / name / "checkpoint_last.pt" for name in ("parts", "longer"))
+    assert different(tensors_of(ours), tensors_of(theirs)) == []
+    assert options(ours) == options(tmp_path / "whole/checkpoint_last.pt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--cooldown-updates", 9], "`--cooldown-updates` must stay 4"),
+        (["--recipe", "paper"], "`--recipe` must stay auto"),
+        (["--relaxation", "successive-softmax"], "`--relaxation` must stay projection"),
+    ],
+)
+def test_another_recipe_is_refused_in_the_same_folder(flags: list, words: str, data: Path, tmp_path: Path):
+    train(data, tmp_path / "save", *QUIET, *K, "--max-update", END)
+    done = train(data, tmp_path / "save", *QUIET, *K, "--max-update", 2 * END, *flags, ok=False)
+    assert_refused(done, words, reasons=len(done.refusals))
+
+
+def test_a_checkpoint_from_before_recipes_goes_on_as_it_began(data: Path, tmp_path: Path):
+    papers = ["--recipe", "paper"]
+    train(data, tmp_path / "whole", *QUIET, *K, *papers, "--max-update", END)
+    train(data, tmp_path / "old", *QUIET, *K, *papers, "--max-update", 4)
+    path = tmp_path / "old/checkpoint_last.pt"
+    state = load(path)
+    for name in ("recipe", "derived", "importance_lr"):
+        delattr(state["cfg"]["model"], name)
+    torch.save(state, path)
+    done = train(data, tmp_path / "old", *QUIET, *K, "--recipe", "auto", "--max-update", END, ok=False)
+    assert_refused(done, "`--recipe` must not be given", reasons=len(done.refusals))
+    train(data, tmp_path / "old", *QUIET, *K, "--max-update", END)
+    assert different(tensors_of(path), tensors_of(tmp_path / "whole/checkpoint_last.pt")) == []
+    assert load(path)["model"]["head_gates.fixed_mask"].eq(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], ["`--max-update` or `--max-epoch` must be given", "`--cooldown-updates`"]),
+        (["--recipe", "auto", "--cooldown-updates", 20, "--max-update", 20], ["must be below `--max-update` 20"]),
+        (["--recipe", "auto", "--relaxation", "successive-softmax", "--max-update", 9], ["which is another"]),
+        (["--recipe", "auto", "--head-selection", "fixed", "--max-update", 9], ["`--recipe` belongs to dsp"]),
+    ],
+)
+def test_what_cannot_be_derived_is_one_sentence(flags: list, words: list[str], data: Path, tmp_path: Path):
+    assert_refused(train(data, tmp_path / "save", *QUIET, *K, *flags, ok=False), *words)
+    assert not list(tmp_path.glob("save/*.pt"))
+
+
+def test_a_start_that_does_not_fit_the_derived_window_is_refused_before_the_first_update(data: Path, tmp_path: Path):
+    late = ["--budget-schedule", "cubic", "--budget-start-updates", 6, "--max-epoch", 1]
+    done = train(data, tmp_path / "save", *QUIET, *K, *late, ok=False)
+    assert_refused(done, "`--budget-start-updates` must be at least 0 and below `--cooldown-updates` (3), but is 6.")
+
+
+def test_temperatures_without_a_relaxation_are_what_they_always_were(data: Path, tmp_path: Path):
+    told = ["--initial-temperature", 0.5, "--final-temperature", 0.01, "--max-update", 4]
+    for name, more in (("old", []), ("named", ["--recipe", "paper"])):
+        train(data, tmp_path / name, *QUIET, *budget(5, cooldown=3), *told, *more)
+    ours, theirs = (tensors_of(tmp_path / name / "checkpoint_last.pt") for name in ("old", "named"))
+    assert different(ours, theirs) == []
+
+
+def test_dense_weights_start_a_window_of_their_own(data: Path, tmp_path: Path):
+    train(data, tmp_path / "dense", *QUIET, "--max-update", 6, stock=True)
+    start = ["--finetune-from-model", tmp_path / "dense/checkpoint_last.pt"]
+    train(data, tmp_path / "save", *QUIET, *K, *start, "--max-update", END)
+    found = options(tmp_path / "save/checkpoint_last.pt")
+    assert found["cooldown_updates"] == 4
