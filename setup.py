@@ -8,10 +8,10 @@ ROOT = Path(__file__).parent
 
 def read_version() -> str:
     """Read `__version__` from the source text: importing the package would need torch and fairseq."""
-    source = (ROOT / "fairseq_dsp" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "fairseq_dsp" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
     if match is None:
-        raise RuntimeError('fairseq_dsp/__init__.py has no line `__version__ = "..."`.')
+        raise RuntimeError('fairseq_dsp/version.py has no line `__version__ = "..."`.')
     return match.group(1)
 
 
@@ -36,7 +36,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["fairseq_dsp", "fairseq_dsp.*"]),
-    package_data={"fairseq_dsp.analysis": ["*.jinja"]},
+    package_data={"fairseq_dsp": ["py.typed"], "fairseq_dsp.analysis": ["*.jinja"]},
     python_requires=">=3.10",
     # Ranges, so that the plug-in fits into an existing environment; constraints.txt has CI's exact versions.
     install_requires=[

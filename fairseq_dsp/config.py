@@ -8,6 +8,7 @@ from the command line and would lose anything that only the task knows. `cfg.mod
 from __future__ import annotations
 
 import argparse
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -21,6 +22,8 @@ AUTO = "auto"
 
 # Of `PruningConfig`, what no command line of a model declares.
 UNDECLARED = ("seed", "importance_lr", "derived")
+# What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
+LATER = ("recipe", "derived")
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,26 @@ class PruningConfig:
 def flag(name: str) -> str:
     """The option as a user writes it: `unpruned_heads` -> `--unpruned-heads`."""
     return "`--" + name.replace("_", "-") + "`"
+
+
+def whole_number(given: int | str | None, option: str, least: int | None = None) -> int | None:
+    """An option's number, None where it is not given.
+
+    Args:
+        given: a number, or its text on a command line.
+
+    Raises:
+        Refusal: it is no whole number, or below `least`.
+    """
+    if given is None:
+        return None
+    try:
+        number = int(given) if isinstance(given, str) else operator.index(given)
+    except (TypeError, ValueError):
+        raise Refusal(f"{flag(option)} must be a whole number, but is {given!r}.") from None
+    if least is not None and number < least:
+        raise Refusal(f"{flag(option)} must be at least {least}, but is {given}.")
+    return number
 
 
 def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

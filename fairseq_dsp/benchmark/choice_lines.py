@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from fairseq_dsp import __version__
 from fairseq_dsp.benchmark.arms import Arm
 from fairseq_dsp.benchmark.choosing import Outcome, Setting
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.version import __version__
 
 _BEGIN = b'{"method"'
 _LINE = {"method", "kept", "seed", "accuracy", "loss", "lookups", "counts", "layout", "setting"}

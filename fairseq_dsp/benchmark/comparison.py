@@ -14,7 +14,6 @@ from typing import Any
 import fairseq
 import torch
 
-import fairseq_dsp
 from fairseq_dsp.benchmark.candidates import Candidate, Facts
 from fairseq_dsp.benchmark.flops import count
 from fairseq_dsp.benchmark.measuring import (
@@ -32,6 +31,7 @@ from fairseq_dsp.benchmark.profiling import seconds_by_operator
 from fairseq_dsp.benchmark.serving import translate
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.workloads import WORKLOADS, Run
+from fairseq_dsp.version import __version__
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def signature(settings: Settings, plan: Plan) -> dict[str, Any]:
         "threads": settings.threads,
         "torch": torch.__version__,
         "fairseq": fairseq.__version__,
-        "fairseq_dsp": fairseq_dsp.__version__,
+        "fairseq_dsp": __version__,
         "dtype": settings.dtype,
         "clock": plan.clock,
         "pairs": plan.pairs,

@@ -16,7 +16,7 @@ from fairseq.data import (
 )
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_dsp.config import get_option
+from fairseq_dsp.config import get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.plugin.languages import objections_to_task
@@ -66,7 +66,7 @@ def draw_batches(
     Raises:
         Refusal: the model is no bilingual one, or the folder does not fit it, is damaged, or has no sentence that is short enough.
     """
-    task, folder = _task(data, model, options)
+    task, folder = translation_task(model, options, data, "DATA-BIN", "`--scorer`, where it reads data,")
     dataset = _dataset(task, folder.sides(subset, [len(task.src_dict), len(task.tgt_dict)]))
     longest = utils.resolve_max_positions(task.max_positions(), model.max_positions(), max_tokens)
     iterator = task.get_batch_iterator(
@@ -83,17 +83,31 @@ def draw_batches(
     return batches
 
 
-def _task(data: str, model: DspTransformerModel, options: Any) -> tuple[TranslationTask, DataFolder]:
-    """fairseq's translation task over the data folder, with the options that shaped the model's batches.
+def set_languages(options: Any, source: str | None, target: str | None) -> None:
+    """Writes the languages that a user gives into the options of a checkpoint's task, which tells those that are not given."""
+    for name, given in (("source_lang", source), ("target_lang", target)):
+        set_option(options, name, given or get_option(options, name))
+
+
+def translation_task(
+    model: DspTransformerModel, options: Any, data: str, name: str, who: str
+) -> tuple[TranslationTask, DataFolder]:
+    """fairseq's translation task over a data folder, with the options that shaped the model's batches.
+
+    Args:
+        options: of the task that trained the model.
+        data: the folder, or several with colons between.
+        name: what the user calls the folder, for refusals. Likewise:
+        who: what asks for a bilingual model.
 
     Raises:
         Refusal: the model is of another task, or the folder has no such language pair or other dictionaries than the model.
     """
-    if reasons := objections_to_task(options, "`--scorer`, where it reads data,"):
+    if reasons := objections_to_task(options, who):
         raise Refusal(*reasons)
-    kept = {name: get_option(options, name) for name in _BATCH_OPTIONS}
-    cfg = TranslationConfig(data=data, **{name: value for name, value in kept.items() if value is not None})
-    folder = DataFolder(data, cfg.source_lang, cfg.target_lang, "DATA-BIN")
+    kept = {option: get_option(options, option) for option in _BATCH_OPTIONS}
+    cfg = TranslationConfig(data=data, **{option: value for option, value in kept.items() if value is not None})
+    folder = DataFolder(data, cfg.source_lang, cfg.target_lang, name)
     cfg.source_lang, cfg.target_lang = folder.source, folder.target
     dictionaries = folder.dictionaries()
     for side, lang, dictionary in zip(
@@ -101,7 +115,7 @@ def _task(data: str, model: DspTransformerModel, options: Any) -> tuple[Translat
     ):
         if len(dictionary) != len(side.embed_tokens.weight):
             raise Refusal(
-                f"DATA-BIN must have the model's dictionaries, but dict.{lang}.txt has {len(dictionary)} entries for "
+                f"{name} must have the model's dictionaries, but dict.{lang}.txt has {len(dictionary)} entries for "
                 f"{len(side.embed_tokens.weight)} embeddings."
             )
     return TranslationTask(cfg, *dictionaries), folder

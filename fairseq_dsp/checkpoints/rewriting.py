@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import OmegaConf
 
-import fairseq_dsp
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model, resolve_layout
 from fairseq_dsp.checkpoints.reading import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
-from fairseq_dsp.config import PruningConfig, get_option, set_option
+from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
@@ -29,6 +28,7 @@ from fairseq_dsp.units.fingerprint import agree, fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
+from fairseq_dsp.version import __version__
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
@@ -49,6 +49,7 @@ class Rewrite:
         difference: largest difference of log-probabilities between masked and rewritten model, before rescaling.
         losses: nats per target token on the sentences of `--rescale`: of the model that was read, of what is left of it, and of
             that rescaled; None where nothing was rescaled.
+        scores: what the heads were chosen by; None where by no scores.
     """
 
     state: dict[str, Any]
@@ -57,6 +58,7 @@ class Rewrite:
     parameters_after: int
     difference: float
     losses: tuple[float, float, float] | None = None
+    scores: ScoreFile | None = None
 
 
 def rewrite(
@@ -93,14 +95,16 @@ def rewrite(
     cfg = copy.deepcopy(state["cfg"])
     provenance = {
         "format": FORMAT,
-        "version": fairseq_dsp.__version__,
+        "version": __version__,
         **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores),
         "kept": layout.count,
         "total": layout.grid.total,
         "layout": str(layout),
     }
     for option in fields(PruningConfig):
-        if option.name != "seed":
+        if option.name in LATER and get_option(cfg.model, option.name) is None:
+            continue
+        if option.name not in ("seed", "importance_lr"):  # of the training, under fairseq's own names
             set_option(cfg.model, option.name, option.default)
     set_option(cfg.model, "head_layout", str(layout))
     if get_option(cfg.task, "unpruned_heads") is not None:
@@ -141,7 +145,7 @@ def rewrite(
         "extra_state": {name: value for name, value in extra.items() if not name.startswith("ema")},
         PROVENANCE: provenance,
     }
-    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses)
+    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, scores)
 
 
 def choose_layout(

@@ -15,21 +15,6 @@ def add_languages(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
         parser.add_argument(f"--{side}-lang", metavar=metavar, help=f"{side} language, where nothing else tells it")
 
 
-def whole_number(text: str | None, option: str, least: int | None = None) -> int | None:
-    """An option's number, None where it is not given.
-
-    Raises:
-        Refusal: it is no whole number, or below `least`.
-    """
-    try:
-        number = None if text is None else int(text)
-    except ValueError:
-        raise Refusal(f"{flag(option)} must be a whole number, but is {text!r}.") from None
-    if number is not None and least is not None and number < least:
-        raise Refusal(f"{flag(option)} must be at least {least}, but is {text}.")
-    return number
-
-
 def whole_numbers(text: str, option: str, least: int) -> list[int]:
     """The numbers of an option that takes several, with commas between.
 

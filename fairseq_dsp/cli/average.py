@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from fairseq_dsp.checkpoints.averaging import average
-from fairseq_dsp.checkpoints.reading import write_checkpoint
+from fairseq_dsp.api.pruning import average
 from fairseq_dsp.errors import as_command
-from fairseq_dsp.files.output import checked_file
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -28,8 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the checkpoints differ in heads, names or shapes; nothing has been written.
     """
     args = get_parser().parse_args(arguments)
-    output = checked_file(args.output, args.force)
-    write_checkpoint(average(args.inputs), output)
+    average(args.inputs, args.output, force=args.force)
     print(f"averaged {len(args.inputs)} checkpoints into {args.output}")
 
 

@@ -20,8 +20,9 @@ from fairseq_dsp.benchmark.sentences import dictionary_sizes
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.tables import show, show_profile, title_of
 from fairseq_dsp.benchmark.workloads import WORKLOADS
-from fairseq_dsp.cli.arguments import add_languages, whole_number, whole_numbers
+from fairseq_dsp.cli.arguments import add_languages, whole_numbers
 from fairseq_dsp.cli.waiting import watch_within, watched
+from fairseq_dsp.config import whole_number
 from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
 from fairseq_dsp.files.output import checked_file

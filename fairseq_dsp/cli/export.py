@@ -7,14 +7,12 @@ import logging
 import os
 from collections.abc import Sequence
 
-from fairseq_dsp.checkpoints.reading import write_checkpoint
+from fairseq_dsp.api.exporting import export_ctranslate2, export_dense
 from fairseq_dsp.cli.arguments import add_languages, megabytes
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, as_command
-from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, convert, is_model
-from fairseq_dsp.export.dense import fold
+from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
 from fairseq_dsp.export.quality import Effect
-from fairseq_dsp.files.output import checked_file, checked_folder
 from fairseq_dsp.units.layout import Layout
 
 FORMATS = ("dense", "ctranslate2")
@@ -65,18 +63,14 @@ def _export_dense(args: argparse.Namespace) -> None:
     alien = [name for name in ("data", "quantization", "source_lang", "target_lang") if getattr(args, name) is not None]
     if alien:
         raise Refusal(*(f"{flag(name)} belongs to `--format ctranslate2`, but the format is dense." for name in alien))
-    output = checked_file(args.output, args.force)
-    done = fold(args.input)
-    write_checkpoint(done.state, output)
+    done = export_dense(args.input, args.output, force=args.force)
     _report(args, done.layout, megabytes(args.output))
     print(f"checked: folded and given model differ by at most {done.difference:.1e} in log-probability")
 
 
 def _export_ctranslate2(args: argparse.Namespace) -> None:
-    if args.data is None:
-        raise Refusal("`--data` must be given for `--format ctranslate2`: the folder with the dictionaries.")
-    output = checked_folder(args.output, args.force, "models of CTranslate2", is_model)
-    done = convert(args.input, output, args.data, args.quantization, args.source_lang, args.target_lang)
+    given = {name: value for name, value in vars(args).items() if name not in ("input", "output", "format")}
+    done = export_ctranslate2(args.input, args.output, **given)
     size = sum(entry.stat().st_size for entry in os.scandir(args.output))
     _report(args, done.layout, f"{size / 1e6:.1f}")
     print("heads a sublayer: encoder {}, decoder {}".format(*done.heads))

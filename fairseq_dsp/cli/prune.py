@@ -5,25 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from fairseq_dsp.checkpoints.batches import draw_batches
-from fairseq_dsp.checkpoints.reading import write_checkpoint
-from fairseq_dsp.checkpoints.rewriting import Rewrite, rewrite
-from fairseq_dsp.cli.arguments import add_languages, megabytes, whole_number
-from fairseq_dsp.config import get_option, set_option
-from fairseq_dsp.errors import Refusal, as_command
-from fairseq_dsp.files.data_folder import refuse_no_folder
-from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.api.pruning import prune
+from fairseq_dsp.checkpoints.rewriting import Rewrite
+from fairseq_dsp.cli.arguments import add_languages, megabytes
+from fairseq_dsp.errors import as_command
 from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
-from fairseq_dsp.units.score_file import read_scores
-
-# Sentences that `--rescale` reads: some tens of contexts for every weight that it fits, at the usual sizes.
-_RESCALE_BATCHES, _RESCALE_TOKENS = 25, 4096
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -64,46 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the request cannot be honoured; nothing has been written.
     """
     args = get_parser().parse_args(arguments)
-    output = checked_file(args.output, args.force)
-    budget = whole_number(args.unpruned_heads, "unpruned_heads")
-    scores = None
-    if args.scores is not None:
-        if args.layout is not None:
-            raise Refusal(
-                f"`--scores` and `--layout` must not be given together, but are {args.scores} and {args.layout}."
-            )
-        scores = read_scores(args.scores)
-    sentences = None
-    if args.rescale is not None:
-        refuse_no_folder(args.rescale, "`--rescale`")
-        sentences = partial(_sentences, args)
-    done = rewrite(args.input, args.layout, budget, scores, sentences, _floor(args, budget))
-    write_checkpoint(done.state, output)
+    given = {name: value for name, value in vars(args).items() if name not in ("input", "output")}
+    done = prune(args.input, args.output, **given)
     report(done, args.input, args.output)
-    if scores is not None and scores.weights is None:
+    if done.scores is not None and done.scores.weights is None:
         print(
             f"not checked: {args.scores} is of an earlier version, which does not say of which weights its scores are"
         )
-
-
-def _floor(args: argparse.Namespace, budget: int | None) -> str | None:
-    """`--cross-floor`, given or by default.
-
-    Raises:
-        Refusal: it was given without `--scores`.
-    """
-    if args.cross_floor is not None and args.scores is None:
-        raise Refusal(
-            f"`--cross-floor` must come with `--scores`, but `--scores` is not given and it is {args.cross_floor}."
-        )
-    return args.cross_floor if args.cross_floor is not None else "1" if args.scores is not None and budget else None
-
-
-def _sentences(args: argparse.Namespace, model: Any, options: Any) -> list[dict[str, Any]]:
-    """Batches of the training set for `--rescale`."""
-    for side in ("source_lang", "target_lang"):
-        set_option(options, side, getattr(args, side) or get_option(options, side))
-    return draw_batches(model, options, args.rescale, "train", _RESCALE_BATCHES, _RESCALE_TOKENS, seed=1)
 
 
 def cli_main() -> None:

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
-from fairseq_dsp.analysis.records import DENSE, REFERENCES, read_records, resolve
-from fairseq_dsp.analysis.report import (
-    MARKDOWN,
-    PAGE,
-    is_report,
-    read_logs,
-    refuse_mixtures,
-    write_report,
-)
-from fairseq_dsp.analysis.significance import disagreements, paired_tests
-from fairseq_dsp.cli.waiting import watched
-from fairseq_dsp.errors import Refusal, as_command
-from fairseq_dsp.files.output import checked_folder
+from fairseq_dsp.analysis.records import DENSE, REFERENCES
+from fairseq_dsp.analysis.report import MARKDOWN, PAGE
+from fairseq_dsp.api.reporting import report
+from fairseq_dsp.cli.waiting import steps
+from fairseq_dsp.errors import as_command
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -54,31 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the request cannot be honoured; nothing has been written.
     """
     args = get_parser().parse_args(arguments)
-    output = checked_folder(args.output, args.force, "reports", is_report)
-    warnings: list[str] = []
+    given = {name: value for name, value in vars(args).items() if name not in ("results", "output")}
+    done = report(args.results, args.output, **given, warn=_warn, watch=_tested)
+    print(f"reported {len(done.records)} runs: {args.output}/{PAGE}, {args.output}/{MARKDOWN}")
 
-    def warn(sentence: str) -> None:
-        print(f"fairseq_dsp: warning: {sentence}", file=sys.stderr)
-        warnings.append(sentence)
 
-    records = read_records(args.results, warn)
-    methods = dict.fromkeys(record.method for record in records)
-    if args.against != DENSE and args.against not in methods:
-        raise Refusal(f"`--against` must be a method of the results ({', '.join(methods)}), but is {args.against}.")
-    refuse_mixtures(records, args.results)
-    logs, problems = read_logs(records, args.results)
-    tests = None
-    beside = resolve(REFERENCES, args.results)
-    references = args.references or (beside if os.path.isfile(beside) else None)
-    if references is not None:
-        count = sum(record.hypotheses is not None and not record.is_dense for record in records)
-        print(f"testing {count} runs against dense", flush=True)
-        tests = paired_tests(records, args.results, references, partial(watched, "testing against dense"))
-        problems += disagreements(tests)
-    for problem in problems:
-        warn(problem)
-    write_report(records, output, tests, logs, warnings, args.against)
-    print(f"reported {len(records)} runs: {args.output}/{PAGE}, {args.output}/{MARKDOWN}")
+def _warn(sentence: str) -> None:
+    print(f"fairseq_dsp: warning: {sentence}", file=sys.stderr)
+
+
+def _tested(what: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    print(f"testing {total} runs against dense", flush=True)
+    return steps(what, total)
 
 
 def cli_main() -> None:

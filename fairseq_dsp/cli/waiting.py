@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from fairseq_dsp.api.watching import watched as under
+
 _EVERY = 15.0  # seconds between two lines; less is not worth one
 
 
@@ -39,10 +41,7 @@ def steps(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 def watched(what: str, things: Iterable[Any], total: int) -> Iterator[Any]:
     """Gives the things, one after the other, under `steps`."""
-    with steps(what, total) as step:
-        for thing in things:
-            yield thing
-            step()
+    return under(steps, what, things, total)
 
 
 def watch_within(title: str) -> Callable[[str, Sequence[Any]], Iterator[Any]]:

@@ -27,7 +27,12 @@ pytestmark = not_on_0_12_2  # whose states and options have some more
 def test_gives_what_it_gave(cell: str, tmp_path: Path):
     if "ctranslate2" in cell:
         pytest.importorskip("ctranslate2")
-    assert text_of(cell, tmp_path) == (GOLDEN / f"texts/{cell}.txt").read_text(encoding="utf-8")
+    found, expected = text_of(cell, tmp_path), (GOLDEN / f"texts/{cell}.txt").read_text(encoding="utf-8")
+    if cell == "report":  # which may say more than it did, in paragraphs of its own
+        paragraphs = iter(found.split("\n\n"))
+        assert [each for each in expected.split("\n\n") if each not in paragraphs] == []
+    else:
+        assert found == expected
 
 
 def test_every_stored_text_has_its_cell_and_most_are_no_refusals():

@@ -1,0 +1,121 @@
+"""Layouts, pruning and averaging: from checkpoint to checkpoint. Called by `fairseq-dsp-prune` and `fairseq-dsp-average`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fairseq_dsp.checkpoints.averaging import average as mean_of
+from fairseq_dsp.checkpoints.batches import draw_batches, set_languages
+from fairseq_dsp.checkpoints.building import resolve_layout
+from fairseq_dsp.checkpoints.reading import write_checkpoint
+from fairseq_dsp.checkpoints.rewriting import Rewrite, rewrite
+from fairseq_dsp.config import whole_number
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.data_folder import refuse_no_folder
+from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.score_file import ScoreFile, read_scores
+
+# Sentences that `--rescale` reads: some tens of contexts for every weight that it fits, at the usual sizes.
+_RESCALE_BATCHES, _RESCALE_TOKENS = 25, 4096
+
+
+def read_layout(source: str | os.PathLike[str]) -> Layout:
+    """Which heads there are and which of them are kept.
+
+    Args:
+        source: a layout's text, `enc:…/dec:…/cross:…` with 1 or 0 for every head, or the path of a checkpoint, whose deployed heads
+            are meant: all of a dense one, the chosen ones of one that was trained with a budget.
+
+    Raises:
+        Refusal: neither.
+    """
+    return resolve_layout(os.fspath(source), "source")
+
+
+def prune(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    layout: Layout | str | os.PathLike[str] | None = None,
+    unpruned_heads: int | str | None = None,
+    scores: ScoreFile | str | os.PathLike[str] | None = None,
+    cross_floor: int | str | None = None,
+    rescale: str | os.PathLike[str] | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+    force: bool = False,
+) -> Rewrite:
+    """Writes a checkpoint that has the chosen heads only, checked against the masked model: `fairseq-dsp-prune`.
+
+    Args:
+        checkpoint: trained with a budget, or any dense transformer's.
+        output: the file to write.
+        layout: keep these heads, or those that another checkpoint keeps; None for the choice of the training.
+        unpruned_heads: K, keep the K most important heads; None for the budget of the training.
+        scores: importance by `score`, or its file, with `unpruned_heads`.
+        cross_floor: with `scores`, cross-attention heads that stay whatever the scores say: their number, or `layer` for one in every
+            decoder layer; None for 1, or 0 where no head is kept.
+        rescale: a data folder. The output projections are fitted on sentences of its training set, so that the heads that stay say
+            what all said; for a dense model.
+        source_lang: of `rescale`, where the checkpoint and the folder do not tell it. Likewise:
+        target_lang: its target language.
+        force: overwrite `output`.
+
+    Returns:
+        what was written (`layout`, `state`), how large the model was and is, and how exactly the two agree.
+
+    Raises:
+        Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
+    """
+    target = checked_file(output, force)
+    budget = whole_number(unpruned_heads, "unpruned_heads")
+    if scores is not None:
+        if layout is not None:
+            given = scores.checkpoint if isinstance(scores, ScoreFile) else os.fspath(scores)
+            raise Refusal(f"`--scores` and `--layout` must not be given together, but are {given} and {layout}.")
+        scores = scores if isinstance(scores, ScoreFile) else read_scores(os.fspath(scores))
+
+    def sentences(model: Any, options: Any) -> list[dict[str, Any]]:
+        set_languages(options, source_lang, target_lang)
+        return draw_batches(model, options, data, "train", _RESCALE_BATCHES, _RESCALE_TOKENS, seed=1)
+
+    if rescale is not None:
+        data = os.fspath(rescale)
+        refuse_no_folder(data, "`--rescale`")
+    if cross_floor is not None and scores is None:
+        raise Refusal(
+            f"`--cross-floor` must come with `--scores`, but `--scores` is not given and it is {cross_floor}."
+        )
+    floor = "1" if cross_floor is None and scores is not None and budget else cross_floor
+    done = rewrite(
+        os.fspath(checkpoint),
+        None if layout is None else str(layout) if isinstance(layout, Layout) else os.fspath(layout),
+        budget,
+        scores,
+        None if rescale is None else sentences,
+        None if floor is None else str(floor),
+    )
+    write_checkpoint(done.state, target)
+    return done
+
+
+def average(
+    checkpoints: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], *, force: bool = False
+) -> None:
+    """Writes the mean of the weights of checkpoints of one model that keep the same heads: `fairseq-dsp-average`.
+
+    Args:
+        checkpoints: one at least, pruned or not; options and history are those of the last.
+        output: the file to write.
+        force: overwrite `output`.
+
+    Raises:
+        Refusal: the checkpoints differ in heads, names or shapes; nothing has been written.
+    """
+    target = checked_file(output, force)
+    if not checkpoints:
+        raise Refusal("there must be a checkpoint to average, but none is given.")
+    write_checkpoint(mean_of([os.fspath(path) for path in checkpoints]), target)
