@@ -23,9 +23,10 @@ from fairseq_dsp.version import __version__
 
 if TYPE_CHECKING:
     from fairseq_dsp.api.exporting import export_ctranslate2, export_dense
+    from fairseq_dsp.api.merging import merge_scores
     from fairseq_dsp.api.pruning import average, prune, read_layout
     from fairseq_dsp.api.reporting import draw_heads, report
-    from fairseq_dsp.api.scoring import score
+    from fairseq_dsp.api.scoring import score, score_pairs
     from fairseq_dsp.api.translating import load
     from fairseq_dsp.errors import Refusal
     from fairseq_dsp.units.layout import Grid, Layout, Site
@@ -42,18 +43,21 @@ __all__ = [
     "export_ctranslate2",
     "export_dense",
     "load",
+    "merge_scores",
     "prune",
     "read_layout",
     "read_scores",
     "report",
     "score",
+    "score_pairs",
 ]
 
 _PLACES = {
     "api.exporting": ("export_ctranslate2", "export_dense"),
+    "api.merging": ("merge_scores",),
     "api.pruning": ("average", "prune", "read_layout"),
     "api.reporting": ("draw_heads", "report"),
-    "api.scoring": ("score",),
+    "api.scoring": ("score", "score_pairs"),
     "api.translating": ("load",),
     "errors": ("Refusal",),
     "units.layout": ("Grid", "Layout", "Site"),

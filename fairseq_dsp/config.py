@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -233,3 +234,19 @@ def _convert(value: Any, type_name: str) -> Any:
     if isinstance(value, bool):
         raise ValueError
     return float(value)
+
+
+def language_pairs(given: str | Sequence[str] | None, option: str = "lang_pairs") -> tuple[str, ...]:
+    """Language pairs, as an option names them.
+
+    Raises:
+        Refusal: there are none, one is named twice, or one is no pair.
+    """
+    pairs = tuple(given.split(",") if isinstance(given, str) else given or ())
+    wrong = [pair for pair in pairs if len(pair.split("-")) != 2 or not all(pair.split("-"))]
+    if not pairs or wrong or len(set(pairs)) < len(pairs):
+        found = ",".join(pairs) if pairs else "not given"
+        raise Refusal(
+            f"{flag(option)} must be language pairs with commas between, as en-de,en-fr, each once, but is {found}."
+        )
+    return pairs

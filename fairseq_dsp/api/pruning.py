@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairseq_dsp.checkpoints.averaging import average as mean_of
-from fairseq_dsp.checkpoints.batches import draw_batches, set_languages
+from fairseq_dsp.checkpoints.batches import draw_batches
 from fairseq_dsp.checkpoints.building import resolve_layout
+from fairseq_dsp.checkpoints.pair_batches import set_languages
 from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.checkpoints.rewriting import Rewrite, rewrite
 from fairseq_dsp.config import whole_number

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from fairseq_dsp.api.watching import Watch, unwatched
-from fairseq_dsp.checkpoints.batches import draw_batches, loss_of, set_languages
+from fairseq_dsp.checkpoints.batches import draw_batches, loss_of
 from fairseq_dsp.checkpoints.building import ungated
-from fairseq_dsp.config import flag, whole_number
+from fairseq_dsp.checkpoints.pair_batches import pairs_of_batches, set_languages
+from fairseq_dsp.config import flag, language_pairs, whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
-from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.files.output import checked_file, checked_folder
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.scoring import SCORERS, finite_scores, removal_order
 from fairseq_dsp.scoring.subject import Subject
@@ -70,7 +73,147 @@ def score(
         Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
     """
     given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
-    reasons = _ignored(scorer, given | {"source_lang": source_lang, "target_lang": target_lang})
+    given |= {"source_lang": source_lang, "target_lang": target_lang}
+    target, options = _checked(scorer, data, given, None if output is None else partial(checked_file, output, force))
+    work = _Work.of(checkpoint, scorer, data, options, cpu)
+    file = work.score(None, watch)
+    if target is not None:
+        target.write(lambda handle: handle.write(file.text().encode()), "the score file")
+    return file
+
+
+def score_pairs(
+    checkpoint: str | os.PathLike[str],
+    scorer: str,
+    data: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    lang_pairs: str | Sequence[str],
+    subset: str | None = None,
+    batches: int | str | None = None,
+    max_tokens: int | str | None = None,
+    iterative: int | str | None = None,
+    seed: int | str | None = None,
+    cpu: bool = False,
+    force: bool = False,
+    watch: Watch = unwatched,
+) -> dict[str, ScoreFile]:
+    """How much each head of a multilingual model matters to each language pair: `fairseq-dsp-score --lang-pairs`.
+
+    Args:
+        checkpoint: of fairseq's task `translation_multi_simple_epoch`, or ours, dense or with gates.
+        scorer: see `score`; one that reads data. Likewise for all that is not said here.
+        data: the data folder.
+        output: a folder for the score files, `scores.en-de.json` and so on; None for none.
+        lang_pairs: pairs that the model was trained on, with commas between.
+        batches: how many of each pair.
+        force: replace `output`, a folder of score files.
+
+    Returns:
+        the scores by pair, for `prune` and `fairseq-dsp-merge`.
+
+    Raises:
+        Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
+    """
+    given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
+    check = None if output is None else partial(checked_folder, output, force, "folders of score files", is_scores)
+    target, options = _checked(scorer, data, given | {"lang_pairs": lang_pairs}, check)
+    pairs = options["lang_pairs"]
+    work = _Work.of(checkpoint, scorer, data, options, cpu)
+    files = {}
+    with watch(f"{scorer}, language pairs", len(pairs)) as done:
+        for drawn in [work.draw([pair]) for pair in pairs]:  # all are read before the first is scored
+            file = work.score(drawn, unwatched)
+            assert file.pairs is not None
+            files[file.pairs[0]] = file
+            done()
+    if target is not None:
+        with target.written("the score files") as folder:
+            for pair, file in files.items():
+                with open(os.path.join(folder, file_of_pair(pair)), "w", encoding="utf-8") as handle:
+                    handle.write(file.text())
+    return files
+
+
+def file_of_pair(pair: str) -> str:
+    """The name of a pair's score file in a folder of them."""
+    return f"scores.{pair}.json"
+
+
+def is_scores(folder: str) -> bool:
+    """Whether a folder holds score files of language pairs and nothing else."""
+    return all(name.startswith("scores.") and name.endswith(".json") for name in os.listdir(folder))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Batches, and the language pairs that they are of; None where the model has but one."""
+
+    batches: list[dict[str, Any]]
+    pairs: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A model that is scored, and what is asked for."""
+
+    model: Any
+    scorer: str
+    data: str | None
+    options: dict[str, Any]
+    task_options: Any
+    weights: dict[str, str]
+    checkpoint: str
+
+    @classmethod
+    def of(cls, checkpoint: Any, scorer: str, data: Any, options: dict[str, Any], cpu: bool) -> _Work:
+        model, task_options, weights = ungated(os.fspath(checkpoint))
+        model.to("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+        if SCORERS[scorer].reads_data:
+            set_languages(task_options, options.get("source_lang"), options.get("target_lang"))
+        path = None if data is None else os.fspath(data)
+        return cls(model, scorer, path, options, task_options, weights, os.path.basename(checkpoint))
+
+    def draw(self, pairs: Sequence[str] | None) -> _Drawn:
+        """Batches of the data, of the given pairs or of all."""
+        if not SCORERS[self.scorer].reads_data:
+            return _Drawn([], None)
+        assert self.data is not None
+        subset, batches, max_tokens, seed = (self.options[name] for name in ("subset", "batches", "max_tokens", "seed"))
+        found = draw_batches(self.model, self.task_options, self.data, subset, batches, max_tokens, seed, pairs)
+        return _Drawn(found, pairs_of_batches(self.task_options, pairs))
+
+    def score(self, drawn: _Drawn | None, watch: Watch) -> ScoreFile:
+        drawn = self.draw(None) if drawn is None else drawn
+        found, options = drawn.batches, self.options
+        scores, order = _scored(self.model, self.scorer, found, options, watch)
+        return ScoreFile(
+            version=__version__,
+            scorer=self.scorer,
+            layout=self.model.layout,
+            scores=tuple(scores.tolist()),
+            order=None if order is None else tuple(order),
+            iterative=options["iterative"],
+            subset=options["subset"] if found else None,
+            batches=len(found) or None,
+            max_tokens=options["max_tokens"] if found else None,
+            sentences=sum(len(batch["target"]) for batch in found) or None,
+            seed=options["seed"],
+            checkpoint=self.checkpoint,
+            weights=self.weights,
+            pairs=drawn.pairs,
+        )
+
+
+def _checked(
+    scorer: str, data: Any, given: dict[str, Any], check: Callable[[], Any] | None
+) -> tuple[Any, dict[str, Any]]:
+    """The output, checked, and the options with their defaults.
+
+    Raises:
+        Refusal: options that cannot be honoured, all at once.
+    """
+    reasons = _ignored(scorer, given)
     options, wrong = _read(given)
     reasons += wrong
     if scorer not in SCORERS or SCORERS[scorer].reads_data:
@@ -80,36 +223,10 @@ def score(
             refuse_no_folder(os.fspath(data), "DATA-BIN")
     target = None
     with noted(reasons):
-        target = None if output is None else checked_file(output, force)
+        target = None if check is None else check()
     if reasons:
         raise Refusal(*reasons)
-    model, task_options, weights = ungated(os.fspath(checkpoint))
-    drawn: list[dict[str, Any]] = []
-    if SCORERS[scorer].reads_data:
-        assert data is not None
-        set_languages(task_options, source_lang, target_lang)
-        which = (options[name] for name in ("subset", "batches", "max_tokens", "seed"))
-        drawn = draw_batches(model, task_options, os.fspath(data), *which)
-    model.to("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    scores, order = _scored(model, scorer, drawn, options, watch)
-    file = ScoreFile(
-        version=__version__,
-        scorer=scorer,
-        layout=model.layout,
-        scores=tuple(scores.tolist()),
-        order=None if order is None else tuple(order),
-        iterative=options["iterative"],
-        subset=options["subset"] if drawn else None,
-        batches=len(drawn) or None,
-        max_tokens=options["max_tokens"] if drawn else None,
-        sentences=sum(len(batch["target"]) for batch in drawn) or None,
-        seed=options["seed"],
-        checkpoint=os.path.basename(checkpoint),
-        weights=weights,
-    )
-    if target is not None:
-        target.write(lambda handle: handle.write(file.text().encode()), "the score file")
-    return file
+    return target, options
 
 
 def _scored(
@@ -155,6 +272,9 @@ def _read(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         with noted(reasons):
             every = name == "batches" and found[name] == "all"
             found[name] = None if every else whole_number(found[name], name, least)
+    if "lang_pairs" in found:
+        with noted(reasons):
+            found["lang_pairs"] = language_pairs(found["lang_pairs"])
     return found, reasons
 
 
@@ -163,7 +283,8 @@ def _ignored(name: str, options: dict[str, Any]) -> list[str]:
     if name not in SCORERS:
         return [f"`--scorer` must be one of {', '.join(SCORERS)}, but is {name}."]
     scorer = SCORERS[name]
-    aliens = [] if scorer.reads_data else ["iterative", "subset", "batches", "max_tokens", "source_lang", "target_lang"]
+    aliens = ["iterative", "subset", "batches", "max_tokens", "source_lang", "target_lang", "lang_pairs"]
+    aliens = [] if scorer.reads_data else [alien for alien in aliens if alien in options]
     found = [
         f"{flag(alien)} belongs to {' and '.join(READERS)}: `--scorer {name}` reads no sentences, but it is {options[alien]}."
         for alien in aliens

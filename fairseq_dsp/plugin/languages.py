@@ -7,13 +7,13 @@ all that make batches or export for one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fairseq.data.multilingual.multilingual_utils import get_lang_tok
 
-from fairseq_dsp.config import flag, get_option
+from fairseq_dsp.config import flag, get_option, language_pairs
 from fairseq_dsp.errors import Refusal
 
 BILINGUAL, BILINGUAL_BUDGET = "translation", "translation_dsp"
@@ -84,7 +84,7 @@ def languages_of_model(cfg: Any) -> Languages | None:
 
 
 def _read(options: Any) -> Languages:
-    pairs = read_pairs(get_option(options, "lang_pairs"))
+    pairs = language_pairs(get_option(options, "lang_pairs"))
     tokens = (get_option(options, "langtoks") or {}).get("main")
     source, target = tokens or (get_option(options, "encoder_langtok"), get_option(options, "decoder_langtok", False))
     return Languages(
@@ -97,23 +97,7 @@ def _read(options: Any) -> Languages:
     )
 
 
-def read_pairs(given: str | Sequence[str] | None, option: str = "lang_pairs") -> tuple[str, ...]:
-    """Language pairs, as an option names them.
-
-    Raises:
-        Refusal: there are none, one is named twice, or one is no pair.
-    """
-    pairs = tuple(given.split(",") if isinstance(given, str) else given or ())
-    wrong = [pair for pair in pairs if len(pair.split("-")) != 2 or not all(pair.split("-"))]
-    if not pairs or wrong or len(set(pairs)) < len(pairs):
-        found = ",".join(pairs) if pairs else "not given"
-        raise Refusal(
-            f"{flag(option)} must be language pairs with commas between, as en-de,en-fr, each once, but is {found}."
-        )
-    return pairs
-
-
-def objections_to_task(cfg: Any, who: str) -> list[str]:
+def objections_to_task(cfg: Any, who: str, several: bool = True) -> list[str]:
     """Sentences on a checkpoint's task, where sentences are to be read as it reads them.
 
     Tasks that are not known may put a token before or behind a sentence, join or change dictionaries, or have no target.
@@ -121,9 +105,10 @@ def objections_to_task(cfg: Any, who: str) -> list[str]:
     Args:
         cfg: the task's options.
         who: the option that reads data, for the sentence.
+        several: whether it knows several language pairs.
     """
     name = task_of(cfg)
-    known = (BILINGUAL, BILINGUAL_BUDGET, MULTILINGUAL, MULTILINGUAL_BUDGET)
+    known = (BILINGUAL, BILINGUAL_BUDGET, MULTILINGUAL, MULTILINGUAL_BUDGET)[: 4 if several else 2]
     if name in known:
         return []
     return [f"{who} needs a model of the task {', '.join(known[:-1])} or {known[-1]}, but it is {name}."]
@@ -164,6 +149,26 @@ def objections_to_other_languages(trained: Languages, now: Languages, what: str)
         for name, (before, value) in values.items()
         if before != value
     ]
+
+
+def objections_to_differences(found: Mapping[str, Languages | None]) -> list[str]:
+    """Sentences on checkpoints whose words before a sentence mean something else than the first one's.
+
+    Args:
+        found: by path; None of a checkpoint of one language pair.
+    """
+    reasons = []
+    paths = list(found)
+    for path in paths[1:]:
+        first, other = found[paths[0]], found[path]
+        if first is not None and other is not None:
+            reasons += objections_to_other_languages(first, other, paths[0])
+        elif first is not None or other is not None:
+            several, one = (path, paths[0]) if first is None else (paths[0], path)
+            reasons.append(
+                f"all checkpoints must be of one task, but {several} is of several language pairs and {one} is not."
+            )
+    return reasons
 
 
 def _names(options: Any, pairs: Sequence[str]) -> tuple[str, ...]:

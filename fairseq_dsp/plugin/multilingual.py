@@ -66,6 +66,11 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
                 list(languages.names),
                 None,
             )  # the checkpoint says them, whatever becomes of a file
+        for side in (
+            "left_pad_source",
+            "left_pad_target",
+        ):  # fairseq evaluates text, and takes a checkpoint's True for False
+            setattr(args, side, str(getattr(args, side)))
         return super().setup_task(args, **kwargs)
 
     def settle_languages(self, cfg: Any) -> list[str]:

@@ -5,7 +5,7 @@
      "seed": 1, "checkpoint": "dense.pt", "weights": {"float32": "9c…", "float16": "07…", "bfloat16": "e1…"}}
 
 `layout` gives the grid and which of its heads the model had; `scores` and `order` count those, in the grid's order. `weights` is
-the model's `fingerprint`; earlier versions wrote none.
+the model's `fingerprint`; earlier versions wrote none. Of a model of several language pairs, `pairs` names those that were read.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from fairseq_dsp.units.layout import Layout
 FORMAT = 1
 _OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
 
+_LATER = ("weights", "pairs")  # left out where there are none
+
 
 @dataclass(frozen=True)
 class ScoreFile:
@@ -45,6 +47,7 @@ class ScoreFile:
         seed: of the choice of batches, and of random scores.
         checkpoint: file name of the checkpoint.
         weights: the fingerprint of its weights; None where the file is of an earlier version.
+        pairs: language pairs of the sentences, as `en-de`; None where the model has but one.
     """
 
     version: str
@@ -60,6 +63,7 @@ class ScoreFile:
     seed: int
     checkpoint: str
     weights: dict[str, str] | None = None
+    pairs: tuple[str, ...] | None = None
 
     def keep_top(self, k: int, floors: Floors = ()) -> Layout:
         """The layout of the k heads that matter most, or that are removed last.
@@ -78,8 +82,9 @@ class ScoreFile:
     def text(self) -> str:
         """The file's content."""
         content = {"format": FORMAT, **asdict(self), "layout": str(self.layout)}
-        if self.weights is None:
-            del content["weights"]
+        for name in _LATER:
+            if content[name] is None:
+                del content[name]
         return json.dumps(content, indent=1) + "\n"
 
 
@@ -100,7 +105,7 @@ def read_scores(path: str) -> ScoreFile:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise Refusal(f"`--scores` must be a score file of format {FORMAT}, but {path} is of {found!r}.")
     names = ScoreFile.__dataclass_fields__.keys()
-    wrong = [f"`{name}` is missing" for name in names if name not in content and name != "weights"]
+    wrong = [f"`{name}` is missing" for name in names if name not in content and name not in _LATER]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
     wrong += [problem for name in names if name in content for problem in _problem(name, content[name])]
     if not wrong:
@@ -108,7 +113,7 @@ def read_scores(path: str) -> ScoreFile:
         wrong = _disagreements(content)
     if wrong:
         raise Refusal(*(f"`--scores` must be as fairseq-dsp-score writes it, but in {path} {each}." for each in wrong))
-    lists = {name: tuple(content[name]) for name in ("scores", "order") if content[name] is not None}
+    lists = {name: tuple(content[name]) for name in ("scores", "order", "pairs") if content.get(name) is not None}
     return ScoreFile(**{name: content[name] for name in names if name in content} | lists)
 
 
@@ -132,6 +137,11 @@ def _problem(name: str, value: Any) -> list[str]:
         return [] if is_whole(value) else [f"`seed` is no whole number but {excerpt(value)}"]
     if name in ("iterative", *_OF_DATA):
         return [] if is_whole(value, 1) else [f"`{name}` is no whole number above 0 but {excerpt(value)}"]
+    if name == "pairs":
+        right = (
+            isinstance(value, list) and value and all(isinstance(each, str) and each.count("-") == 1 for each in value)
+        )
+        return [] if right else [f"`pairs` is no list of language pairs but {excerpt(value)}"]
     if not isinstance(value, list):
         return [f"`{name}` is no list but {excerpt(value)}"]
     fits, item = (is_whole, "head") if name == "order" else (is_finite, "number")

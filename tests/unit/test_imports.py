@@ -71,6 +71,7 @@ MAY_TOUCH_FAIRSEQ = {
     "checkpoints/old_options",
     "checkpoints/stock",
     "checkpoints/batches",
+    "checkpoints/pair_batches",
     "api/translating",
 }
 MAY_TOUCH_FAIRSEQ |= {
