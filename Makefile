@@ -10,11 +10,12 @@ SRC =
 TGT =
 DEMO_ARGS = $(if $(TEXT),--text "$(TEXT)") $(if $(SRC),--source-lang "$(SRC)") $(if $(TGT),--target-lang "$(TGT)")
 
-.PHONY: help venv demo test test-slow lint format clean
+.PHONY: help venv demo docs test test-slow lint format clean
 
 help:
 	@echo "make venv       install everything into .venv (some minutes, most of them compiling fairseq)"
 	@echo "make demo       train, prune and translate; your own text: TEXT=DIR SRC=de TGT=en"
+	@echo "make docs       a site of the pages and the public docstrings, in build/site; a link to nothing fails it"
 	@echo "make test       lint, then the tests"
 	@echo "make test-slow  all tests, also those that train a model to convergence"
 	@echo "make lint       ruff and mypy"
@@ -38,6 +39,15 @@ $(STAMP): setup.py constraints.txt pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/python examples/translation/demo.py $(DEMO_ARGS)
+
+# Nothing of the package is imported: the docstrings are read as text.
+docs: .venv/.docs-installed
+	$(BIN)/python docs/pages.py build/pages
+	$(BIN)/python -m mkdocs build --quiet
+
+.venv/.docs-installed: $(STAMP)
+	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e '.[docs]'
+	touch $@
 
 # One thread a process: the models are tiny, and two processes on two cores gain more than two threads.
 test: lint

@@ -57,6 +57,7 @@ setup(
         "fairseq": ["fairseq-fixed==0.12.3.1"],
         "ctranslate2": ["ctranslate2>=4.5"],
         "sweep": ["hydra-submitit-launcher>=1.2,<2"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1,<2"],
         "dev": [
             "ctranslate2>=4.5",
             "pytest>=8",

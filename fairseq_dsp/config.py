@@ -36,8 +36,9 @@ class PruningConfig:
         metadata={
             "help": "how the heads are chosen: dsp (Gumbel soft top-K, the default), ste (straight-through top-K), "
             "simple (a hard sample with the gradient of exact marginals), "
-            "hard-concrete (L0 gates), lagrangian (L0 gates that meet the budget), pass (L0 gates driven to the budget and to 0 or 1) "
-            "or fixed (drawn at random with --seed, or given by --head-layout, and trained from the start)",
+            "hard-concrete (L0 gates), lagrangian (L0 gates that meet the budget), pass (L0 gates driven to the budget and to 0 or 1), "
+            "fixed (drawn at random with --seed, or given by --head-layout, and trained from the start) "
+            "or stratified (drawn with the counts of --head-counts, and trained from the start)",
         },
     )
     unpruned_heads: int | str | None = field(

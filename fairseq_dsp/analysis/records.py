@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.files.json_values import excerpt, is_finite, is_whole
-from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
+from fairseq_dsp.units.layout import Layout, is_layout
 
 DENSE = "dense"
 # the figures that are scores of translations, and what readers call them
@@ -178,10 +178,7 @@ def _problems(content: Any) -> list[str]:
     if not isinstance(content, dict):
         return [f"a run must be an object, but is {excerpt(content)}"]
     found = [f"`{name}` must be there, but is missing" for name in _RULES if name not in content]
-    rules = _RULES | _OPTIONAL_RULES
-    for name, (rule, fits) in rules.items():
-        if name in content and not fits(content[name]):
-            found.append(f"`{name}` must be {rule}, but is {excerpt(content[name])}")
+    found += broken(content, _RULES | _OPTIONAL_RULES)
     return found or _disagreements(content)
 
 
@@ -213,14 +210,6 @@ def _is_score(value: Any) -> bool:
     return _is_number(value) and value <= 100.0001  # chrF of a perfect translation may round above 100
 
 
-def _is_layout(value: Any) -> bool:
-    try:
-        Layout.parse(value)
-    except (ValueError, AttributeError):
-        return False
-    return True
-
-
 def _is_description(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(item, str) or item is None or _is_number(item) for item in value.values())
@@ -231,20 +220,16 @@ def _is_command(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
-def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
-
-
 _SCORE = ("a number from 0 to 100", _is_score)
 _COUNT = ("a whole number of at least 0", _is_count)
 _DESCRIPTION = ("a text, or an object of texts and numbers", _is_description)
-_PATH = ("a path or null", _or_none(_is_text))
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_PATH = ("a path or null", or_none(_is_text))
+_RULES: Rules = {
     "method": ("a text of one line", _is_text),
     "kept": _COUNT,
     "total": _COUNT,
     "seed": _COUNT,
-    "layout": ("a layout, enc:…/dec:…/cross:…", _is_layout),
+    "layout": ("a layout, enc:…/dec:…/cross:…", is_layout),
     "bleu_tok": _SCORE,
     "sacrebleu": _SCORE,
     "chrf": _SCORE,
@@ -252,19 +237,19 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "an object of texts",
         lambda value: isinstance(value, dict) and all(_is_text(item) for item in value.values()),
     ),
-    "updates": ("a whole number of at least 0, or null", _or_none(_is_count)),
-    "seconds": ("a number of at least 0, or null", _or_none(_is_number)),
-    "words_per_second": ("a number of at least 0, or null", _or_none(_is_number)),
+    "updates": ("a whole number of at least 0, or null", or_none(_is_count)),
+    "seconds": ("a number of at least 0, or null", or_none(_is_number)),
+    "words_per_second": ("a number of at least 0, or null", or_none(_is_number)),
     "parameters": _COUNT,
     "hardware": _DESCRIPTION,
     "versions": _DESCRIPTION,
     "data": _DESCRIPTION,
     "command": ("a text or a list of texts", _is_command),
 }
-_NUMBER = ("a number of at least 0, or null", _or_none(_is_number))
-_OPTIONAL_RULES = {
+_NUMBER = ("a number of at least 0, or null", or_none(_is_number))
+_OPTIONAL_RULES: Rules = {
     "hypotheses": _PATH,
     "log": _PATH,
     "valid_nats": _NUMBER,
-    "shuffled_of": ("a text of one line or null", _or_none(_is_text)),
+    "shuffled_of": ("a text of one line or null", or_none(_is_text)),
 }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS, Conversion, convert, is_model
 from fairseq_dsp.export.dense import DenseExport, fold
+from fairseq_dsp.files.checkpoint import write_checkpoint
 from fairseq_dsp.files.output import checked_file, checked_folder
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from fairseq_dsp.checkpoints.averaging import average as mean_of
 from fairseq_dsp.checkpoints.batches import draw_batches
-from fairseq_dsp.checkpoints.building import resolve_layout
 from fairseq_dsp.checkpoints.pair_batches import set_languages
-from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.checkpoints.rewriting import Rewrite, rewrite
 from fairseq_dsp.config import whole_number
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import write_checkpoint
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile, read_scores
 

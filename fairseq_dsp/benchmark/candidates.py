@@ -17,16 +17,17 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import nn
 
 from fairseq_dsp.benchmark.layouts import PLACEMENTS
-from fairseq_dsp.checkpoints.building import VocabularyTask, adopt_architecture, load_model, resolve_layout
-from fairseq_dsp.checkpoints.reading import read_checkpoint
+from fairseq_dsp.checkpoints.building import VocabularyTask, adopt_architecture, load_model
 from fairseq_dsp.checkpoints.stock import build_stock, stock_cfg
 from fairseq_dsp.config import architecture_of
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
 from fairseq_dsp.modules.surgery import grid_of
 from fairseq_dsp.plugin.languages import languages_of, objections_to_differences, objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.options import family_of, grid_of_options
+from fairseq_dsp.plugin.options import grid_of_options
+from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.layout import Grid, Layout
 
 RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"

@@ -60,7 +60,10 @@ class Row:
     Args:
         model: label.
         phase: stage of training; empty where there is one only.
-        parameters, heads, total, layout: see `candidates.Facts`.
+        parameters: their number; this and the next three are those of `candidates.Facts`.
+        heads: those that are kept.
+        total: all heads.
+        layout: as text.
         seconds: of every turn, for what the workload's time is of: a batch, a step, an update, a draw.
         median: of `seconds`.
         engine: `fairseq`, or CTranslate2 and the type of its weights.

@@ -30,8 +30,8 @@ from fairseq_dsp.benchmark.sentences import batch_of
 from fairseq_dsp.benchmark.settings import Settings
 from fairseq_dsp.benchmark.training import trainer_of, update
 from fairseq_dsp.errors import Refusal, as_command, noted
+from fairseq_dsp.files.checkpoint import family_of
 from fairseq_dsp.files.output import checked_file
-from fairseq_dsp.plugin.options import family_of
 
 KINDS = ("training", "weights only")
 _COMMAND = "from fairseq_dsp.cli.prune import cli_main; cli_main()"

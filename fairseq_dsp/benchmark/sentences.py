@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fairseq_dsp.benchmark.settings import Settings
 from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset, set_languages
-from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.plugin.languages import languages_of
 

@@ -1,1 +1,1 @@
-"""From checkpoint to checkpoint: reading, building the model, rewriting, averaging, stock fairseq's form."""
+"""From checkpoint to checkpoint: building the model, rewriting, averaging, stock fairseq's form."""

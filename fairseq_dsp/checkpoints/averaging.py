@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import PROVENANCE, read_checkpoint
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import PROVENANCE, read_checkpoint
 from fairseq_dsp.plugin.computation import computation, differences
 from fairseq_dsp.plugin.languages import Languages, languages_of, objections_to_differences
 from fairseq_dsp.units.layout import Layout

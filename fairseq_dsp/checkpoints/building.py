@@ -1,13 +1,12 @@
-"""Builds the model that a checkpoint describes, without its data folder, and takes its layout from it.
+"""Builds the model that a checkpoint describes, without its data folder.
 
-Called by `rewriting`, `averaging`, the exports, the commands, and by `plugin/initial_layout` to look up the heads of another checkpoint.
+Called by `rewriting`, `averaging`, the exports and the commands.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -17,14 +16,13 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.config import architecture_of, get_option, set_option
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.modules.surgery import remove_gates
-from fairseq_dsp.plugin.objections import objections_to_stored_options
-from fairseq_dsp.plugin.options import family_of, grid_of_options
+from fairseq_dsp.plugin.objections import fitting_its_own_options, refuse_unfit_options
+from fairseq_dsp.plugin.options import grid_of_options
 from fairseq_dsp.units.fingerprint import fingerprint
-from fairseq_dsp.units.layout import Layout, parse_layout
+from fairseq_dsp.units.layout import Layout
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
@@ -52,24 +50,14 @@ def load_model(state: dict[str, Any]) -> DspTransformerModel:
         Refusal: the weights do not fit the options.
     """
     cfg = state["cfg"].model
-    if "encoder.embed_tokens.weight" not in state["model"] or "decoder.embed_tokens.weight" not in state["model"]:
-        raise Refusal("the checkpoint's weights must be a translation model's, but embeddings are missing.")
+    refuse_unfit_options(cfg, state["model"])
     for side in _SIDES:  # the weights come with the checkpoint: no need of the files that they started from
         set_option(cfg, f"{side}_embed_path", None)
-    if (layout := get_option(cfg, "head_layout")) is not None:
-        parse_layout(str(layout), "--head-layout")  # never a path: training writes the layout that it found there
-    try:
-        if reasons := objections_to_stored_options(cfg, state["model"]):
-            raise Refusal(*reasons)
+    with fitting_its_own_options():
         adopt_architecture(cfg)
         with _without_initialisation():
             model = ARCH_MODEL_REGISTRY[get_option(cfg, "arch")].build_model(cfg, VocabularyTask(state["model"], cfg))
         model.adopt_state_dict(dict(state["model"]))
-    except Refusal:
-        raise
-    except Exception as error:  # fairseq's model trusts its options, and stumbles over wrong ones in any way
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-        raise Refusal(f"the checkpoint's weights must fit its own options, but do not: {reason}") from error
     return model.eval()
 
 
@@ -100,20 +88,6 @@ def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:
         name = f"dsp_{name}" if f"dsp_{name}" in ARCH_MODEL_REGISTRY else "dsp_transformer"
     set_option(cfg, "_name", name)
     set_option(cfg, "arch", name)
-
-
-def resolve_layout(text: str, option: str = "--head-layout") -> Layout:
-    """The layout that an option names: a text, or a checkpoint whose heads are meant.
-
-    Raises:
-        Refusal: neither.
-    """
-    if os.path.exists(text) or text.endswith(".pt"):
-        try:
-            return load_model(read_checkpoint(text)).deployed_layout()
-        except Refusal as refusal:
-            raise Refusal(*(f"`{option}`: {reason}" for reason in refusal.reasons)) from refusal
-    return parse_layout(text, option)
 
 
 @contextlib.contextmanager

@@ -16,14 +16,15 @@ import torch
 from omegaconf import OmegaConf
 
 from fairseq_dsp.checkpoints.batches import loss_per_token
-from fairseq_dsp.checkpoints.building import load_model, resolve_layout
-from fairseq_dsp.checkpoints.reading import FORMAT, PROVENANCE, read_checkpoint
+from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
 from fairseq_dsp.plugin.objections import budget_out_of_range
+from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.fingerprint import agree, fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
 from fairseq_dsp.units.layout import Layout

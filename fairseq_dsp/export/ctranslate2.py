@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.checkpoints.stock import read_sentences, read_vocabularies
 from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, evenly, translate
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import OutputFolder
 from fairseq_dsp.plugin.languages import languages_of, objections_to_task
 from fairseq_dsp.units.layout import Layout

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
+
+# name of an entry -> what its value must be, and whether one is
+Rules = dict[str, tuple[str, Callable[[Any], bool]]]
 
 _LONGEST = 60  # characters of a value in a sentence
 
@@ -21,6 +25,20 @@ def is_finite(value: Any, least: float = -math.inf) -> bool:
         )
     except OverflowError:  # a whole number beyond any float
         return False
+
+
+def or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """The same rule for a value that may be null."""
+    return lambda value: value is None or fits(value)
+
+
+def broken(content: dict[str, Any], rules: Rules) -> list[str]:
+    """What is wrong with entries that are there, each by itself; of a sentence, without its end."""
+    return [
+        f"`{name}` must be {rule}, but is {excerpt(content[name])}"
+        for name, (rule, fits) in rules.items()
+        if name in content and not fits(content[name])
+    ]
 
 
 def excerpt(value: Any) -> str:

@@ -40,7 +40,7 @@ class Method(ABC):
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
-        """Sentences on values of the options that the method takes; empty if all are fit. Subclasses add theirs."""
+        """Sentences on values of the options that the method takes; empty if all are fit. A subclass adds sentences on its own options."""
         cooldown = config.cooldown_updates
         if "cooldown_updates" not in cls.options or cooldown is None or cooldown >= 0:
             return []

@@ -40,7 +40,7 @@ class Gates(Protocol):
         """The gates of the site's heads: [h], float32."""
 
     def live_heads(self, searching: bool) -> tuple[int, ...] | None:
-        """The heads whose gate is 1, where all gates are constant 0 or 1 and the others need not be computed; else None.
+        """The heads whose gate is 1, where all gates are constant 0 or 1 and a head of gate 0 need not be computed; else None.
         `searching`: the first step of a search asks, whose source has been encoded with the same heads."""
 
 

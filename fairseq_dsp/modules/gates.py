@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.methods import Method
+from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.units.budget import Budget
-from fairseq_dsp.units.floors import Floors, fewest, top_k_above_floors
+from fairseq_dsp.units.floors import Floors
 from fairseq_dsp.units.layout import Grid, Layout
 
 logger = logging.getLogger("fairseq_dsp.gates")  # as logs have always named it
@@ -86,18 +87,7 @@ class HeadGates(nn.Module):
 
     def decided_mask(self) -> Tensor:
         """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
-        fixed = self.fixed_mask.detach()
-        # Anything but exact marks (an averaged state) falls back on the importance, which decided them. The device answers
-        # its own question: to read the answer would be to wait for it.
-        decided = ((fixed == 0) | (fixed == 1)).all()
-        if self.budget is not None:
-            decided = decided & (fixed.sum() == self.budget.count)
-        return torch.where(decided, fixed, self._choose())
-
-    def _choose(self) -> Tensor:
-        """The most important heads: K of them, or as many as the method finds right."""
-        kept = self.budget.count if self.budget else max(self.method.own_number(self.importance), fewest(self.floors))
-        return top_k_above_floors(self.importance, kept, self.floors)
+        return decided(self.method, self.importance, self.fixed_mask, self.budget, self.floors)
 
     def layout(self) -> Layout:
         """`decided_mask` as a layout of the grid."""
@@ -140,10 +130,10 @@ class HeadGates(nn.Module):
                 self.method.begin_update(self.importance, self.budget, self.update, **self.own_state())
             return self._in_graph(self.method.gates(self.importance, self.budget_now, self.update))
         if self._fixed is None or self._fixed[0] != _stamp(self.fixed_mask):
-            decided = self.decided_mask()
-            before, marks = torch.stack([self.fixed_mask, decided]).tolist()
+            mask = self.decided_mask()
+            before, marks = torch.stack([self.fixed_mask, mask]).tolist()
             self._refuse_other_number(before)
-            self.fixed_mask.copy_(decided)
+            self.fixed_mask.copy_(mask)
             self._fixed = _stamp(self.fixed_mask), tuple(map(bool, marks))
         return self._in_graph(self.fixed_mask + 0.0 * self.importance)
 

@@ -12,7 +12,8 @@ from typing import Any
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 
-from fairseq_dsp.config import architecture_of, get_option
+from fairseq_dsp.config import architecture_of
+from fairseq_dsp.plugin.options import completed
 
 # Those that also add weights or take some away are among them: the option says more than a list of names.
 _COMPUTE = (
@@ -37,14 +38,9 @@ def computation(cfg: argparse.Namespace | DictConfig | Mapping[str, Any]) -> dic
     Args:
         cfg: flat, of any age and of any architecture that is registered.
     """
-    given = {
-        str(name): get_option(cfg, str(name)) for name in (vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg)
-    }
-    complete = argparse.Namespace(**{name: value for name, value in given.items() if value is not None})
-    fill_in = ARCH_CONFIG_REGISTRY.get(architecture_of(complete))
-    if fill_in is not None:
-        fill_in(complete)
-    absent = None if fill_in is None else False  # fairseq fills in all but switches that came later
+    complete = completed(cfg)
+    known = architecture_of(complete) in ARCH_CONFIG_REGISTRY
+    absent = False if known else None  # fairseq fills in all but switches that came later
     values = {name: getattr(complete, name, absent) for name in _COMPUTE}
     return {name: str(value) for name, value in values.items() if value is not None}
 

@@ -8,69 +8,94 @@ that would make it fit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
-from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, layout_of_state, shrink_state
+from fairseq_dsp.modules.surgery import layout_of_state, shrink_state
 from fairseq_dsp.units.layout import Layout
 
 
-class Fitted(Protocol):
-    """What is asked of the model, beside that it is a fairseq model.
+@dataclass(frozen=True)
+class Receiver:
+    """What a state is fitted to: all that is asked of a model.
 
     Attributes:
+        parameters: its parameters, shared ones by each of their names.
         layout: the heads that it has, of all those of its architecture.
-        head_gates: its importance variables; None where nothing is learned.
+        is_marked: whether its state says which heads it has, as it does where they are those of a layout.
+        gates: its importance variables; None where nothing is learned.
         adopts_dense_state: whether it may start from a state without importance variables.
     """
 
+    parameters: Mapping[str, Tensor]
     layout: Layout
-    head_gates: HeadGates | None
+    is_marked: bool
+    gates: HeadGates | None
     adopts_dense_state: bool
 
 
-def fit_state(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def fit_state(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state as the model's strict loading wants it.
 
     Args:
-        state: may be changed in place.
+        state: upgraded to today's parameter names.
 
     Raises:
         Refusal: it is of another model, has other heads than the model, or lacks importance variables that it should bring.
     """
-    model.upgrade_state_dict(state)
-    _refuse_other_sizes(model, state)
-    state = _with_heads_of(model, state)
-    return _with_gates_of(model, state)
+    _refuse_other_sizes(receiver.parameters, state)
+    return _with_gates_of(receiver, _with_heads_of(receiver, state))
 
 
-def _with_heads_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    sites = dict(attentions(model, model.layout.grid))
-    theirs = layout_of_state(state, model.layout.grid)
-    has_layout = any(hasattr(attention, KEPT_MASK) for attention in sites.values())
-    if theirs is None and has_layout:
+def refuse_other_heads(theirs: Layout | None, ours: Layout, is_marked: bool) -> None:
+    """Compares the heads of a state with those that a model has.
+
+    Args:
+        theirs: what the state's marks say; None where it has none.
+        ours: the model's heads.
+        is_marked: whether the model's own state has marks.
+
+    Raises:
+        Refusal: they differ.
+    """
+    if theirs is not None and (not is_marked or theirs != ours):
+        other = f"other heads ({ours})" if is_marked else "all heads"
+        raise Refusal(
+            f"the checkpoint keeps {theirs.count} heads and this model {other}: add `--head-layout {theirs}`."
+        )
+
+
+def refuse_lack_of_importance() -> NoReturn:
+    """Raises:
+    Refusal: of a state that should bring importance variables.
+    """
+    raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
+
+
+def _with_heads_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    theirs = layout_of_state(state, receiver.layout.grid)
+    if theirs is None and receiver.is_marked:
         gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
-        return {**shrink_state(state, model.layout), **gates}
-    if theirs is not None and (not has_layout or theirs != model.layout):
-        ours = f"other heads ({model.layout})" if has_layout else "all heads"
-        raise Refusal(f"the checkpoint keeps {theirs.count} heads and this model {ours}: add `--head-layout {theirs}`.")
+        return {**shrink_state(state, receiver.layout), **gates}
+    refuse_other_heads(theirs, receiver.layout, receiver.is_marked)
     return state
 
 
-def _with_gates_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    gates = model.head_gates
+def _with_gates_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    gates = receiver.gates
     if gates is None:  # asked for explicitly: a layout without a budget
         return {name: value for name, value in state.items() if not name.startswith(STATE_PREFIX)}
     if not any(name.startswith(STATE_PREFIX) for name in state):
-        if not model.adopts_dense_state:
-            raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
+        if not receiver.adopts_dense_state:
+            refuse_lack_of_importance()
         return {**state, **{STATE_PREFIX + name: value for name, value in gates.state_dict().items()}}
-    if model.adopts_dense_state:  # of another method's checkpoint training takes importance and marks
+    if receiver.adopts_dense_state:  # of another method's checkpoint training takes importance and marks
         ours = {STATE_PREFIX + name: value for name, value in gates.state_dict().items()}
         own = {STATE_PREFIX + name: ours[STATE_PREFIX + name] for name in gates.own_state()}
         state = {name: value for name, value in state.items() if name in ours or not name.startswith(STATE_PREFIX)}
@@ -78,27 +103,27 @@ def _with_gates_of(model: Fitted, state: dict[str, Tensor]) -> dict[str, Tensor]
     return state
 
 
-def parameter_names(model: nn.Module) -> list[list[str]]:
+def names_of(parameters: Mapping[str, Tensor]) -> list[list[str]]:
     """The names of every parameter in a state; those of shared embeddings have several."""
     shared: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in parameters.items():
         shared.setdefault(id(parameter), []).append(name)
     return list(shared.values())
 
 
-def _refuse_other_sizes(model: Fitted, state: dict[str, Tensor]) -> None:
+def _refuse_other_sizes(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
     """Compares what options and dictionaries decide, and weights that are one in the model and two in the state.
 
     Raises:
         Refusal: the state is of another model.
     """
-    ours = _sizes(dict(model.named_parameters(remove_duplicate=False)))
+    ours = _sizes(parameters)
     reasons = [
         f"{what} must be {size}, as the checkpoint's weights are, but is {ours[what]}."
         for what, size in _sizes(state).items()
         if ours.get(what, size) != size
     ]
-    for first, *others in parameter_names(model):
+    for first, *others in names_of(parameters):
         for name in others:
             one, other = state.get(first), state.get(name)
             if one is not None and other is not None and one.shape == other.shape and not torch.equal(one, other):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
@@ -13,18 +14,19 @@ from fairseq_dsp.units.floors import floors_of, meets, objection_to_floor, parse
 from fairseq_dsp.units.layout import Grid, Layout
 
 
-def initial_layout(grid: Grid, config: PruningConfig) -> Layout:
+def initial_layout(grid: Grid, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
     """The layout that the options give or draw, before anything is learned.
 
     Args:
         grid: the heads of the architecture.
+        look_up: the layout of a text or of a checkpoint that an option names.
 
     Raises:
         Refusal: the layout does not fit the grid, or budget, floor and counts do not fit each other.
     """
     layout = Layout.full(grid)
     if config.head_layout is not None:
-        layout = _looked_up(config.head_layout)
+        layout = look_up(config.head_layout)
         if layout.grid != grid:
             raise Refusal(f"`--head-layout` must fit the model, whose heads are {_counts(grid)}, but is {layout}.")
     budget, floors = config.budget, floors_of(layout.surviving, parse_floor(config.cross_floor))
@@ -35,7 +37,7 @@ def initial_layout(grid: Grid, config: PruningConfig) -> Layout:
     if method_class(config).learned or budget is None or layout.count == budget:
         return layout
     if method_class(config) is Stratified:
-        drawn = _stratified(grid, budget, config)
+        drawn = _stratified(grid, budget, config, look_up)
         if not meets(drawn.kept, floors):
             raise Refusal(
                 f"`--head-counts` must leave the cross-attention heads of `--cross-floor {config.cross_floor}`, but is "
@@ -45,11 +47,11 @@ def initial_layout(grid: Grid, config: PruningConfig) -> Layout:
     return random_subset_above_floors(layout, budget, config.seed, floors)
 
 
-def _stratified(grid: Grid, budget: int, config: PruningConfig) -> Layout:
+def _stratified(grid: Grid, budget: int, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
     text = config.head_counts
     try:
         if text is not None and ("/" in text or os.path.exists(text)):
-            counts = counts_of_layout(_looked_up(text))
+            counts = counts_of_layout(look_up(text))
             if sum(counts.values()) != budget:
                 raise ValueError(f"must add up to the budget of {budget}, but the layout keeps {sum(counts.values())}")
         else:
@@ -59,12 +61,6 @@ def _stratified(grid: Grid, budget: int, config: PruningConfig) -> Layout:
         raise
     except ValueError as error:
         raise Refusal(f"{flag('head_counts')} {error}.") from error
-
-
-def _looked_up(text: str) -> Layout:
-    from fairseq_dsp.checkpoints.building import resolve_layout  # which needs the model that this is called for
-
-    return resolve_layout(text)
 
 
 def _counts(grid: Grid) -> str:

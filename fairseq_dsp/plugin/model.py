@@ -10,10 +10,10 @@ option in silence.
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
-from fairseq.models.transformer import TransformerDecoderBase, TransformerModel
+from fairseq.models.transformer import TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -27,12 +27,14 @@ from fairseq_dsp.guards.versions import (
 )
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
-from fairseq_dsp.modules.surgery import attentions, install_gates, make_prunable, remove_gates, shrink_model
-from fairseq_dsp.plugin.fitting import fit_state, parameter_names
+from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, install_gates, make_prunable, remove_gates, shrink_model
+from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
+from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import initial_layout
 from fairseq_dsp.plugin.languages import languages_of, languages_of_model, objections_to_other_languages
 from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
+from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout
@@ -47,40 +49,6 @@ ARCHITECTURES = (
     "transformer_vaswani_wmt_en_de_big",
     "transformer_vaswani_wmt_en_fr_big",
 )
-
-
-NO_LAYER = -1
-
-
-class DspTransformerDecoder(TransformerDecoderBase):
-    """fairseq's decoder, whose alignment comes from the last layer that has a cross-attention head.
-
-    Attributes:
-        alignment_layer: index of that layer; the last one where no layer has one; `NO_LAYER` where nobody aligns.
-    """
-
-    alignment_layer = 0  # without annotation, which TorchScript could not read here
-
-    def extract_features(
-        self,
-        prev_output_tokens: Tensor,
-        encoder_out: Optional[Dict[str, List[Tensor]]] = None,
-        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
-        full_context_alignment: bool = False,
-        alignment_layer: Optional[int] = None,
-        alignment_heads: Optional[int] = None,
-    ):
-        """As in fairseq; `alignment_layer` defaults to the last layer that can align."""
-        features, extra = self.extract_features_scriptable(
-            prev_output_tokens,
-            encoder_out,
-            incremental_state,
-            full_context_alignment,
-            self.alignment_layer if alignment_layer is None else alignment_layer,
-            alignment_heads,
-        )
-        # contiguous, or torch multiplies a frozen output projection once a sentence instead of once a batch
-        return features.contiguous(), extra
 
 
 @register_model("dsp_transformer")
@@ -151,7 +119,7 @@ class DspTransformerModel(TransformerModel):
 
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
-        layout = initial_layout(self.layout.grid, config)
+        layout = initial_layout(self.layout.grid, config, resolve_layout)
         if config.head_layout is not None or not method_class(config).learned:
             shrink_model(self, layout)
             set_option(args, "head_layout", str(layout))
@@ -237,7 +205,7 @@ class DspTransformerModel(TransformerModel):
         """
         with exit_on_refusal():
             try:
-                return super().load_state_dict(fit_state(self, state_dict), strict, model_cfg, args)
+                return super().load_state_dict(self._fitting(state_dict), strict, model_cfg, args)
             except (KeyError, RuntimeError) as error:  # names or shapes that no option of ours explains
                 reason = " ".join(str(error).split())[:400]
                 raise Refusal(f"the checkpoint's weights must fit the model's options, but do not: {reason}") from error
@@ -250,15 +218,28 @@ class DspTransformerModel(TransformerModel):
             RuntimeError: names or shapes differ.
         """
         self.unchecked = None
-        shared = parameter_names(self)
+        shared = names_of(dict(self.named_parameters(remove_duplicate=False)))
         attached = {name: vars(parameter) for name, parameter in self.named_parameters(remove_duplicate=False)}
-        nn.Module.load_state_dict(self, fit_state(self, state_dict), strict=True, assign=True)
+        nn.Module.load_state_dict(self, self._fitting(state_dict), strict=True, assign=True)
         for name, attributes in attached.items():  # by which the optimizer tells importance
             vars(self.get_parameter(name)).update(attributes)
         for first, *others in shared:
             for name in others:  # embeddings that are one parameter stay one
                 owner, _, attribute = name.rpartition(".")
                 setattr(self.get_submodule(owner), attribute, self.get_parameter(first))
+
+    def _fitting(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state, changed in place where it has names of an earlier fairseq, as strict loading wants it; see `fit_state`."""
+        self.upgrade_state_dict(state)
+        sites = dict(attentions(self, self.layout.grid))
+        receiver = Receiver(
+            parameters=dict(self.named_parameters(remove_duplicate=False)),
+            layout=self.layout,
+            is_marked=any(hasattr(attention, KEPT_MASK) for attention in sites.values()),
+            gates=self.head_gates,
+            adopts_dense_state=self.adopts_dense_state,
+        )
+        return fit_state(receiver, state)
 
     def _find_alignment_layer(self) -> None:
         able = [site.layer for site in self.layout.grid.sites if site.stack == "cross" and self.layout.units(site)]

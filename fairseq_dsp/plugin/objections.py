@@ -6,9 +6,10 @@ Asked by `task` when training starts, by `model` whenever it is built, and by `c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from fairseq.models import ARCH_CONFIG_REGISTRY
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option
-from fairseq_dsp.errors import noted
+from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import method_class, objections_to_method
 from fairseq_dsp.plugin.languages import (
     BILINGUAL_BUDGET,
@@ -27,7 +28,8 @@ from fairseq_dsp.plugin.languages import (
     MULTILINGUAL_BUDGET,
     objections_to_model_a_pair,
 )
-from fairseq_dsp.plugin.options import grid_of_options
+from fairseq_dsp.plugin.options import completed, grid_of_options
+from fairseq_dsp.units.layout import parse_layout
 
 _MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
@@ -73,6 +75,44 @@ def objections_to_unknown_options(cfg: argparse.Namespace | DictConfig) -> list[
         meant = f"; did you mean `{close[0]}`?" if close else "."
         found.append(f"`{name}` is not an option of {architecture_of(cfg)}{meant}")
     return found
+
+
+def refuse_unfit_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[str, Tensor]) -> None:
+    """Looks at a checkpoint's options before anything is made of them.
+
+    Raises:
+        Refusal: there are no embeddings, the layout is none, or `objections_to_stored_options` has some.
+    """
+    if "encoder.embed_tokens.weight" not in weights or "decoder.embed_tokens.weight" not in weights:
+        raise Refusal("the checkpoint's weights must be a translation model's, but embeddings are missing.")
+    if (layout := get_option(cfg, "head_layout")) is not None:
+        parse_layout(str(layout), "--head-layout")  # never a path: training writes the layout that it found there
+    with fitting_its_own_options():
+        if reasons := objections_to_stored_options(cfg, weights):
+            raise Refusal(*reasons)
+        complete = completed(cfg)
+        for side in (
+            "encoder",
+            "decoder",
+        ):  # as fairseq says it when it builds the attention, but before heads are counted
+            width, heads = (
+                weights[f"{side}.embed_tokens.weight"].shape[-1],
+                getattr(complete, f"{side}_attention_heads"),
+            )
+            if width // heads * heads != width:
+                raise AssertionError("embed_dim must be divisible by num_heads")
+
+
+@contextlib.contextmanager
+def fitting_its_own_options() -> Iterator[None]:
+    """Turns whatever goes wrong within into a `Refusal`: fairseq trusts a model's options, and stumbles over wrong ones in any way."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        raise Refusal(f"the checkpoint's weights must fit its own options, but do not: {reason}") from error
 
 
 def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[str, Tensor]) -> list[str]:

@@ -72,7 +72,7 @@ class DspAdam(FairseqAdam):
         super().__init__(cfg, groups)
 
     def set_lr(self, lr: float) -> None:
-        """Sets the weights' learning rate; the importance variables keep theirs, or follow in proportion."""
+        """Sets the weights' learning rate; that of the importance variables stays, or follows in proportion."""
         super().set_lr(lr)
         self._restore_importance_options()
 

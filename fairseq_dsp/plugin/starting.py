@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, set_option
 from fairseq_dsp.errors import Refusal, noted
+from fairseq_dsp.files.checkpoint import family_of
 from fairseq_dsp.files.weights import refuse_broken_weights
 from fairseq_dsp.guards.untrusted import strange_options
 from fairseq_dsp.guards.versions import settle_device_marks
@@ -27,7 +28,6 @@ from fairseq_dsp.methods import Method, method_class
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
 from fairseq_dsp.plugin.languages import languages_of, objections_to_other_languages
-from fairseq_dsp.plugin.options import family_of
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 

@@ -40,7 +40,10 @@ class TranslationDspConfig(TranslationConfig):
     # text, so that a wrong value is ours to explain in one sentence
     unpruned_heads: Optional[str] = field(
         default=None,
-        metadata={"help": "how many attention heads the model may keep, 0 to all of them; auto: hard-concrete decides"},
+        metadata={
+            "help": "how many attention heads the model may keep, from 0 to all of them; with --head-selection hard-concrete also "
+            "auto: the model then keeps every head whose gate is open"
+        },
     )
     seed: int = II("common.seed")
     log_interval: int = II("common.log_interval")

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -229,6 +230,15 @@ class Layout:
                 cells = f"{sum(marks)}/{len(marks)}"
             lines.append(f"{STACK_NAMES[site.stack]:>12} {site.layer + 1:>2}  {cells}")
         return "\n".join(lines)
+
+
+def is_layout(value: Any) -> bool:
+    """Whether a value, of JSON for example, is a layout's text."""
+    try:
+        Layout.parse(value)
+    except (ValueError, AttributeError):
+        return False
+    return True
 
 
 def parse_layout(text: str, option: str) -> Layout:

@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 import torch
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.files.json_values import excerpt, is_finite, is_whole
+from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
 from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE
 from fairseq_dsp.units.floors import Floors, top_k_above_floors
-from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.layout import Layout, is_layout
 
 FORMAT = 1
 _OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
@@ -107,51 +107,30 @@ def read_scores(path: str) -> ScoreFile:
     names = ScoreFile.__dataclass_fields__.keys()
     wrong = [f"`{name}` is missing" for name in names if name not in content and name not in _LATER]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
-    wrong += [problem for name in names if name in content for problem in _problem(name, content[name])]
+    wrong += broken(content, _RULES) + _strange_items(content)
     if not wrong:
         content["layout"] = Layout.parse(content["layout"])
         wrong = _disagreements(content)
     if wrong:
-        raise Refusal(*(f"`--scores` must be as fairseq-dsp-score writes it, but in {path} {each}." for each in wrong))
+        raise Refusal(*(f"`--scores` must be as fairseq-dsp-score writes it: in {path} {each}." for each in wrong))
     lists = {name: tuple(content[name]) for name in ("scores", "order", "pairs") if content.get(name) is not None}
     return ScoreFile(**{name: content[name] for name in names if name in content} | lists)
-
-
-def _problem(name: str, value: Any) -> list[str]:
-    """What is wrong with a value by itself."""
-    if value is None and name in ("order", "iterative", *_OF_DATA):
-        return []
-    if name in ("version", "scorer", "checkpoint"):
-        return [] if isinstance(value, str) and value else [f"`{name}` is no text but {excerpt(value)}"]
-    if name == "subset":
-        return [] if value in ("train", "valid") else [f"`subset` is neither train nor valid but {excerpt(value)}"]
-    if name == "layout":
-        try:
-            Layout.parse(value)
-        except (ValueError, AttributeError):
-            return [f"`layout` is no layout but {excerpt(value)}"]
-        return []
-    if name == "weights":
-        return [] if _is_fingerprint(value) else [f"`weights` is no fingerprint but {excerpt(value)}"]
-    if name == "seed":
-        return [] if is_whole(value) else [f"`seed` is no whole number but {excerpt(value)}"]
-    if name in ("iterative", *_OF_DATA):
-        return [] if is_whole(value, 1) else [f"`{name}` is no whole number above 0 but {excerpt(value)}"]
-    if name == "pairs":
-        right = (
-            isinstance(value, list) and value and all(isinstance(each, str) and each.count("-") == 1 for each in value)
-        )
-        return [] if right else [f"`pairs` is no list of language pairs but {excerpt(value)}"]
-    if not isinstance(value, list):
-        return [f"`{name}` is no list but {excerpt(value)}"]
-    fits, item = (is_whole, "head") if name == "order" else (is_finite, "number")
-    return [f"`{name}` holds {excerpt(strange)}, which is no {item}" for strange in value if not fits(strange)][:1]
 
 
 def _is_fingerprint(value: Any) -> bool:
     if not isinstance(value, dict) or not value or not value.keys() <= PRECISIONS.keys():
         return False
     return all(isinstance(each, str) and re.fullmatch(rf"[0-9a-f]{{{2 * SIZE}}}", each) for each in value.values())
+
+
+def _strange_items(content: dict[str, Any]) -> list[str]:
+    """The first of each list that is not what the list is of."""
+    return [
+        f"`{name}` holds {excerpt(strange)}, which is no {item}"
+        for name, item, fits in (("scores", "number", is_finite), ("order", "head", is_whole))
+        if isinstance(content.get(name), list)
+        for strange in [each for each in content[name] if not fits(each)][:1]
+    ]
 
 
 def _disagreements(content: dict[str, Any]) -> list[str]:
@@ -172,3 +151,28 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
+
+
+def _are_pairs(value: Any) -> bool:
+    right = isinstance(value, list) and value != []
+    return right and all(isinstance(each, str) and each.count("-") == 1 for each in value)
+
+
+_TEXT = ("a text", lambda value: isinstance(value, str) and value != "")
+_COUNT = ("a whole number above 0, or null", or_none(lambda value: is_whole(value, 1)))
+_RULES: Rules = {
+    "version": _TEXT,
+    "scorer": _TEXT,
+    "layout": ("a layout, enc:…/dec:…/cross:…", is_layout),
+    "scores": ("a list of numbers", lambda value: isinstance(value, list)),
+    "order": ("a list of heads, or null", or_none(lambda value: isinstance(value, list))),
+    "iterative": _COUNT,
+    "subset": ("train, valid or null", lambda value: value in ("train", "valid", None)),
+    "batches": _COUNT,
+    "max_tokens": _COUNT,
+    "sentences": _COUNT,
+    "seed": ("a whole number", is_whole),
+    "checkpoint": _TEXT,
+    "weights": ("a fingerprint", _is_fingerprint),
+    "pairs": ("a list of language pairs", _are_pairs),
+}

@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.export.ctranslate2 import score
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from tests.campaigns.cases import Case
 from tests.campaigns.judging import Judge
 from tests.campaigns.material import Material, Tally, make, parser

@@ -22,8 +22,8 @@ from typing import Any
 from commands import HEADS, QUIET, train
 
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.config import PruningConfig, get_option
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.methods import METHODS
 from tests.campaigns.material import Material, Tally, make, parser
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from commands import ROOT, Running
 
-from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from tests.campaigns.material import Material, Tally
 
 sys.path.append(str(ROOT / "examples/translation"))

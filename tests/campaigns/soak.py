@@ -31,7 +31,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 import fairseq_dsp  # noqa: F401  registers the architectures
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import read_checkpoint
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.modules.surgery import mask_heads, remove_gates
 from tests.campaigns.material import Tally, parser
 

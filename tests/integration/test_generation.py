@@ -99,7 +99,7 @@ def test_python_needs_the_plug_in_before_a_checkpoint_as_the_readme_says(
     (expected,) = interactive(data, pruned, "a3 a1 a7\n", tmp_path).hypotheses().values()
     assert (done.returncode == 0) == (way != "neither"), done.stderr[-2000:]
     assert done.stdout.splitlines() == ([f"said {expected}"] if way != "neither" else [])
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = " ".join((ROOT / "docs/checkpoints.md").read_text().split())
     assert "`import fairseq_dsp` before" in readme
     assert "`user_dir=`" in readme
 

@@ -12,8 +12,8 @@ from commands import QUIET, ROOT, budget, different, generate, load, prune, trai
 from models import not_on_0_12_2
 
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import read_scores

@@ -64,20 +64,13 @@ def everything(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """The report of everything, its results beside it, and what the command printed."""
+    """The report of everything, its results beside it with the references that a reproduction leaves, and what was printed."""
     folder = tmp_path_factory.mktemp("report")
     results = everything(folder)
-    done = report(results, folder / "out", "--references", folder / "references")
+    shutil.move(folder / "references", folder / REFERENCES)
+    done = report(results, folder / "out")
     assert done.code == 0, done.err
     return folder / "out", done
-
-
-def test_references_that_a_reproduction_left_beside_its_results_are_found(tmp_path: Path):
-    results = everything(tmp_path)
-    shutil.move(tmp_path / "references", tmp_path / REFERENCES)
-    done = report(results, tmp_path / "out")
-    assert done.code == 0, done.err
-    assert "### Against dense" in (tmp_path / "out/report.md").read_text()
 
 
 def row_of(markdown: str, *cells: str) -> list[str]:

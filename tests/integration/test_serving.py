@@ -12,8 +12,8 @@ import pytest
 from checked import file, served
 from commands import ROOT, load
 
-from fairseq_dsp.checkpoints.reading import write_checkpoint
 from fairseq_dsp.export.ctranslate2 import convert
+from fairseq_dsp.files.checkpoint import write_checkpoint
 
 pytest.importorskip("ctranslate2")
 

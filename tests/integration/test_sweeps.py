@@ -18,8 +18,8 @@ EXAMPLE = ROOT / "examples/translation"
 
 
 def documented(launcher: str) -> list[str]:
-    """Arguments of the sweep that the example's README starts with the launcher; of the local one where it names none."""
-    text = (EXAMPLE / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    """Arguments of the sweep that docs/hydra.md starts with the launcher; of the local one where it names none."""
+    text = (ROOT / "docs/hydra.md").read_text(encoding="utf-8").replace("\\\n", " ")
     sweeps = [shlex.split(line) for line in text.splitlines() if line.startswith("fairseq-hydra-train -m ")]
     chosen = {"".join(word for word in words if word.startswith("hydra/launcher=")): words[1:] for words in sweeps}
     assert sorted(chosen) == ["", "hydra/launcher=submitit_slurm"]

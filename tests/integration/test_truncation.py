@@ -11,8 +11,8 @@ from commands import ROOT
 
 sys.path.append(str(ROOT))
 
-from fairseq_dsp.checkpoints.reading import read_checkpoint
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from tests.campaigns.mutations import boundaries_of
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from models import WORDS, assert_same, build, build_gated, few_examples, layouts_of, model_options, scores
 
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import read_checkpoint, write_checkpoint
 from fairseq_dsp.checkpoints.rewriting import rewrite
 from fairseq_dsp.checkpoints.stock import build_stock
 from fairseq_dsp.cli.export import main
@@ -26,6 +25,7 @@ from fairseq_dsp.export import ctranslate2 as conversion
 from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, score
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import group_count
+from fairseq_dsp.files.checkpoint import read_checkpoint, write_checkpoint
 from fairseq_dsp.units.layout import Grid, Layout
 
 api = pytest.importorskip("ctranslate2")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
+import runpy
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import fairseq
 import pytest
 import torch
 from fairseq.models.transformer import TransformerEncoderBase
@@ -17,6 +18,7 @@ from models import assert_same, build, build_gated, build_with, scores, scores_a
 from omegaconf import OmegaConf
 
 from fairseq_dsp.config import get_option
+from fairseq_dsp.guards import versions
 from fairseq_dsp.guards.versions import (
     FUSED_COPIES,
     config_of_checkpoint,
@@ -30,40 +32,43 @@ from fairseq_dsp.units.layout import Grid, Layout
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def refusal_at_import(before: str) -> str:
-    """The last line said by a fresh Python in which importing the package must fail, after some other statements."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{before}\nimport fairseq_dsp"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode != 0
-    return done.stderr.strip().splitlines()[-1]
+def refusal() -> str:
+    """What the file that knows versions says when it is run with what the test has put in place."""
+    with pytest.raises(ImportError) as refused:
+        runpy.run_path(versions.__file__)
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "supported", "wanted"),
+    ("package", "version", "supported", "wanted"),
     [
-        ("torch", "2.4.1+cu121", "from 2.5 to before 3", "torch>=2.5,<3"),
-        ("torch", "3.0.0.dev20270101", "from 2.5 to before 3", "torch>=2.5,<3"),
-        ("fairseq", "0.12.1", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
-        ("fairseq", "0.12.20", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
-        ("fairseq", "1.0.0a0", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
+        (torch, "2.4.1+cu121", "from 2.5 to before 3", "torch>=2.5,<3"),
+        (torch, "3.0.0.dev20270101", "from 2.5 to before 3", "torch>=2.5,<3"),
+        (fairseq, "0.12.1", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
+        (fairseq, "0.12.20", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
+        (fairseq, "1.0.0a0", "0.12.2 and 0.12.3", "fairseq_dsp[fairseq]"),
     ],
 )
-def test_an_unsupported_version_is_refused_at_import_in_a_sentence(name, version, supported, wanted):
-    assert refusal_at_import(f"import {name}; {name}.__version__ = '{version}'") == (
-        f"ImportError: fairseq_dsp supports {name} {supported}, but {version} is installed: pip install '{wanted}'."
+def test_an_unsupported_version_is_refused_in_a_sentence(package, version, supported, wanted, monkeypatch):
+    monkeypatch.setattr(package, "__version__", version)
+    assert refusal() == (
+        f"fairseq_dsp supports {package.__name__} {supported}, but {version} is installed: pip install '{wanted}'."
     )
 
 
 @pytest.mark.parametrize("name", ["torch", "fairseq"])
-def test_a_missing_package_is_named_at_import(name: str):
-    said = refusal_at_import(f"import sys; sys.modules['{name}'] = None")
-    assert said.startswith(f"ImportError: fairseq_dsp needs {name}, which ")
+def test_a_missing_package_is_named(name: str, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert refusal().startswith(f"fairseq_dsp needs {name}, which ")
+
+
+def test_importing_the_package_refuses_before_anything_else_fails():
+    program = "import sys, torch; torch.__version__ = '2.4.1'; sys.modules['fairseq'] = None; import fairseq_dsp"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: fairseq_dsp supports torch from 2.5")
 
 
 class FusedLayer(TransformerEncoderLayerBase):

@@ -14,7 +14,7 @@ from scipy import stats
 
 from fairseq_dsp.analysis.translations import read_translations
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import read_checkpoint
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.units.floors import floors_of
 from fairseq_dsp.units.score_file import ScoreFile, read_scores
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fairseq_dsp.checkpoints.reading import (
+from fairseq_dsp.files.checkpoint import (
     check_sums,  # the package registers the types that fairseq's checkpoints hold
 )
 

@@ -21,7 +21,7 @@ from fairseq_dsp.analysis.records import REFERENCES
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.benchmark.comparison import processor_name
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.reading import read_checkpoint
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import checked_file
 
 from .checkpoints import LAST, updates_of

@@ -77,7 +77,7 @@ class Look:
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look for every method: known ones always have theirs, a second of a family is dashed, unknown ones get what is left."""
+    """A look for every method: a known one always has the same, a second of a family is dashed, an unknown one gets what is left."""
     found: dict[str, Look] = {}
     seen: dict[tuple[str, str], int] = {}
     others = 0

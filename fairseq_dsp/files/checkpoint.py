@@ -1,4 +1,4 @@
-"""Reads and writes fairseq checkpoints. Called by `building`, `rewriting`, `averaging`, the exports and the commands."""
+"""Reads and writes fairseq checkpoints. Called by `plugin/stored_layout`, `checkpoints`, the exports and the commands."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import zipfile
 from typing import Any
 
 import torch
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
-from fairseq_dsp.checkpoints.old_options import plain_options, upgraded
 from fairseq_dsp.config import architecture_of
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.old_options import plain_options, upgraded
 from fairseq_dsp.files.output import OutputFile
 from fairseq_dsp.files.weights import refuse_broken_weights
 from fairseq_dsp.guards.untrusted import strange_options, why_unread
 from fairseq_dsp.guards.versions import config_of_checkpoint, settle_device_marks
-from fairseq_dsp.plugin.options import family_of
 
 # The entry of a rewritten checkpoint that says where it came from, and the version of what it means. A checkpoint without it
 # is format 1 too: training writes none.
@@ -52,7 +52,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             "the checkpoint's options must be numbers, text that refers to nothing, and containers of them, but in "
             f"{path} others are in {', '.join(strange[:5])}."
         )
-    model_cfg = options.get("model") if isinstance(options, dict) else options
+    model_cfg: Any = options.get("model") if isinstance(options, dict) else options
     architecture = architecture_of(model_cfg)
     family = family_of(architecture)
     if family not in ("transformer", "dsp_transformer"):
@@ -78,6 +78,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ) from error
     state["args"] = None
     return state
+
+
+def family_of(architecture: str | None) -> str | None:
+    """The model behind an architecture's name, such as `transformer`; None for an unknown one."""
+    return ARCH_MODEL_NAME_REGISTRY.get(architecture)
 
 
 def check_sums(path: str) -> None:
