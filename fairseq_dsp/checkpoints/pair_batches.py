@@ -61,7 +61,7 @@ def chosen_pairs(options: Any, given: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def multilingual_task(
-    options: Any, data: str, pairs: Sequence[str], words: tuple[int, int] | None, name: str, translates: bool = False
+    options: Any, data: str, pairs: Sequence[str], words: tuple[int, int] | None, name: str
 ) -> TranslationMultiSimpleEpochTask:
     """fairseq's task over a data folder, with the options that shaped the model's batches.
 
@@ -71,7 +71,6 @@ def multilingual_task(
         pairs: that are read.
         words: rows of the model's source and target embeddings; None to leave them unchecked.
         name: what the user calls the folder, for refusals.
-        translates: the task is to translate the only pair, and reads no data set.
 
     Raises:
         Refusal: the folder lacks dictionaries, or has other ones than the model.
@@ -79,8 +78,6 @@ def multilingual_task(
     languages = _languages(options)
     args = _complete(options, data, languages)
     args.lang_pairs = list(pairs)
-    if translates:
-        args.source_lang, args.target_lang = pairs[0].split("-")
     if reasons := objections_to_dictionaries(languages, pairs, args, name):
         raise Refusal(*reasons)
     task = TranslationMultiSimpleEpochTask.setup_task(args)

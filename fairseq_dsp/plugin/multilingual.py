@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 from dataclasses import fields, make_dataclass
 from typing import Any
 from unittest import mock
@@ -26,6 +27,8 @@ from fairseq_dsp.plugin.languages import MULTILINGUAL, MULTILINGUAL_BUDGET, lang
 from fairseq_dsp.plugin.pair_figures import PAIR, PairFigures, PairsDataset, counts_of
 from fairseq_dsp.plugin.pair_folders import objections_to_dictionaries, refuse_no_sentences
 from fairseq_dsp.plugin.task import BudgetTask, TranslationDspConfig
+
+logger = logging.getLogger(__name__)
 
 _FOLDER = "the data folder"
 _NO_BLEU = frozenset(field.name for field in fields(TranslationConfig) if not field.name.startswith("eval_"))
@@ -78,6 +81,14 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
         set_option(cfg, "langs", self.langs)
         set_option(cfg, "lang_dict", None)
         reasons: list[str] = []
+        languages = languages_of(self.args)
+        told = languages is not None and (languages.source_token == "tgt" or languages.target_token)
+        if len(set(self.target_langs)) > 1 and not told:
+            logger.warning(
+                "`--encoder-langtok tgt` or `--decoder-langtok` should be given for several target languages (%s): nothing else tells the "
+                "model which one is meant.",
+                ", ".join(sorted(set(self.target_langs))),
+            )
         if self.option("enable_lang_ids"):
             reasons.append(
                 f"`--enable-lang-ids` must not be given for `--task {self.budget_name}`: a transformer takes none."

@@ -102,3 +102,10 @@ def test_languages_in_another_order_or_other_tokens_than_at_training(
     ):
         done = generate_pair(several, multilingual_trained, PAIRS[0], *extra, folder=tmp_path)
         assert_refused(done, *words)
+
+
+def test_several_target_languages_that_nothing_tells_apart_are_warned_of(several, tmp_path):
+    words = "should be given for several target languages (qos, qte)"
+    for tokens, warned in ((["--encoder-langtok", "src"], True), (["--decoder-langtok"], False)):
+        done = train_languages(several, tmp_path / tokens[0], *QUIET, *K, "--max-update", 1, tokens=tokens)
+        assert (words in done.out) == warned

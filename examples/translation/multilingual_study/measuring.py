@@ -81,7 +81,7 @@ class Likeness:
 
 def likeness(one: ScoreFile, other: ScoreFile, k: int) -> Likeness:
     values = [torch.tensor(file.scores, dtype=torch.float64) for file in (one, other)]
-    sizes = [one.layout.surviving.heads(site) for site in one.layout.surviving.sites]
+    sizes = [one.layout.surviving.size(site) for site in one.layout.surviving.sites]
     ordered = [torch.cat([part.sort().values for part in each.split(sizes)]) for each in values]
     tops = [set(each.topk(k).indices.tolist()) for each in values]
     rhos = [float(stats.spearmanr(*(each.tolist() for each in pair)).statistic) for pair in (values, ordered)]

@@ -145,10 +145,10 @@ def heat_maps(files: dict[str, ScoreFile], path: str) -> None:
         axes = figure.subplots(1, len(files), squeeze=False)[0]
         for axis, (pair, file) in zip(axes, files.items(), strict=True):
             grid, total = file.layout.surviving, sum(file.scores)
-            widest = max(grid.heads(site) for site in grid.sites)
+            widest = max(grid.size(site) for site in grid.sites)
             scores, rows = iter(file.scores), []
             for site in grid.sites:
-                row = [next(scores) / total for _ in range(grid.heads(site))]
+                row = [next(scores) / total for _ in range(grid.size(site))]
                 rows.append(row + [float("nan")] * (widest - len(row)))
             axis.imshow(rows, cmap="Blues", aspect="auto", vmin=0)
             axis.set_title(pair)
