@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from fairseq_dsp.checkpoints.pair_batches import pairs_of_batches, set_languages
 from fairseq_dsp.config import flag, language_pairs, whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
-from fairseq_dsp.files.output import checked_file, checked_folder
+from fairseq_dsp.files.output import checked_file
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.scoring import SCORERS, finite_scores, removal_order
 from fairseq_dsp.scoring.subject import Subject
@@ -74,79 +74,18 @@ def score(
     """
     given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
     given |= {"source_lang": source_lang, "target_lang": target_lang}
-    target, options = _checked(scorer, data, given, None if output is None else partial(checked_file, output, force))
-    work = _Work.of(checkpoint, scorer, data, options, cpu)
+    target, options = checked_options(
+        scorer, data, given, None if output is None else partial(checked_file, output, force)
+    )
+    work = Work.of(checkpoint, scorer, data, options, cpu)
     file = work.score(None, watch)
     if target is not None:
         target.write(lambda handle: handle.write(file.text().encode()), "the score file")
     return file
 
 
-def score_pairs(
-    checkpoint: str | os.PathLike[str],
-    scorer: str,
-    data: str | os.PathLike[str] | None,
-    output: str | os.PathLike[str] | None = None,
-    *,
-    lang_pairs: str | Sequence[str],
-    subset: str | None = None,
-    batches: int | str | None = None,
-    max_tokens: int | str | None = None,
-    iterative: int | str | None = None,
-    seed: int | str | None = None,
-    cpu: bool = False,
-    force: bool = False,
-    watch: Watch = unwatched,
-) -> dict[str, ScoreFile]:
-    """How much each head of a multilingual model matters to each language pair: `fairseq-dsp-score --lang-pairs`.
-
-    Args:
-        checkpoint: of fairseq's task `translation_multi_simple_epoch`, or ours, dense or with gates.
-        scorer: see `score`; one that reads data. Likewise for all that is not said here.
-        data: the data folder.
-        output: a folder for the score files, `scores.en-de.json` and so on; None for none.
-        lang_pairs: pairs that the model was trained on, with commas between.
-        batches: how many of each pair.
-        force: replace `output`, a folder of score files.
-
-    Returns:
-        the scores by pair, for `prune` and `fairseq-dsp-merge`.
-
-    Raises:
-        Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
-    """
-    given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
-    check = None if output is None else partial(checked_folder, output, force, "folders of score files", is_scores)
-    target, options = _checked(scorer, data, given | {"lang_pairs": lang_pairs}, check)
-    pairs = options["lang_pairs"]
-    work = _Work.of(checkpoint, scorer, data, options, cpu)
-    files = {}
-    with watch(f"{scorer}, language pairs", len(pairs)) as done:
-        for drawn in [work.draw([pair]) for pair in pairs]:  # all are read before the first is scored
-            file = work.score(drawn, unwatched)
-            assert file.pairs is not None
-            files[file.pairs[0]] = file
-            done()
-    if target is not None:
-        with target.written("the score files") as folder:
-            for pair, file in files.items():
-                with open(os.path.join(folder, file_of_pair(pair)), "w", encoding="utf-8") as handle:
-                    handle.write(file.text())
-    return files
-
-
-def file_of_pair(pair: str) -> str:
-    """The name of a pair's score file in a folder of them."""
-    return f"scores.{pair}.json"
-
-
-def is_scores(folder: str) -> bool:
-    """Whether a folder holds score files of language pairs and nothing else."""
-    return all(name.startswith("scores.") and name.endswith(".json") for name in os.listdir(folder))
-
-
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """Batches, and the language pairs that they are of; None where the model has but one."""
 
     batches: list[dict[str, Any]]
@@ -154,7 +93,7 @@ class _Drawn:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """A model that is scored, and what is asked for."""
 
     model: Any
@@ -166,7 +105,7 @@ class _Work:
     checkpoint: str
 
     @classmethod
-    def of(cls, checkpoint: Any, scorer: str, data: Any, options: dict[str, Any], cpu: bool) -> _Work:
+    def of(cls, checkpoint: Any, scorer: str, data: Any, options: dict[str, Any], cpu: bool) -> Work:
         model, task_options, weights = ungated(os.fspath(checkpoint))
         model.to("cuda" if torch.cuda.is_available() and not cpu else "cpu")
         if SCORERS[scorer].reads_data:
@@ -174,16 +113,16 @@ class _Work:
         path = None if data is None else os.fspath(data)
         return cls(model, scorer, path, options, task_options, weights, os.path.basename(checkpoint))
 
-    def draw(self, pairs: Sequence[str] | None) -> _Drawn:
+    def draw(self, pairs: Sequence[str] | None) -> Drawn:
         """Batches of the data, of the given pairs or of all."""
         if not SCORERS[self.scorer].reads_data:
-            return _Drawn([], None)
+            return Drawn([], None)
         assert self.data is not None
         subset, batches, max_tokens, seed = (self.options[name] for name in ("subset", "batches", "max_tokens", "seed"))
         found = draw_batches(self.model, self.task_options, self.data, subset, batches, max_tokens, seed, pairs)
-        return _Drawn(found, pairs_of_batches(self.task_options, pairs))
+        return Drawn(found, pairs_of_batches(self.task_options, pairs))
 
-    def score(self, drawn: _Drawn | None, watch: Watch) -> ScoreFile:
+    def score(self, drawn: Drawn | None, watch: Watch) -> ScoreFile:
         drawn = self.draw(None) if drawn is None else drawn
         found, options = drawn.batches, self.options
         scores, order = _scored(self.model, self.scorer, found, options, watch)
@@ -205,7 +144,7 @@ class _Work:
         )
 
 
-def _checked(
+def checked_options(
     scorer: str, data: Any, given: dict[str, Any], check: Callable[[], Any] | None
 ) -> tuple[Any, dict[str, Any]]:
     """The output, checked, and the options with their defaults.
@@ -237,16 +176,27 @@ def _scored(
     scorer = SCORERS[name]()
     rounds = 1 if step is None else max(-(-grid.total // step), 1)
     with watch(f"{name}, batches", rounds * len(batches)) as done:
-        subject = Subject(
-            grid=grid,
-            attentions=dict(attentions(model, model.layout.grid)),
-            batches=_Watched(batches, done),
-            loss=lambda batch: loss_of(model, batch),
-            seed=options["seed"],
-        )
+        subject = subject_of(model, _Watched(batches, done), options["seed"])
         if step is None:
             return finite_scores(scorer, subject, torch.ones(grid.total)), None
         return removal_order(scorer, subject, step)
+
+
+def subject_of(model: Any, batches: Iterable[Any], seed: int) -> Subject:
+    """A model without gates, as it is now and in evaluation mode, for a scorer.
+
+    Args:
+        batches: of fairseq.
+        seed: of what is drawn.
+    """
+    model.eval()
+    return Subject(
+        grid=model.layout.surviving,
+        attentions=dict(attentions(model, model.layout.grid)),
+        batches=batches,
+        loss=lambda batch: loss_of(model, batch),
+        seed=seed,
+    )
 
 
 class _Watched:

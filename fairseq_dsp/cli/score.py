@@ -7,7 +7,8 @@ import logging
 import os
 from collections.abc import Sequence
 
-from fairseq_dsp.api.scoring import READERS, file_of_pair, score, score_pairs
+from fairseq_dsp.api.pair_scoring import file_of_pair, score_pairs
+from fairseq_dsp.api.scoring import READERS, score
 from fairseq_dsp.cli.arguments import add_languages
 from fairseq_dsp.cli.waiting import steps
 from fairseq_dsp.config import flag

@@ -11,6 +11,7 @@ from fairseq import checkpoint_utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 
 from fairseq_dsp.config import get_option
+from fairseq_dsp.plugin.criterion import AT_BUDGET
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
 
@@ -45,7 +46,7 @@ def objections_to_metric(options: Any, criterion: Any, more: Mapping[str, str]) 
     if metric in _ACCURACY and not criterion.report_accuracy:
         return [f"`--best-checkpoint-metric {metric}` needs `--report-accuracy`, but it is not given."]
     known = (*_ERRORS, "bleu", *_ACCURACY)
-    if metric in (*known, "wps", "wpb", "bsz") or metric.startswith(("heads_", "importance_")):
+    if metric in (*known, "wps", "wpb", "bsz") or metric.startswith(("heads_", "importance_", AT_BUDGET)):
         return []
     return [f"`--best-checkpoint-metric` must be one of {', '.join((*known, *more))}, but is {named}."]
 

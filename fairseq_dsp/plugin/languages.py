@@ -151,6 +151,30 @@ def objections_to_other_languages(trained: Languages, now: Languages, what: str)
     ]
 
 
+def objections_to_use(cfg: Any, options: Any) -> list[str]:
+    """Sentences on languages of a task that would use a model, where they are not those that it was trained on.
+
+    Args:
+        cfg: the model's.
+        options: the task's; None where there are none.
+    """
+    trained, now = languages_of_model(cfg), languages_of(options)
+    return [] if trained is None or now is None else objections_to_other_languages(trained, now, "the model")
+
+
+def objections_to_going_on(state: Mapping[str, Any], options: Any, path: str) -> list[str]:
+    """Likewise of a training that starts from a checkpoint.
+
+    Args:
+        state: what the checkpoint holds.
+        options: of the task that trains.
+        path: the checkpoint's.
+    """
+    cfg = state.get("cfg")
+    trained, now = languages_of(get_option(cfg, "task") if cfg else state.get("args")), languages_of(options)
+    return [] if trained is None or now is None else objections_to_other_languages(trained, now, path)
+
+
 def objections_to_differences(found: Mapping[str, Languages | None]) -> list[str]:
     """Sentences on checkpoints whose words before a sentence mean something else than the first one's.
 

@@ -132,14 +132,18 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
             self.dataset_to_epoch_iter.pop(dataset, None)
         return super().get_batch_iterator(dataset, *args, **kwargs)
 
+    def validate(self, sample: Any, model: Any, criterion: Any) -> Any:
+        """As in fairseq, and with BLEU's counts."""
+        loss, sample_size, logged = super().validate(sample, model, criterion)
+        if PAIR in sample and self.option("eval_bleu"):
+            logged.update(self._judge.counts(self._generator, sample, model, self.lang_pairs[sample[PAIR]]))
+        return loss, sample_size, logged
+
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
-        """As in fairseq, and notes what is the pair's."""
+        """As in `BudgetTask`, and notes what is the pair's."""
         loss, sample_size, logged = super().valid_step(sample, model, criterion)
         if PAIR in sample:
-            pair = self.lang_pairs[sample[PAIR]]
-            if self.option("eval_bleu"):
-                logged.update(self._judge.counts(self._generator, sample, model, pair))
-            logged.update(self._figures.tagged(pair, logged))
+            logged.update(self._figures.tagged(self.lang_pairs[sample[PAIR]], logged))
         return loss, sample_size, logged
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:

@@ -25,9 +25,10 @@ from fairseq_dsp.files.weights import refuse_broken_weights
 from fairseq_dsp.guards.untrusted import strange_options
 from fairseq_dsp.guards.versions import settle_device_marks
 from fairseq_dsp.methods import Method, method_class
+from fairseq_dsp.methods.nested import OPTIONS
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
-from fairseq_dsp.plugin.languages import languages_of, objections_to_other_languages
+from fairseq_dsp.plugin.languages import objections_to_going_on
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 
@@ -115,8 +116,21 @@ def settle_floor(options: Options, model_cfg: Options) -> None:
         set_option(model_cfg, "cross_floor", floor)
 
 
+def starting_point(options: Options) -> Start | None:
+    """The checkpoint that fairseq will load; None where there is none, or none that can be read, which `objections_to_start` says.
+
+    Args:
+        options: fairseq's, flat.
+    """
+    found = find_start(options)
+    if found is not None:
+        with contextlib.suppress(Refusal):
+            return Start(*found, _read(found[0]))
+    return None
+
+
 def start_to_go_on_from(options: Options, anew_too: bool = False) -> Start | None:
-    """The checkpoint whose training goes on; None where there is none, or none that can be read, which `objections_to_start` says.
+    """The `starting_point` whose training goes on; None where there is none.
 
     Args:
         options: fairseq's, flat.
@@ -125,11 +139,7 @@ def start_to_go_on_from(options: Options, anew_too: bool = False) -> Start | Non
     found = find_start(options)
     if found is None or found[1] == "finetune_from_model":
         return None
-    if get_option(options, "reset_optimizer", False) and not anew_too:
-        return None
-    with contextlib.suppress(Refusal):
-        return Start(*found, _read(found[0]))
-    return None
+    return None if get_option(options, "reset_optimizer", False) and not anew_too else starting_point(options)
 
 
 def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
@@ -148,10 +158,21 @@ def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
     with noted(reasons):
         start = Start(*found, _read(found[0]))
         refuse_broken_weights({**start.state["model"]}, start.path)
-        reasons += _other_computation(start, model_cfg) + _other_languages(start, options)
+        reasons += _other_computation(start, model_cfg) + objections_to_going_on(start.state, options, start.path)
         if start.option != "finetune_from_model":
             reasons += _objections_to_going_on(start, options, PruningConfig.from_model_cfg(model_cfg))
     return reasons
+
+
+def objections_to_lack_of_start(options: Options, model_cfg: Options) -> list[str]:
+    """Sentences on a checkpoint that training should start from, and that is not there. Arguments as above."""
+    start = get_option(options, "finetune_from_model")
+    if start and not PathManager.isfile(start):
+        what = "is a folder" if os.path.isdir(start) else "does not exist"
+        return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
+    if str(get_option(model_cfg, "pipelined", False)).lower() == "true" and find_start(options) is None:
+        return ["`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."]
+    return []
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -187,12 +208,6 @@ def _other_computation(start: Start, model_cfg: Options) -> list[str]:
         f"{flag(name)} must be {before}, for which the weights of {start.path} were trained, but is {now}."
         for name, before, now in differences(computation(start.options), computation(model_cfg))
     ]
-
-
-def _other_languages(start: Start, options: Options) -> list[str]:
-    cfg = start.state.get("cfg")
-    trained, now = languages_of(get_option(cfg, "task") if cfg else start.state.get("args")), languages_of(options)
-    return [] if None in (trained, now) else objections_to_other_languages(trained, now, start.path)
 
 
 def _objections_to_going_on(start: Start, options: Options, now: PruningConfig) -> list[str]:
@@ -242,7 +257,14 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = ("unpruned_heads", "cross_floor", "recipe", *(other.options if one is other else ()))
+    names = (
+        "unpruned_heads",
+        "cross_floor",
+        "recipe",
+        "importance_from",
+        *OPTIONS,
+        *(other.options if one is other else ()),
+    )
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 
