@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUIET, budget, different, heads_in, load, prune, weights
+from commands import GENERATE, PLUGIN, QUIET, VALIDATE, budget, different, heads_in, load, prune, run, weights
 from languages import LANGS, LANGUAGES, PAIRS, SENTENCES, TASK, TOKENS, generate_pair, train_languages
 from test_processes import train_in_two
 
@@ -99,3 +99,52 @@ def test_pipelined_starts_from_a_trained_multilingual_model(multilingual, severa
     train_languages(several, tmp_path / "save", *extra)
     before, after = weights(multilingual), weights(tmp_path / "save/checkpoint_last.pt")
     assert all(after[name].equal(value) for name, value in before.items())
+
+
+def test_the_bleu_of_a_pair_is_that_of_fairseq_s_own_generation(several, tmp_path):
+    bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 3, "max_len_b": 40}', "--batch-size-valid", 8]
+    extra = [SAVE, *budget(5), *bleu, "--max-epoch", 50, "--validate-interval", 50, "--lr", "3e-2", "--dropout", 0]
+    done = train_languages(several, tmp_path / "save", *extra)
+    for pair in PAIRS:
+        (logged,) = done.logged(f"bleu_{pair}", "valid")
+        options = ["--gen-subset", "valid", "--scoring", "sacrebleu", "--max-len-b", 40]
+        found = generate_pair(several, tmp_path / "save/checkpoint_last.pt", pair, *options, folder=tmp_path)
+        assert float(found.out.split("BLEU = ")[-1].split()[0]) == pytest.approx(logged, abs=0.02)
+    assert max(done.logged(f"bleu_{pair}", "valid")[0] for pair in PAIRS) > 1
+
+
+def test_a_range_of_budgets_is_validated_pair_by_pair_too(several, tmp_path):
+    extra = [SAVE, "--unpruned-heads", "2..8", "--importance-lr", 0.2, *BLEU, "--max-update", 6]
+    done = train_languages(several, tmp_path / "save", *extra)
+    for name in ("nll_loss", "bleu"):
+        values = [done.logged(f"{name}_{pair}", "valid")[-1] for pair in PAIRS]
+        assert done.logged(f"{name}_mean", "valid")[-1] == pytest.approx(sum(values) / 2, abs=2e-2)
+    tokens = [done.logged(f"nll_loss_{part}", "valid")[-1] for part in (*PAIRS, "worst")]
+    assert min(tokens) <= done.logged("nll_loss", "valid")[-1] <= max(tokens)
+
+
+def test_fairseq_validate_says_the_loss_of_each_pair(several, multilingual_trained, tmp_path):
+    arguments = [
+        several,
+        *PLUGIN,
+        "--task",
+        TASK,
+        *LANGUAGES,
+        *TOKENS,
+        "--path",
+        multilingual_trained,
+        "--batch-size",
+        7,
+    ]
+    done = run(VALIDATE, *arguments, "--cpu", "--num-workers", 0, folder=tmp_path)
+    assert done.code == 0, done.err[-2000:]
+    for part in (*PAIRS, "mean", "worst"):
+        assert f"nll_loss_{part} " in done.out
+
+
+def test_our_task_generates_every_sentence_of_a_pair(several, multilingual_trained, tmp_path):
+    arguments = [several, *PLUGIN, "--task", TASK, *LANGUAGES, *TOKENS, "-s", "qar", "-t", "qos", "--batch-size", 8]
+    arguments += ["--path", multilingual_trained, "--cpu", "--num-workers", 0, "--max-len-b", 15]
+    done = run(GENERATE, *arguments, folder=tmp_path)
+    assert done.code == 0, done.err[-2000:]
+    assert sorted(done.hypotheses()) == list(range(SENTENCES["test"]["qar-qos"]))
