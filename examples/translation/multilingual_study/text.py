@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import lzma
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sample_corpus
+from fairseq import options
 from fairseq.data import Dictionary
+from fairseq_cli import preprocess
 
 from fairseq_dsp.errors import Refusal
 
@@ -57,10 +57,11 @@ def prepare(text: Path | None, out: Path, preset: Preset, low: str | None) -> li
     """
     if text is None:
         text = out / "sample"
+    if (out / "data.done").exists():
+        return (out / "data.done").read_text().split()
+    if text == out / "sample":
         sample_corpus.write_corpus(text, pairs=preset.most, languages=3)
     pairs = pairs_of(text)
-    if (out / "data.done").exists():
-        return pairs
     for folder in (DATA, *HALVES, "text"):
         shutil.rmtree(out / folder, ignore_errors=True)
     (out / "text").mkdir()
@@ -97,14 +98,13 @@ def reference(out: Path, pair: str, side: str) -> Path:
 
 
 def _binarise(out: Path, pair: str, folder: str, sets: dict[str, str]) -> None:
+    """fairseq-preprocess, in this process: starting one takes longer than the work."""
     source, target = pair.split("-")
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "-s", source, "-t", target, "--workers", "1"]
-    command += ["--srcdict", "dict.txt", "--tgtdict", "dict.txt", "--destdir", folder]
+    words = ["-s", source, "-t", target, "--workers", "1", "--destdir", str(out / folder)]
+    words += ["--srcdict", str(out / "dict.txt"), "--tgtdict", str(out / "dict.txt")]
     for option, name in sets.items():
-        command += [f"--{option}", f"text/{name}.{pair}"]
-    done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Refusal(f"fairseq-preprocess of {pair} failed: {done.stderr.strip().splitlines()[-1]}")
+        words += [f"--{option}", str(out / f"text/{name}.{pair}")]
+    preprocess.main(options.get_preprocessing_parser().parse_args(words))
 
 
 def _segmented(lines: dict, out: Path, size: int | None) -> dict:  # type: ignore[type-arg]
