@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out,
             {
                 "preset": args.preset,
-                "text": args.text and os.path.basename(args.text),
+                "text": args.text and os.path.basename(os.path.abspath(args.text)),
                 "low": args.low,
                 "scorer": args.scorer,
             },
@@ -105,6 +105,7 @@ def _run(study: Study, args: argparse.Namespace, place: Place) -> int:
     lines: dict[str, list[dict[str, Any]]] = {}
     names = {pair: own for way in DIRECTIONS for pair, own in zip(study.directed(way), study.pairs, strict=True)}
     facts = {
+        "text": os.path.basename(os.path.abspath(args.text)) if args.text else "the sample corpus, artificial",
         "model": f"{study.preset.layers} + {study.preset.layers} layers, {study.preset.heads} heads a sublayer, width {study.preset.width}",
         "budget": f"{study.preset.kept} of {study.preset.total} heads",
         "training sentences": f"{study.preset.most} a pair at most, {study.preset.fewest} of {study.low}",

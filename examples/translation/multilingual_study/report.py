@@ -22,7 +22,7 @@ Ma et al. (ACL 2021) rank heads by gradient in cross- and multilingual tasks of 
 transfer between languages, and removing the lowest helps. Kim et al. (Findings of ACL 2021, arXiv 2105.14940) translate many to one (TED,
 6 and 3 layers, 16 heads) and measure attention itself: important heads are very alike across pairs, and nearly a third of all heads can
 go. Here models are small, trained from nothing on the text named below, ranked by the gradient of gates on decoder and cross-attention too, and
-cut to the budget named below, so that agreement or disagreement is with the claims, not with the papers' figures."""
+cut to the budget named below, so that agreement or disagreement is with the claims, not with the papers' figures. A figure with ± is a mean with the standard deviation over seeds, or over draws and seeds."""
 
 
 def write(study: Study, seeds: Sequence[int], lines: Sequence[Line], out: Path, facts: dict[str, Any]) -> Path:
