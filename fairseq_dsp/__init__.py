@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from fairseq_dsp.api.merging import merge_scores
     from fairseq_dsp.api.pruning import average, prune, read_layout
     from fairseq_dsp.api.reporting import draw_heads, report
-    from fairseq_dsp.api.pair_scoring import score_pairs
-    from fairseq_dsp.api.scoring import score
+    from fairseq_dsp.api.scoring import score, score_pairs
     from fairseq_dsp.api.translating import load
     from fairseq_dsp.errors import Refusal
     from fairseq_dsp.units.layout import Grid, Layout, Site
@@ -58,8 +57,7 @@ _PLACES = {
     "api.merging": ("merge_scores",),
     "api.pruning": ("average", "prune", "read_layout"),
     "api.reporting": ("draw_heads", "report"),
-    "api.pair_scoring": ("score_pairs",),
-    "api.scoring": ("score",),
+    "api.scoring": ("score", "score_pairs"),
     "api.translating": ("load",),
     "errors": ("Refusal",),
     "units.layout": ("Grid", "Layout", "Site"),

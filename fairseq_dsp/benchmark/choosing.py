@@ -26,7 +26,7 @@ from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.recipe import derive
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import budget_out_of_range, objections
@@ -266,7 +266,7 @@ class Bench:
         generator = torch.Generator().manual_seed(_SCORING_SEED + self.seed)
         subject = Subject(
             grid=self.setting.grid,
-            attentions=dict(attentions(model, self.setting.grid)),
+            modules=modules_at(model, self.setting.grid),
             batches=[self.lookup.batch(self.setting.batch, generator) for _ in range(10)],
             loss=lambda batch: loss_of(model, batch),
             seed=self.seed,

@@ -7,13 +7,14 @@ all that make batches or export for one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fairseq.data.multilingual.multilingual_utils import get_lang_tok
 
-from fairseq_dsp.config import flag, get_option, language_pairs
+from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
 
 BILINGUAL, BILINGUAL_BUDGET = "translation", "translation_dsp"
@@ -97,6 +98,19 @@ def _read(options: Any) -> Languages:
     )
 
 
+def language_pairs(given: str | Sequence[str] | None, option: str = "lang_pairs") -> tuple[str, ...]:
+    """Language pairs, as an option names them.
+
+    Raises:
+        Refusal: there are none, one is named twice, or one is no pair.
+    """
+    pairs = tuple(given.split(",") if isinstance(given, str) else given or ())
+    if not pairs or len(set(pairs)) < len(pairs) or not all(re.fullmatch(r"[^-]+-[^-]+", pair) for pair in pairs):
+        rule = "language pairs with commas between, as en-de,en-fr, each once"
+        raise Refusal(f"{flag(option)} must be {rule}, but is {','.join(pairs) if pairs else 'not given'}.")
+    return pairs
+
+
 def objections_to_task(cfg: Any, who: str, several: bool = True) -> list[str]:
     """Sentences on a checkpoint's task, where sentences are to be read as it reads them.
 
@@ -162,16 +176,16 @@ def objections_to_use(cfg: Any, options: Any) -> list[str]:
     return [] if trained is None or now is None else objections_to_other_languages(trained, now, "the model")
 
 
-def objections_to_going_on(state: Mapping[str, Any], options: Any, path: str) -> list[str]:
+def objections_to_going_on(state: Mapping[str, Any], cfg: Any, path: str) -> list[str]:
     """Likewise of a training that starts from a checkpoint.
 
     Args:
         state: what the checkpoint holds.
-        options: of the task that trains.
+        cfg: of the model that is trained.
         path: the checkpoint's.
     """
-    cfg = state.get("cfg")
-    trained, now = languages_of(get_option(cfg, "task") if cfg else state.get("args")), languages_of(options)
+    saved = state.get("cfg")
+    trained, now = languages_of(get_option(saved, "task") if saved else state.get("args")), languages_of_model(cfg)
     return [] if trained is None or now is None else objections_to_other_languages(trained, now, path)
 
 
