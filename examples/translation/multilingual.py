@@ -124,13 +124,15 @@ def _run(study: Study, args: argparse.Namespace, place: Place) -> int:
         place.say(f"finished: {run.name}")
 
     planners = [Planner(study, direction, seed) for direction in args.directions for seed in study.preset.seeds]
-    failed = run_all([run for each in planners for run in each.first()], place, args.jobs, deadline, ended)
+    finished: set[str] = set()
+    first = [run for each in planners for run in each.first()]
+    failed = run_all(first, place, args.jobs, deadline, ended, finished)
     arms = []
     for each in planners:
         found = rankings(place.out, each.direction, each.seed, each.pairs)
         if len(found) == len(each.pairs):
             arms += each.arms({pair: lowest_layout(file, study.preset.kept) for pair, file in found.items()})
-    failed += run_all(arms, place, args.jobs, deadline, ended)
+    failed += run_all(arms, place, args.jobs, deadline, ended, finished)
     place.say(f"{len(lines)} models measured: {place.out / 'report/report.md'}")
     return 1 if failed else 0
 

@@ -1,6 +1,6 @@
-"""Scores of one model's heads on several language pairs, or data sets, made one. Called by `fairseq-dsp-merge`.
+"""Scores of one model's units on several language pairs, or data sets, made one. Called by `fairseq-dsp-merge`.
 
-Every file's scores are first divided by their sum: what a head has of the importance on its data. Ma et al. (ACL 2021) merge by the sum.
+Every file's scores are first divided by their sum: what a unit has of the importance on its data. Ma et al. (ACL 2021) merge by the sum.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def protect_worst(shares: Tensor) -> Tensor:
         [H].
     """
     kept, scores = torch.ones(len(shares), dtype=shares.dtype), torch.zeros(shares.shape[1], dtype=shares.dtype)
-    left = list(range(shares.shape[1]))
-    sums = shares.sum(0)
-    while left:
-        rest = (kept[:, None] - shares[:, left]).min(0).values
-        place = max(range(len(left)), key=lambda n: (float(rest[n]), -float(sums[left[n]]), left[n]))
-        head = left.pop(place)
-        kept = kept - shares[:, head]
-        scores[head] = max(1 - float(kept.min()), 0.0)
+    left, sums = torch.ones(shares.shape[1], dtype=torch.bool), shares.sum(0)
+    for _ in range(shares.shape[1]):
+        rest = (kept[:, None] - shares).min(0).values.masked_fill(~left, -torch.inf)
+        best = rest == rest.max()
+        unit = int((best & (sums == sums[best].min())).nonzero()[-1])
+        left[unit] = False
+        kept = kept - shares[:, unit]
+        scores[unit] = max(1 - float(kept.min()), 0.0)
     return scores
 
 
@@ -97,6 +97,10 @@ def _objections(file: ScoreFile, first: ScoreFile) -> list[str]:
     elif not agree(file.weights, first.weights):
         found.append(
             f"must be of the same weights as the first, of {first.checkpoint}, but is of others, of {file.checkpoint}."
+        )
+    if file.units != first.units:
+        found.append(
+            f"must be of the same kinds of units as the first ({','.join(first.units)}), but is of {','.join(file.units)}."
         )
     if file.scorer != first.scorer:
         found.append(f"must be by the same scorer as the first ({first.scorer}), but is by {file.scorer}.")

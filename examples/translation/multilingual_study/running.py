@@ -9,27 +9,28 @@ from reproduction.running import Job, Place
 from reproduction.steps import Run
 
 
-def run_all(runs: Sequence[Run], place: Place, jobs: int, deadline: float, ended: Callable[[Run], None]) -> list[str]:
+def run_all(
+    runs: Sequence[Run], place: Place, jobs: int, deadline: float, ended: Callable[[Run], None], finished: set[str]
+) -> list[str]:
     """Runs those that can be, in their order.
 
     Args:
         jobs: that run at once.
         deadline: by time.monotonic, after which none is begun.
         ended: called when one has ended well.
+        finished: names of those that have, also of earlier calls; grows.
 
     Returns:
         sentences on what failed.
     """
     waiting, active, failed = list(runs), [], {}  # type: ignore[var-annotated]
-    finished: set[str] = set()
-    known = {run.name for run in runs}
     try:
         while waiting or active:
             for run in list(waiting):
                 if any(name in failed for name in run.needs):
                     failed[run.name] = f"{run.name} needs what failed."
                     waiting.remove(run)
-                elif len(active) < jobs and not (set(run.needs) & known) - finished:
+                elif len(active) < jobs and finished.issuperset(run.needs):
                     if time.monotonic() > deadline and not _is_done(run, place):
                         waiting.remove(run)
                         continue
@@ -45,8 +46,8 @@ def run_all(runs: Sequence[Run], place: Place, jobs: int, deadline: float, ended
                         finished.add(job.run.name)
                         ended(job.run)
             blocked = {run.name for run in waiting}
-            if not active and blocked and all(set(run.needs) & known - finished for run in waiting):
-                break  # what they need was not begun before the deadline
+            if not active and blocked and not any(finished.issuperset(run.needs) for run in waiting):
+                break  # what they need failed, or was not begun before the deadline
             time.sleep(0.1)
     finally:
         for job in active:
