@@ -14,6 +14,7 @@ from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.units.groups import part_of
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KINDS
+from fairseq_dsp.units.neurons import NEURONS
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -55,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {name: value for name, value in vars(args).items() if name not in ("path", "scorer", "data", "output")}
     file = score(args.path, args.scorer, args.data, args.output, **given, watch=steps)
     data = "" if file.sentences is None else f" on {file.sentences:,} sentences of {file.subset}"
-    counts = {kind.noun: part_of(file.layout, [kind.name]).count for kind in KINDS if kind.name in file.units}
-    units = " and ".join(f"{count} {noun}" for noun, count in counts.items())
+    nouns = {HEADS.name: "heads", NEURONS.name: "groups of neurons"}
+    units = " and ".join(f"{part_of(file.layout, [name]).count} {nouns[name]}" for name in file.units)
     print(f"scored {units} of {args.path}{data} by {args.scorer}: {args.output}")
     if not file.comparable and len(file.units) > 1:
         print("scores of different kinds do not compare: give fairseq-dsp-prune a budget for each kind")
