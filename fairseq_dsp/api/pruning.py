@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.api.scoring import READERS, subject_of
+from fairseq_dsp.api.score_work import READERS, subject_of
 from fairseq_dsp.checkpoints.averaging import average as mean_of
-from fairseq_dsp.checkpoints.batches import draw_batches, set_languages
+from fairseq_dsp.checkpoints.batches import draw_batches
 from fairseq_dsp.checkpoints.choosing import Demand
+from fairseq_dsp.checkpoints.pair_batches import set_languages
 from fairseq_dsp.checkpoints.rewriting import Rewrite, Stages, rewrite
 from fairseq_dsp.config import whole_number
 from fairseq_dsp.errors import Refusal, noted

@@ -76,7 +76,7 @@ def choose_layout(
             return model.layout  # trained with these heads from the start: only the training state goes
         what = "was rewritten already" if rewritten else "has no importance variables"
         raise Refusal(
-            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which to keep with `--layout`, or how "
+            f"the checkpoint {what} and keeps {model.layout.counted()}: say which to keep with `--layout`, or how "
             "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
         )
     if budget is None:

@@ -121,6 +121,10 @@ def rewrite(
         layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
     else:
         assert sentences is not None
+        if has_neurons(model.layout.grid):
+            raise Refusal(
+                "`--scorer` must be for a model of heads alone, but the checkpoint's feed-forward networks are cut too."
+            )
         refuse_budget(model, budget, floor, "--scorer")
         assert budget is not None
         batches = sentences(model.float().eval(), state["cfg"].task)
