@@ -53,8 +53,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rescale",
         metavar="DATA-BIN",
-        help="fit the output projections on sentences of its training set, so that the heads that stay say what all said: for "
-        "a dense model that is cut, before fine-tuning",
+        help="fit the output projections, and fc2 where neurons go, on sentences of its training set, so that the units that stay "
+        "say what all said: for a dense model that is cut, before fine-tuning",
     )
     parser.add_argument(
         "--scorer",

@@ -16,6 +16,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.fingerprint import fingerprint
+from fairseq_dsp.units.floors import floors_of
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import read_scores
 
@@ -23,6 +24,7 @@ sys.path.append(str(ROOT))
 from tests.golden.make import translate
 
 GOLDEN = ROOT / "tests/golden"
+KEPT_BY_MAGNITUDE = "enc:00.00/dec:01.00/cross:01.11/ffn-enc:00000000.00000000/ffn-dec:11111111.00000010"
 METHODS = {
     "dsp": [],
     "ste": ["--head-selection", "ste"],
@@ -49,6 +51,17 @@ def test_a_stored_training_checkpoint_is_rewritten_to_the_same_weights(tmp_path:
     ours, stored = load(tmp_path / "out.pt"), load(GOLDEN / "rewritten.pt")
     assert different(ours["model"], stored["model"]) == []
     assert ours["fairseq_dsp"]["layout"] == stored["fairseq_dsp"]["layout"]
+
+
+def test_stored_scores_of_neurons_are_read_as_they_were_written_and_choose_the_same_units(tmp_path: Path):
+    stored = GOLDEN / "format-2/scores.json"
+    scores = read_scores(str(stored))
+    assert scores.text() == stored.read_text()
+    options = ["--scores", stored, "--budget", "heads=4,ffn=9"]
+    prune(GOLDEN / "trained.pt", tmp_path / "out.pt", *options)
+    kept = load(tmp_path / "out.pt")["fairseq_dsp"]["layout"]
+    assert kept == KEPT_BY_MAGNITUDE
+    assert kept == str(scores.keep_top_of_kinds({"heads": 4, "ffn": 9}, floors_of(scores.scored.surviving, 1)))
 
 
 def test_stored_scores_still_choose_the_same_heads_and_weights_have_the_fingerprint_that_they_had(tmp_path: Path):
