@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from models import PAD, build_with, sentences
 from torch import Tensor
 
-from fairseq_dsp.checkpoints.batches import loss_of
+from fairseq_dsp.checkpoints.batches import loss_of, words_of
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.layout import Grid, Layout
@@ -34,13 +35,16 @@ def batch_of(seed: int = 0) -> dict[str, Any]:
 
 
 def subject_of(model: Any, seeds: tuple[int, ...] = (0, 1), seed: int = 5) -> Subject:
-    return Subject(
-        grid=model.layout.surviving,
-        attentions=dict(attentions(model, model.layout.grid)),
-        batches=[batch_of(each) for each in seeds],
-        loss=lambda batch: loss_of(model, batch),
-        seed=seed,
-    )
+    return subject_over(model, [batch_of(each) for each in seeds], seed)
+
+
+def subject_over(model: Any, batches: list[dict[str, Any]], seed: int = 5) -> Subject:
+    return Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), seed)
+
+
+def subject_without_model(grid: Grid) -> Subject:
+    """For scorers that look at the grid alone."""
+    return Subject(grid, {}, [], lambda batch: batch, 1, lambda batch: {}, {})
 
 
 def sentence_of(batch: dict[str, Any], row: int) -> dict[str, Any]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from fairseq_dsp.api.watching import Watch, unwatched
-from fairseq_dsp.checkpoints.batches import draw_batches, loss_of, set_languages
+from fairseq_dsp.checkpoints.batches import draw_batches, loss_of, set_languages, words_of
 from fairseq_dsp.checkpoints.building import ungated
 from fairseq_dsp.config import flag, whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
-from fairseq_dsp.modules.surgery import attentions
-from fairseq_dsp.scoring import SCORERS, finite_scores, removal_order
+from fairseq_dsp.scoring import SCORER_OPTIONS, SCORERS, Scorer, finite_scores, make_scorer, removal_order
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.score_file import ScoreFile
 from fairseq_dsp.version import __version__
@@ -40,6 +40,8 @@ def score(
     target_lang: str | None = None,
     iterative: int | str | None = None,
     seed: int | str | None = None,
+    statistic: str | None = None,
+    norm: str | None = None,
     cpu: bool = False,
     force: bool = False,
     watch: Watch = unwatched,
@@ -48,8 +50,8 @@ def score(
 
     Args:
         checkpoint: the model, dense or with gates, which are off while it is scored.
-        scorer: `gradient`, `fisher`, `joint-fisher`, `magnitude` or `random`.
-        data: the data folder; read by the first three alone.
+        scorer: `gradient`, `fisher`, `joint-fisher`, `function-norm`, `attention-statistics`, `magnitude` or `random`.
+        data: the data folder; the last two read none.
         output: a file for the scores, JSON; None for none.
         subset: `train` (the default) or `valid`; never the test set.
         batches: how many, drawn with the seed, or `all`; by default 100.
@@ -58,6 +60,8 @@ def score(
         target_lang: its target language.
         iterative: score again after every so many heads removed.
         seed: of the choice of batches and of random scores, by default 1.
+        statistic: of `attention-statistics`: `entropy`, `confidence`, `coverage` or `diagonal`.
+        norm: of `function-norm`: `absolute` (the default) or `relative` to the stream.
         cpu: use no GPU.
         force: overwrite `output`.
         watch: shows how far the work is: a context manager that is made with what is done and the number of its steps, and whose
@@ -70,7 +74,10 @@ def score(
         Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
     """
     given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
-    reasons = _ignored(scorer, given | {"source_lang": source_lang, "target_lang": target_lang})
+    own = {"statistic": statistic, "norm": norm}
+    reasons = _ignored(scorer, given | {"source_lang": source_lang, "target_lang": target_lang} | own)
+    with noted(reasons):
+        chosen = make_scorer(scorer, own) if scorer in SCORERS else None
     options, wrong = _read(given)
     reasons += wrong
     if scorer not in SCORERS or SCORERS[scorer].reads_data:
@@ -81,7 +88,7 @@ def score(
     target = None
     with noted(reasons):
         target = None if output is None else checked_file(output, force)
-    if reasons:
+    if reasons or chosen is None:
         raise Refusal(*reasons)
     model, task_options, weights = ungated(os.fspath(checkpoint))
     drawn: list[dict[str, Any]] = []
@@ -91,7 +98,7 @@ def score(
         which = (options[name] for name in ("subset", "batches", "max_tokens", "seed"))
         drawn = draw_batches(model, task_options, os.fspath(data), *which)
     model.to("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    scores, order = _scored(model, scorer, drawn, options, watch)
+    scores, order = _scored(model, chosen, drawn, options, watch)
     file = ScoreFile(
         version=__version__,
         scorer=scorer,
@@ -106,6 +113,7 @@ def score(
         seed=options["seed"],
         checkpoint=os.path.basename(checkpoint),
         weights=weights,
+        options={name: os.path.basename(value) for name, value in own.items() if value is not None} or None,
     )
     if target is not None:
         target.write(lambda handle: handle.write(file.text().encode()), "the score file")
@@ -113,20 +121,14 @@ def score(
 
 
 def _scored(
-    model: Any, name: str, batches: list[dict[str, Any]], options: dict[str, Any], watch: Watch
+    model: Any, scorer: Scorer, batches: list[dict[str, Any]], options: dict[str, Any], watch: Watch
 ) -> tuple[torch.Tensor, list[int] | None]:
     """Scores of the model's heads, [H], and the order of their removal where they are scored again in between."""
     grid, step = model.layout.surviving, options["iterative"]
-    scorer = SCORERS[name]()
     rounds = 1 if step is None else max(-(-grid.total // step), 1)
-    with watch(f"{name}, batches", rounds * len(batches)) as done:
-        subject = Subject(
-            grid=grid,
-            attentions=dict(attentions(model, model.layout.grid)),
-            batches=_Watched(batches, done),
-            loss=lambda batch: loss_of(model, batch),
-            seed=options["seed"],
-        )
+    with watch(f"{scorer.name}, batches", rounds * len(batches)) as done:
+        watched = _Watched(batches, done)
+        subject = Subject.of(model, watched, partial(loss_of, model), partial(words_of, model), options["seed"])
         if step is None:
             return finite_scores(scorer, subject, torch.ones(grid.total)), None
         return removal_order(scorer, subject, step)
@@ -173,4 +175,10 @@ def _ignored(name: str, options: dict[str, Any]) -> list[str]:
         found.append(
             f"`--seed` must not be given for `--scorer {name}`, which draws nothing, but is {options['seed']}."
         )
+    found += [
+        f"{flag(option)} belongs to {', '.join(of)}, but is {options[option]} for `--scorer {name}`."
+        for option in SCORER_OPTIONS
+        if option not in scorer.options and options.get(option) is not None
+        for of in [[f"`--scorer {each.name}`" for each in SCORERS.values() if option in each.options]]
+    ]
     return found

@@ -11,6 +11,7 @@ from fairseq_dsp.cli.arguments import add_languages
 from fairseq_dsp.cli.waiting import steps
 from fairseq_dsp.errors import as_command
 from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.scoring.attention_statistics import STATISTICS
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -18,7 +19,7 @@ def get_parser() -> argparse.ArgumentParser:
         prog="fairseq-dsp-score",
         description="Scores the attention heads of a finished fairseq transformer, for fairseq-dsp-prune --scores.",
     )
-    readers = " and ".join(READERS)
+    readers = ", ".join(READERS)
     parser.add_argument("data", metavar="DATA-BIN", nargs="?", help=f"the data folder; read by {readers} alone")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the model, dense or with gates")
     parser.add_argument("--scorer", required=True, metavar="NAME", help="one of " + ", ".join(SCORERS))
@@ -29,6 +30,10 @@ def get_parser() -> argparse.ArgumentParser:
     add_languages(parser)
     parser.add_argument("--iterative", metavar="N", help="score again after every N heads removed")
     parser.add_argument("--seed", help="of the choice of batches and of random scores (default: 1)")
+    parser.add_argument("--statistic", metavar="NAME", help="of attention-statistics: one of " + ", ".join(STATISTICS))
+    parser.add_argument(
+        "--norm", metavar="NAME", help="of function-norm: absolute (the default) or relative to the stream"
+    )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser

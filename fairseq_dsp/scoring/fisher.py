@@ -27,6 +27,7 @@ class FisherScorer:
     name: ClassVar[str] = "fisher"
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         return mean_over_sentences(subject, live, lambda derivatives: derivatives.double().square().sum(dim=0)) * live

@@ -25,6 +25,7 @@ class GradientScorer:
     name: ClassVar[str] = "gradient"
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         scores = mean_over_sentences(subject, live, lambda derivatives: derivatives.abs().sum(dim=0)) * live

@@ -30,6 +30,7 @@ class JointFisherScorer:
     name: ClassVar[str] = "joint-fisher"
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         heads = subject.grid.total

@@ -25,6 +25,7 @@ class MagnitudeScorer:
     name: ClassVar[str] = "magnitude"
     reads_data: ClassVar[bool] = False
     takes_seed: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         scores = torch.zeros(subject.grid.total, dtype=torch.float64)

@@ -18,6 +18,7 @@ class RandomScorer:
     name: ClassVar[str] = "random"
     reads_data: ClassVar[bool] = False
     takes_seed: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         return torch.from_numpy(np.random.default_rng(subject.seed % 2**64).random(subject.grid.total))

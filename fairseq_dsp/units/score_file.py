@@ -5,7 +5,7 @@
      "seed": 1, "checkpoint": "dense.pt", "weights": {"float32": "9c…", "float16": "07…", "bfloat16": "e1…"}}
 
 `layout` gives the grid and which of its heads the model had; `scores` and `order` count those, in the grid's order. `weights` is
-the model's `fingerprint`; earlier versions wrote none.
+the model's `fingerprint`; earlier versions wrote none. Options of the scorer's own that were given follow: `"options": {"norm": "relative"}`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fairseq_dsp.units.layout import Layout, is_layout
 
 FORMAT = 1
 _OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
+_MAY_LACK = ("weights", "options")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class ScoreFile:
         seed: of the choice of batches, and of random scores.
         checkpoint: file name of the checkpoint.
         weights: the fingerprint of its weights; None where the file is of an earlier version.
+        options: of the scorer's own, as given, of files their names alone; None where none is given.
     """
 
     version: str
@@ -60,6 +62,7 @@ class ScoreFile:
     seed: int
     checkpoint: str
     weights: dict[str, str] | None = None
+    options: dict[str, str] | None = None
 
     def keep_top(self, k: int, floors: Floors = ()) -> Layout:
         """The layout of the k heads that matter most, or that are removed last.
@@ -78,8 +81,9 @@ class ScoreFile:
     def text(self) -> str:
         """The file's content."""
         content = {"format": FORMAT, **asdict(self), "layout": str(self.layout)}
-        if self.weights is None:
-            del content["weights"]
+        for name in _MAY_LACK:
+            if content[name] is None:
+                del content[name]
         return json.dumps(content, indent=1) + "\n"
 
 
@@ -100,7 +104,7 @@ def read_scores(path: str) -> ScoreFile:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise Refusal(f"`--scores` must be a score file of format {FORMAT}, but {path} is of {found!r}.")
     names = ScoreFile.__dataclass_fields__.keys()
-    wrong = [f"`{name}` is missing" for name in names if name not in content and name != "weights"]
+    wrong = [f"`{name}` is missing" for name in names if name not in content and name not in _MAY_LACK]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
     wrong += broken(content, _RULES) + _strange_items(content)
     if not wrong:
@@ -116,6 +120,10 @@ def _is_fingerprint(value: Any) -> bool:
     if not isinstance(value, dict) or not value or not value.keys() <= PRECISIONS.keys():
         return False
     return all(isinstance(each, str) and re.fullmatch(rf"[0-9a-f]{{{2 * SIZE}}}", each) for each in value.values())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, str) for each in value.values())
 
 
 def _strange_items(content: dict[str, Any]) -> list[str]:
@@ -164,4 +172,5 @@ _RULES: Rules = {
     "seed": ("a whole number", is_whole),
     "checkpoint": _TEXT,
     "weights": ("a fingerprint", _is_fingerprint),
+    "options": ("texts by name", _is_texts),
 }

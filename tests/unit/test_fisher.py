@@ -7,14 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import few_examples
-from scored import ALL, GRID, SOME, batch_of, dense, sentence_of, slow_derivatives, subject_of
+from scored import ALL, SOME, batch_of, dense, sentence_of, slow_derivatives, subject_of, subject_over
 from torch import Tensor
 
-from fairseq_dsp.checkpoints.batches import loss_of
-from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.joint_fisher import removal_by_joint_cost
-from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.layout import Layout
 
 
@@ -37,13 +34,7 @@ class TestFisher:
     def test_does_not_depend_on_how_sentences_are_put_into_batches(self):
         model = dense()
         found = SCORERS["fisher"]().score(subject_of(model, (0,)), torch.ones(18))
-        one_by_one = Subject(
-            grid=GRID,
-            attentions=dict(attentions(model, GRID)),
-            batches=[sentence_of(batch_of(0), row) for row in range(3)],
-            loss=lambda batch: loss_of(model, batch),
-            seed=1,
-        )
+        one_by_one = subject_over(model, [sentence_of(batch_of(0), row) for row in range(3)])
         torch.testing.assert_close(SCORERS["fisher"]().score(one_by_one, torch.ones(18)), found, rtol=1e-9, atol=1e-12)
 
     def test_of_heads_that_cannot_matter_is_zero(self):

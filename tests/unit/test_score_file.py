@@ -57,8 +57,12 @@ def reasons_of(path: str) -> tuple[str, ...]:
 class TestRoundTrip:
     no_data = replace(ONE_SHOT, scorer="random", subset=None, batches=None, max_tokens=None, sentences=None)
 
+    with_options = replace(MARKED, scorer="function-norm", options={"norm": "relative"})
+
     @pytest.mark.parametrize(
-        "file", [ONE_SHOT, ITERATIVE, no_data, MARKED], ids=["one shot", "iterative", "no data", "marked"]
+        "file",
+        [ONE_SHOT, ITERATIVE, no_data, MARKED, with_options],
+        ids=["one shot", "iterative", "no data", "marked", "options"],
     )
     def test_keeps_everything(self, file, written):
         assert read_scores(written(file.text())) == file
@@ -166,6 +170,10 @@ class TestRefusals:
             ("weights", {"float32": "f" * 31}),
             ("weights", {"float32": "F" * 32}),
             ("weights", {"float32": "f" * 32, "float16": None}),
+            ("options", None),
+            ("options", {}),
+            ("options", {"norm": 1}),
+            ("options", ["relative"]),
         ],
     )
     def test_of_a_wrong_value_name_it(self, name, value, written):

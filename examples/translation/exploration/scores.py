@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fairseq_dsp.checkpoints.batches import loss_of
-from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.checkpoints.batches import loss_of, words_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.sentence_gates import loss_derivatives
@@ -25,13 +25,7 @@ PACKAGE_NAMES = {"fisher": "fisher", "gradient": "gradient", "fisher-full": "joi
 def subject_of(model: DspTransformerModel, batches: Sequence[Batch], seed: int) -> Subject:
     """The model, as it is now and in evaluation mode, for a scorer."""
     model.eval()
-    return Subject(
-        grid=model.layout.surviving,
-        attentions=dict(attentions(model, model.layout.grid)),
-        batches=batches,
-        loss=lambda batch: loss_of(model, batch),
-        seed=seed,
-    )
+    return Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), seed)
 
 
 def score(
