@@ -49,9 +49,10 @@ docs: .venv/.docs-installed
 	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e '.[docs]'
 	touch $@
 
-# One thread a process: the models are tiny, and two processes on two cores gain more than two threads.
+# One thread a process: the models are tiny, and two processes on two cores gain more than two threads. A file stays in one process, or
+# both would train what its fixtures train; files in their order, so that the last ones are unit tests, which are short.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest --slow

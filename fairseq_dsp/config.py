@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import operator
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
 from fairseq_dsp.errors import Refusal
+
+# A range of budgets, such as 4..72.
+_RANGE = re.compile(r"(\d{1,6})\.\.(\d{1,6})")
 
 # What `--unpruned-heads` takes for a number in a method that finds its own.
 AUTO = "auto"
@@ -23,12 +27,12 @@ AUTO = "auto"
 # Of `PruningConfig`, what no command line of a model declares.
 UNDECLARED = ("seed", "importance_lr", "derived")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
-LATER = ("recipe", "derived")
+LATER = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived", "ffn_group")
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Options of head pruning. Help texts are the metadata; `None` means "not given"."""
+    """Options of pruning. Help texts are the metadata; `None` means "not given"."""
 
     head_selection: str | None = field(
         default=None,
@@ -41,12 +45,25 @@ class PruningConfig:
         },
     )
     unpruned_heads: int | str | None = field(
-        default=None, metadata={"help": "K, how many heads the model may keep", "words": (AUTO,)}
+        default=None,
+        metadata={
+            "help": "K, how many heads the model may keep, or a range of such numbers (4..72)",
+            "words": (AUTO,),
+            "range": True,
+        },
     )
     head_layout: str | None = field(
         default=None,
         metadata={
-            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…) or a checkpoint to take it from"
+            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…, with /ffn-enc:…/ffn-dec:… for groups of neurons too) "
+            "or a checkpoint to take it from"
+        },
+    )
+    ffn_group: int | None = field(
+        default=None,
+        metadata={
+            "help": "how many neurons of a feed-forward network are one unit, for a --head-layout with ffn-enc and ffn-dec "
+            "(default: as many as its marks say)",
         },
     )
     head_counts: str | None = field(
@@ -123,6 +140,28 @@ class PruningConfig:
             "help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"
         },
     )
+    nested_law: str | None = field(
+        default=None,
+        metadata={
+            "help": "which number of heads of a range (--unpruned-heads 4..72) an update trains: log-uniform (the default: the largest "
+            "in a quarter of the updates, else small ones as often as large ones in proportion) or uniform"
+        },
+    )
+    sandwich: bool = field(
+        default=False,
+        metadata={"help": "of a range: every update trains the largest number of heads, a drawn one and the smallest"},
+    )
+    self_distillation: float | None = field(
+        default=None,
+        metadata={"help": "of a sandwich: share of what smaller numbers of heads learn from the largest (default: 0)"},
+    )
+    importance_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "begin with importance in the order of these scores (of fairseq-dsp-score) of the weights that training starts "
+            "from (--finetune-from-model)"
+        },
+    )
     importance_lr: float | None = None  # as the recipe derived it; that of the command line is the optimizer's
     derived: str | None = None  # names of the options that the recipe has set, with commas between
     seed: int = 1
@@ -131,6 +170,12 @@ class PruningConfig:
     def budget(self) -> int | None:
         """K; None where it is not given, and where the method finds its own (`auto`)."""
         return self.unpruned_heads if isinstance(self.unpruned_heads, int) else None
+
+    @property
+    def budget_range(self) -> tuple[int, int] | None:
+        """The smallest and the largest K; None where the budget is no range."""
+        found = _RANGE.fullmatch(self.unpruned_heads) if isinstance(self.unpruned_heads, str) else None
+        return None if found is None else (int(found[1]), int(found[2]))
 
     @classmethod
     def from_model_cfg(cls, cfg: argparse.Namespace | DictConfig) -> PruningConfig:
@@ -143,8 +188,10 @@ class PruningConfig:
         values: dict[str, Any] = {}
         for option in fields(cls):
             try:
-                if get_option(cfg, option.name) in option.metadata.get("words", ()):
-                    values[option.name] = get_option(cfg, option.name)
+                given = get_option(cfg, option.name)
+                ranged = "range" in option.metadata and isinstance(given, str) and _RANGE.fullmatch(given)
+                if given in option.metadata.get("words", ()) or ranged:
+                    values[option.name] = given
                     continue
                 values[option.name] = _convert(get_option(cfg, option.name, option.default), str(option.type))
             except (TypeError, ValueError):

@@ -6,20 +6,31 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from fairseq_dsp.api.scoring import READERS, subject_of
 from fairseq_dsp.checkpoints.averaging import average as mean_of
 from fairseq_dsp.checkpoints.batches import draw_batches, set_languages
-from fairseq_dsp.checkpoints.rewriting import Rewrite, rewrite
+from fairseq_dsp.checkpoints.rewriting import Rewrite, Stages, rewrite
 from fairseq_dsp.config import whole_number
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.checkpoint import write_checkpoint
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
 from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.scoring import SCORERS, finite_scores
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile, read_scores
 
 # Sentences that `--rescale` reads: some tens of contexts for every weight that it fits, at the usual sizes.
-_RESCALE_BATCHES, _RESCALE_TOKENS = 25, 4096
+_RESCALE_BATCHES, _RESCALE_TOKENS, _SEED = 25, 4096, 1
+
+# What was measured: design note 13.
+_STAGES = 4
+
+# Scorers for a choice in stages: what they score by depends on what is left, and on no option that there is none of here.
+_STAGED = [name for name in READERS if not SCORERS[name].options]
 
 
 def read_layout(source: str | os.PathLike[str]) -> Layout:
@@ -44,6 +55,8 @@ def prune(
     scores: ScoreFile | str | os.PathLike[str] | None = None,
     cross_floor: int | str | None = None,
     rescale: str | os.PathLike[str] | None = None,
+    scorer: str | None = None,
+    stages: int | str | None = None,
     source_lang: str | None = None,
     target_lang: str | None = None,
     force: bool = False,
@@ -56,10 +69,12 @@ def prune(
         layout: keep these heads, or those that another checkpoint keeps; None for the choice of the training.
         unpruned_heads: K, keep the K most important heads; None for the budget of the training.
         scores: importance by `score`, or its file, with `unpruned_heads`.
-        cross_floor: with `scores`, cross-attention heads that stay whatever the scores say: their number, or `layer` for one in every
+        cross_floor: with `scores` or `scorer`, cross-attention heads that stay whatever the scores say: their number, or `layer` for one in every
             decoder layer; None for 1, or 0 where no head is kept.
         rescale: a data folder. The output projections are fitted on sentences of its training set, so that the heads that stay say
             what all said; for a dense model.
+        scorer: with `rescale` and `unpruned_heads`, choose in stages by this scorer, on the same sentences: score, cut, fit, and again.
+        stages: of `scorer`, by default 4.
         source_lang: of `rescale`, where the checkpoint and the folder do not tell it. Likewise:
         target_lang: its target language.
         force: overwrite `output`.
@@ -80,16 +95,18 @@ def prune(
 
     def sentences(model: Any, options: Any) -> list[dict[str, Any]]:
         set_languages(options, source_lang, target_lang)
-        return draw_batches(model, options, data, "train", _RESCALE_BATCHES, _RESCALE_TOKENS, seed=1)
+        return draw_batches(model, options, data, "train", _RESCALE_BATCHES, _RESCALE_TOKENS, _SEED)
 
     if rescale is not None:
         data = os.fspath(rescale)
         refuse_no_folder(data, "`--rescale`")
-    if cross_floor is not None and scores is None:
+    in_stages = _stages(scorer, stages, {"--scores": scores, "--layout": layout}, rescale)
+    if cross_floor is not None and scores is None and in_stages is None:
         raise Refusal(
             f"`--cross-floor` must come with `--scores`, but `--scores` is not given and it is {cross_floor}."
         )
-    floor = "1" if cross_floor is None and scores is not None and budget else cross_floor
+    chosen = scores is not None or in_stages is not None
+    floor = "1" if cross_floor is None and chosen and budget else cross_floor
     done = rewrite(
         os.fspath(checkpoint),
         None if layout is None else str(layout) if isinstance(layout, Layout) else os.fspath(layout),
@@ -97,9 +114,46 @@ def prune(
         scores,
         None if rescale is None else sentences,
         None if floor is None else str(floor),
+        in_stages,
     )
     write_checkpoint(done.state, target)
     return done
+
+
+def _stages(scorer: str | None, number: int | str | None, others: dict[str, Any], data: Any) -> Stages | None:
+    """The choice in stages; None where none is asked for.
+
+    Raises:
+        Refusal: options that cannot be honoured, all at once.
+    """
+    reasons: list[str] = []
+    if scorer is None:
+        if number is not None:
+            raise Refusal(f"`--stages` must come with `--scorer`, but `--scorer` is not given and it is {number}.")
+        return None
+    if scorer not in _STAGED:
+        reasons.append(
+            f"`--scorer` must be one of {', '.join(_STAGED)}, whose scores depend on what is left, but is {scorer}."
+        )
+    for option, value in others.items():
+        if value is not None:
+            given = value.checkpoint if isinstance(value, ScoreFile) else value
+            reasons.append(f"`{option}` and `--scorer` must not be given together, but are {given} and {scorer}.")
+    if data is None:
+        reasons.append(
+            f"`--rescale DATA-BIN` must come with `--scorer {scorer}`, which reads its sentences, but is not given."
+        )
+    with noted(reasons):
+        number = whole_number(_STAGES if number is None else number, "stages", 1)
+    if reasons:
+        raise Refusal(*reasons)
+
+    def score(model: Any, batches: list[dict[str, Any]]) -> Tensor:
+        subject = subject_of(model, batches, _SEED)
+        return finite_scores(SCORERS[scorer](), subject, torch.ones(subject.grid.total))
+
+    assert isinstance(number, int)
+    return Stages(number, scorer, _SEED, score)
 
 
 def average(

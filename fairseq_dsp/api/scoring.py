@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -127,11 +127,21 @@ def _scored(
     grid, step = model.layout.surviving, options["iterative"]
     rounds = 1 if step is None else max(-(-grid.total // step), 1)
     with watch(f"{scorer.name}, batches", rounds * len(batches)) as done:
-        watched = _Watched(batches, done)
-        subject = Subject.of(model, watched, partial(loss_of, model), partial(words_of, model), options["seed"])
+        subject = subject_of(model, _Watched(batches, done), options["seed"])
         if step is None:
             return finite_scores(scorer, subject, torch.ones(grid.total)), None
         return removal_order(scorer, subject, step)
+
+
+def subject_of(model: Any, batches: Iterable[Any], seed: int) -> Subject:
+    """A model without gates, as it is now and in evaluation mode, for a scorer.
+
+    Args:
+        batches: of fairseq.
+        seed: of what is drawn.
+    """
+    model.eval()
+    return Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), seed)
 
 
 class _Watched:

@@ -26,7 +26,10 @@ CONTROLS = (DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED)
 OPTIMIZER_OPTIONS = ("importance_lr", "importance_lr_follows_scheduler")
 FLOOR = "cross_floor"
 _OPTIONS = {option.name for option in fields(PruningConfig)} - {"head_selection", "unpruned_heads", "seed", "derived"}
-_OPTIONS |= {*OPTIMIZER_OPTIONS, *SCORER_OPTIONS}
+# Of the criterion: the share that is learned from the dense model (`--start dense`).
+OF_THE_TRAINING = (*OPTIMIZER_OPTIONS, "distillation")
+# a budget of its own must be a range, of which the arm deploys `--kept`
+_OPTIONS |= {*OF_THE_TRAINING, *SCORER_OPTIONS, "unpruned_heads"}
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,24 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor
 
 from fairseq_dsp.benchmark import lookup, roles
-from fairseq_dsp.benchmark.arms import DENSE, FLOOR, OPTIMIZER_OPTIONS, Arm, control_layout
+from fairseq_dsp.benchmark.arms import DENSE, FLOOR, OF_THE_TRAINING, Arm, control_layout
+from fairseq_dsp.benchmark.choice_optimizer import optimizer_of, optimizer_options
 from fairseq_dsp.benchmark.lookup import SPECIAL, WORDS, Lookup, digits
 from fairseq_dsp.checkpoints.batches import loss_of, words_of
 from fairseq_dsp.checkpoints.building import VocabularyTask
 from fairseq_dsp.config import PruningConfig
-from fairseq_dsp.errors import Refusal, noted
+from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.recipe import derive
-from fairseq_dsp.modules.surgery import KEPT_MASK
+from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import budget_out_of_range, objections
-from fairseq_dsp.plugin.optimizer import DspAdam, DspAdamConfig
+from fairseq_dsp.plugin.teacher import Teacher
 from fairseq_dsp.scoring import make_scorer
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.floors import floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Grid, Layout
 
 _SIDES = ("encoder", "decoder")
@@ -126,7 +128,7 @@ class Bench:
         self.train(model, self.setting.updates, self.setting.lr, options)
         seconds = time.process_time() - begin
         model.eval()
-        model.bake()
+        model.bake(k if isinstance(model.head_gates, NestedGates) else None)
         return self.measure(model, seconds)
 
     def objections(self, arm: Arm, k: int) -> list[str]:
@@ -143,9 +145,15 @@ class Bench:
             return found
         if arm.source is not None:
             return []
+        if "unpruned_heads" in dict(arm.options):
+            low, high = PruningConfig(unpruned_heads=dict(arm.options)["unpruned_heads"]).budget_range or (0, -1)
+            if not low <= k <= high:
+                return [f"`--methods {arm.name}:unpruned_heads` must be a range of budgets with {k} in it."]
+        if "distillation" in dict(arm.options) and self.setting.start != DENSE:
+            return [f"`--start` must be {DENSE} for `--methods {arm.name}:distillation`, whose dense model teaches."]
         try:
             with noted(found):
-                _optimizer_options(dict(arm.options))
+                optimizer_options(dict(arm.options))
                 found += objections(self._cfg(self._options(arm, k)))
         except ValueError as error:
             found.append(f"`--methods {arm.name}` cannot keep {k} heads: {error}")
@@ -175,7 +183,10 @@ class Bench:
         criterion = LabelSmoothedCrossEntropyDspCriterion(
             argparse.Namespace(target_dictionary=model.decoder.dictionary), sentence_avg=False, label_smoothing=0.0
         )
-        optimizer = _optimizer(model, lr, options)
+        if "distillation" in options:
+            dense = self.build({"head_layout": str(Layout.full(setting.grid))}, self._dense_state())
+            criterion.teach(Teacher(dense), float(options["distillation"]))
+        optimizer = optimizer_of(model, lr, options)
         generator = torch.Generator().manual_seed(self.seed)
         model.train()
         for update in range(updates):
@@ -210,7 +221,7 @@ class Bench:
         """The arm as options of ours."""
         if arm.name in METHODS:
             given = dict(arm.options)
-            budget = {} if "head_layout" in given else {"unpruned_heads": k}
+            budget = {} if {"head_layout", "unpruned_heads"} & set(given) else {"unpruned_heads": k}
             given = {**given, **budget, "head_selection": arm.name}
             if "recipe" in given:
                 given |= derive(PruningConfig.from_model_cfg(argparse.Namespace(**given)), self.setting.updates)
@@ -233,7 +244,7 @@ class Bench:
         sizes = {"embed_dim": setting.width, "ffn_embed_dim": setting.width, "layers": setting.layers}
         sizes |= {"attention_heads": setting.heads, "learned_pos": True}
         values |= {f"{side}_{name}": size for side in _SIDES for name, size in sizes.items()}
-        cfg = argparse.Namespace(**values | {k: v for k, v in options.items() if k not in OPTIMIZER_OPTIONS})
+        cfg = argparse.Namespace(**values | {k: v for k, v in options.items() if k not in OF_THE_TRAINING})
         method = METHODS.get(options.get("head_selection", ""))
         if method is not None and "cooldown_updates" in method.options and "cooldown_updates" not in options:
             cfg.cooldown_updates = round(_WINDOW * setting.updates)
@@ -246,7 +257,7 @@ class Bench:
             model = self.build({"head_layout": str(Layout.full(self.setting.grid))})
             self.train(model, self.setting.dense_updates, self.setting.dense_lr, {})
             state = model.state_dict()
-            self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(KEPT_MASK)}
+            self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(HEADS.marks)}
         return self._dense
 
     def _scored(self, arm: Arm, k: int) -> Layout:
@@ -262,28 +273,3 @@ class Bench:
 
 def _floor(arm: Arm) -> int | str | None:
     return parse_floor(dict(arm.options)[FLOOR])
-
-
-def _optimizer(model: DspTransformerModel, lr: float, options: dict[str, Any]) -> DspAdam:
-    cfg = DspAdamConfig(
-        lr=[lr], adam_betas="(0.9, 0.98)", clip_norm=1.0, fp16=False, memory_efficient_fp16=False,
-        fp16_no_flatten_grads=False, **_optimizer_options(options),
-    )  # fmt: skip
-    return DspAdam(cfg, [parameter for parameter in model.parameters() if parameter.requires_grad])
-
-
-def _optimizer_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of an arm's options that are the optimizer's.
-
-    Raises:
-        Refusal: a value of the wrong type.
-    """
-    found: dict[str, Any] = {}
-    if "importance_lr" in options:
-        try:
-            found["importance_lr"] = float(options["importance_lr"])
-        except ValueError:
-            raise Refusal(f"`--importance-lr` must be a number, but is {options['importance_lr']}.") from None
-    if "importance_lr_follows_scheduler" in options:
-        found["importance_lr_follows_scheduler"] = str(options["importance_lr_follows_scheduler"]).lower() == "true"
-    return found

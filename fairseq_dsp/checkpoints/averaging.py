@@ -16,7 +16,9 @@ from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import PROVENANCE, read_checkpoint
+from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.computation import computation, differences
+from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.layout import Layout
 
 
@@ -28,7 +30,7 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
     """
     sums: dict[str, Tensor] = {}
     kinds: dict[str, torch.dtype] = {}
-    layouts: dict[str, Layout] = {}
+    layouts: dict[str, Layout | str] = {}
     computed: dict[str, dict[str, str]] = {}
     for path in paths:
         state = read_checkpoint(path)
@@ -39,7 +41,7 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
             kinds.setdefault(name, value.dtype)
             sums[name] = sums[name] + value.double() if name in sums else value.double()
         cfg = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
-        layouts[path], computed[path] = load_model(state).deployed_layout(), computation(state["cfg"].model)
+        layouts[path], computed[path] = _choice(load_model(state)), computation(state["cfg"].model)
     reasons = [
         f"all checkpoints must be of one model, but {path} has {flag(name)} {other}, and {paths[0]} {value}."
         for path, found in computed.items()
@@ -54,3 +56,9 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
     kept = {name: state[name] for name in ("args", "task_state", "optimizer_history", PROVENANCE) if name in state}
     extra = {name: value for name, value in state.get("extra_state", {}).items() if name == "train_iterator"}
     return {**kept, "cfg": cfg, "model": mean, "criterion": None, "extra_state": extra}
+
+
+def _choice(model: DspTransformerModel) -> Layout | str:
+    """The heads that are kept; of a model that is trained for a range of budgets the order in which they are."""
+    gates = model.head_gates
+    return " ".join(map(str, gates.order())) if isinstance(gates, NestedGates) else model.deployed_layout()

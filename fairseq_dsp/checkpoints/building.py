@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fairseq_dsp.config import architecture_of, get_option, set_option
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.modules.surgery import remove_gates
 from fairseq_dsp.plugin.objections import fitting_its_own_options, refuse_unfit_options
@@ -88,6 +89,27 @@ def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:
         name = f"dsp_{name}" if f"dsp_{name}" in ARCH_MODEL_REGISTRY else "dsp_transformer"
     set_option(cfg, "_name", name)
     set_option(cfg, "arch", name)
+
+
+def deployed(path: str, option: str) -> DspTransformerModel:
+    """The model of a checkpoint, in evaluation mode, with the heads that it deploys and no others; its parameters are frozen.
+
+    Args:
+        option: that which named it, for the sentence.
+
+    Raises:
+        Refusal: it cannot be read.
+    """
+    model = _named(path, option)
+    model.bake()
+    return model.requires_grad_(False)
+
+
+def _named(path: str, option: str) -> DspTransformerModel:
+    try:
+        return load_model(read_checkpoint(path))
+    except Refusal as refusal:
+        raise Refusal(*(f"`{option}`: {reason}" for reason in refusal.reasons)) from refusal
 
 
 @contextlib.contextmanager

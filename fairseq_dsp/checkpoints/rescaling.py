@@ -6,15 +6,16 @@ Called by `rewriting`. No shape changes: the new weights take the place of the o
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairseq_dsp.modules.surgery import attentions, places_within, site_name
+from fairseq_dsp.modules.surgery import attentions, places_within, shrink_model, site_name
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.units.floors import floors_of, top_k_above_floors
 from fairseq_dsp.units.kind import unit_places
 from fairseq_dsp.units.layout import Layout, Site
 
@@ -125,3 +126,42 @@ def rescale_state(
         dim = state[weight].size(1) // len(existing)
         columns = unit_places(places, dim)
         small[weight], small[bias] = rescaled_projection(state[weight], state[bias], found, columns)
+
+
+def cut_and_rescale(model: DspTransformerModel, layout: Layout, moments: dict[Site, Moments]) -> None:
+    """Cuts a model without gates to a layout within its own, in place, and fits what stays to what all said.
+
+    Args:
+        moments: of its contexts.
+    """
+    current, before = model.layout, {name: value.clone() for name, value in model.state_dict().items()}
+    shrink_model(model, layout, current=current)
+    model.layout = layout
+    small = dict(model.state_dict())
+    rescale_state(before, small, layout, current, moments)
+    model.load_state_dict(small)
+
+
+def cut_in_stages(
+    model: DspTransformerModel,
+    batches: Sequence[dict[str, Any]],
+    k: int,
+    stages: int,
+    score: Callable[[DspTransformerModel], Tensor],
+    floor: int | str | None,
+) -> None:
+    """Cuts a model without gates to k heads, in place, in stages: scores of what is left, a cut, a fit, and again.
+
+    Stage i of n ends with H (k/H)^(i/n) heads, rounded: each leaves the same share of them (Kwon et al. 2022 score and cut once).
+
+    Args:
+        batches: of fairseq, for the fits.
+        score: of the heads that the model has at the time, [H], larger matters more.
+        floor: cross-attention heads that stay in every stage; see `floors`.
+    """
+    total = model.layout.count
+    for stage in range(stages):
+        goal = k if stage == stages - 1 else round(total * (k / total) ** ((stage + 1) / stages))
+        left = model.layout.surviving
+        chosen = top_k_above_floors(score(model).detach().double().cpu(), goal, floors_of(left, floor) if k else ())
+        cut_and_rescale(model, model.layout.narrow(chosen), context_moments(model.eval(), batches))

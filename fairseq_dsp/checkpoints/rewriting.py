@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.rescaling import context_moments, rescale_state
+from fairseq_dsp.checkpoints.choosing import choose_layout, refuse_budget
+from fairseq_dsp.checkpoints.rescaling import context_moments, cut_in_stages, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
-from fairseq_dsp.plugin.objections import budget_out_of_range
-from fairseq_dsp.plugin.stored_layout import resolve_layout
-from fairseq_dsp.units.fingerprint import agree, fingerprint
-from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.plugin.widths import objections_to_neurons
+from fairseq_dsp.units.floors import parse_floor
+from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
 from fairseq_dsp.version import __version__
@@ -62,6 +63,23 @@ class Rewrite:
     scores: ScoreFile | None = None
 
 
+@dataclass(frozen=True)
+class Stages:
+    """A choice in stages, each followed by a fit; see `rescaling.cut_in_stages`.
+
+    Attributes:
+        number: of stages.
+        scorer: its name.
+        seed: of what it draws.
+        score: of the heads that a model has, by fairseq's batches.
+    """
+
+    number: int
+    scorer: str
+    seed: int
+    score: Callable[[DspTransformerModel, list[dict[str, Any]]], Tensor]
+
+
 def rewrite(
     path: str,
     layout_text: str | None = None,
@@ -69,6 +87,7 @@ def rewrite(
     scores: ScoreFile | None = None,
     sentences: Callable[[DspTransformerModel, Any], list[dict[str, Any]]] | None = None,
     floor: str | None = None,
+    stages: Stages | None = None,
 ) -> Rewrite:
     """The checkpoint with exactly the chosen heads, checked against the masked model.
 
@@ -82,22 +101,38 @@ def rewrite(
         sentences: fairseq's batches for a model and the options of its task. With them the output projections are fitted so
             that the heads that stay say what all said; see `rescaling`.
         floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
+        stages: choose the K heads so, with `sentences`.
 
     Raises:
         Refusal: the checkpoint or the choice is not fit.
     """
     state = read_checkpoint(path)
     model = load_model(state)
-    layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
+    if sentences is not None and model.head_gates is not None:
+        raise Refusal("`--rescale` must be for a model whose heads are all on, but the checkpoint chooses among them.")
+    batches: list[dict[str, Any]] = []
+    fitted: DspTransformerModel | None = None
+    if stages is None:
+        layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
+    else:
+        assert sentences is not None
+        refuse_budget(model, budget, floor, "--scorer")
+        assert budget is not None
+        batches = sentences(model.float().eval(), state["cfg"].task)
+        fitted = _in_stages(state, batches, budget, stages, floor)
+        layout = fitted.layout
+    current = with_all_of(model.layout, layout.grid)
+    if has_neurons(layout.grid) and (reasons := objections_to_neurons(state["cfg"].model)):
+        raise Refusal(*reasons)
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
-    small_weights = shrink_state(weights, layout, model.layout)
+    small_weights = shrink_state(weights, layout, current)
 
     cfg = copy.deepcopy(state["cfg"])
     provenance = {
-        "format": FORMAT,
+        "format": FORMAT if has_neurons(layout.grid) else 1,
         "version": __version__,
-        **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores),
+        **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores or stages),
         "kept": layout.count,
         "total": layout.grid.total,
         "layout": str(layout),
@@ -108,29 +143,33 @@ def rewrite(
         if option.name not in ("seed", "importance_lr"):  # of the training, under fairseq's own names
             set_option(cfg.model, option.name, option.default)
     set_option(cfg.model, "head_layout", str(layout))
+    if has_neurons(layout.grid):
+        set_option(cfg.model, "ffn_group", group_of(layout.grid, model.neurons, "--layout"))
     if get_option(cfg.task, "unpruned_heads") is not None:
         set_option(cfg.task, "unpruned_heads", None)
     small = load_model({"cfg": cfg, "model": small_weights})
-    before, batches, moments = model.weight_count(), [], {}
+    before, moments = model.weight_count(), {}
     if sentences is not None:
-        if model.head_gates is not None:
-            raise Refusal(
-                "`--rescale` must be for a model whose heads are all on, but the checkpoint chooses among them."
-            )
-        batches = sentences(model.float().eval(), state["cfg"].task)
+        batches = batches or sentences(model.float().eval(), state["cfg"].task)
         dense_loss = loss_per_token(model, batches)
-        moments = context_moments(model, batches)
-    mask_heads(model, layout, model.layout)
+        moments = context_moments(model, batches) if fitted is None else {}
+    mask_heads(model, layout, current)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
         raise Refusal(
             f"rewritten and masked model must agree to {TOLERANCE}, but differ by {difference:.2g} in log-probability."
         )
     losses = None
-    if moments:
+    if batches:
         cut_loss = loss_per_token(small, batches)
         small_weights = dict(small_weights)
-        rescale_state(weights, small_weights, layout, model.layout, moments)
+        if fitted is None:
+            rescale_state(weights, small_weights, layout, current, moments)
+        else:
+            found = fitted.state_dict()
+            for name in (name for name in small_weights if ".out_proj." in name):
+                small_weights[name] = found[name].to(small_weights[name].dtype)
+            provenance["stages"] = stages.number if stages is not None else 1
         small = load_model({"cfg": cfg, "model": small_weights}).float().eval()
         losses = (dense_loss, cut_loss, loss_per_token(small, batches))
         provenance["rescaled"] = sum(len(batch["target"]) for batch in batches)
@@ -149,75 +188,14 @@ def rewrite(
     return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, scores)
 
 
-def choose_layout(
-    model: DspTransformerModel,
-    text: str | None,
-    budget: int | None,
-    rewritten: bool,
-    scores: ScoreFile | None = None,
-    floor: str | None = None,
-) -> Layout:
-    """The heads to keep: those given, those of the highest scores, or the model's own choice at any budget.
-
-    Args:
-        rewritten: the checkpoint was written by `fairseq-dsp-prune`.
-        floor: `--cross-floor`, for a choice by scores.
-
-    Raises:
-        Refusal: no choice can be made, or it does not fit the model.
-    """
-    if text is not None:
-        layout = resolve_layout(text, "--layout")
-        if not layout.within(model.layout):
-            raise Refusal(f"`--layout` must name heads that the model has ({model.layout}), but is {layout}.")
-        if budget is not None and budget != layout.count:
-            raise Refusal(
-                f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."
-            )
-        return layout
-    if scores is not None:
-        if budget is None:
-            raise Refusal("`--unpruned-heads` must be given with `--scores`: how many heads to keep.")
-        if scores.layout != model.layout:
-            raise Refusal(
-                f"`--scores` must be of a model with the same heads ({model.layout}), but are of {scores.layout}."
-            )
-        if not 0 <= budget <= model.layout.count:
-            raise Refusal(budget_out_of_range(budget, model.layout.count))
-        _refuse_other_weights(scores, model)
-        floors = floors_of(model.layout.surviving, parse_floor(floor))
-        if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
-            raise Refusal(objection)
-        return scores.keep_top(budget, floors)
-    gates = model.head_gates
-    if gates is None:
-        total = model.layout.grid.total
-        if not rewritten and budget in (None, model.layout.count) and model.layout.count < total:
-            return model.layout  # trained with these heads from the start: only the training state goes
-        what = "was rewritten already" if rewritten else "has no importance variables"
-        raise Refusal(
-            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which to keep with `--layout`, or how "
-            "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
-        )
-    if budget is None:
-        return model.deployed_layout()
-    if not 0 <= budget <= gates.grid.total:
-        raise Refusal(budget_out_of_range(budget, gates.grid.total))
-    floors = gates.floors if budget >= fewest(gates.floors) else ()
-    return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
-
-
-def _refuse_other_weights(scores: ScoreFile, model: DspTransformerModel) -> None:
-    """Raises:
-    Refusal: the scores say of which weights they are, and the model has others.
-    """
-    if scores.weights is None or agree(scores.weights, found := fingerprint(model.weights())):
-        return
-    theirs, ours = (next(iter(marks.items())) for marks in (scores.weights, found))
-    raise Refusal(
-        f"`--scores` must be of the checkpoint's own weights, but are of those of {scores.checkpoint} ({theirs[0]} "
-        f"{theirs[1][:8]}), and the checkpoint has others ({ours[0]} {ours[1][:8]}): score it with fairseq-dsp-score."
-    )
+def _in_stages(
+    state: dict[str, Any], batches: list[dict[str, Any]], budget: int, stages: Stages, floor: str | None
+) -> DspTransformerModel:
+    """What stages leave of a copy of the checkpoint's model, in float32."""
+    weights = {name: value.clone() for name, value in state["model"].items()}
+    copied = load_model({"cfg": copy.deepcopy(state["cfg"]), "model": weights}).float().eval()
+    cut_in_stages(copied, batches, budget, stages.number, lambda left: stages.score(left, batches), parse_floor(floor))
+    return copied
 
 
 def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -> float:
@@ -240,7 +218,7 @@ def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -
     return (outputs[0] - outputs[1]).abs().max().item()
 
 
-def _chosen_by(config: PruningConfig, by_hand: bool, scores: ScoreFile | None) -> dict[str, Any]:
+def _chosen_by(config: PruningConfig, by_hand: bool, scores: ScoreFile | Stages | None) -> dict[str, Any]:
     """What chose the heads: `layout` (given by hand), a scorer, or the method of the training; its seed, if it has one."""
     if by_hand:
         return {"method": "layout", "pipelined": False, "seed": None}

@@ -13,7 +13,8 @@ from fairseq_dsp.api.pruning import prune
 from fairseq_dsp.checkpoints.rewriting import Rewrite
 from fairseq_dsp.cli.arguments import add_languages, megabytes
 from fairseq_dsp.errors import as_command
-from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
+from fairseq_dsp.units.kinds import KINDS
+from fairseq_dsp.units.layout import Layout
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -33,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cross-floor",
         metavar="N|layer",
-        help="with --scores: cross-attention heads that stay whatever the scores say, or one in every decoder layer (default: 1, "
+        help="with --scores or --scorer: cross-attention heads that stay whatever the scores say, or one in every decoder layer (default: 1, "
         "or 0 where no head is kept)",
     )
     parser.add_argument(
@@ -41,6 +42,15 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DATA-BIN",
         help="fit the output projections on sentences of its training set, so that the heads that stay say what all said: for "
         "a dense model that is cut, before fine-tuning",
+    )
+    parser.add_argument(
+        "--scorer",
+        metavar="NAME",
+        help="with --rescale and --unpruned-heads: choose in stages by this scorer of fairseq-dsp-score (joint-fisher was measured), on "
+        "the same sentences: score, cut, fit, and again",
+    )
+    parser.add_argument(
+        "--stages", metavar="N", help="of --scorer (default: 4); each leaves the same share of the heads"
     )
     add_languages(parser)
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
@@ -77,9 +87,12 @@ def report(done: Rewrite, source: str, target: str) -> None:
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
-    for stack in HEAD_STACKS:
-        table.add_row(f"{STACK_NAMES[stack]} heads", str(full[stack][1]), str(kept[stack][0]))
-    table.add_row("heads", str(done.layout.grid.total), str(done.layout.count))
+    for kind in KINDS:
+        stacks = [stack for stack in kind.stacks if stack.name in full]
+        for stack in stacks:
+            table.add_row(f"{stack.title} {kind.noun}", str(full[stack.name][1]), str(kept[stack.name][0]))
+        if stacks:
+            table.add_row(kind.noun, *(str(sum(each[stack.name][0] for stack in stacks)) for each in (full, kept)))
     table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
     table.add_row("megabytes on disk", megabytes(source), megabytes(target))
     console = Console(markup=False, emoji=False)  # a path may hold what looks like either

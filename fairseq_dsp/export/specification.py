@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.export.packing import Affine, PackedAttention, pack
+from fairseq_dsp.export.packing import Affine, PackedAttention, pack, pad_neurons
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.units.layout import Site
 
@@ -179,8 +179,9 @@ def _set_attention(spec: Any, norm: nn.Module, packed: PackedAttention, fused: i
 
 
 def _set_feed_forward(spec: Any, layer: nn.Module) -> None:
-    _set_linear(spec.linear_0, (layer.fc1.weight, layer.fc1.bias))
-    _set_linear(spec.linear_1, (layer.fc2.weight, layer.fc2.bias))
+    rows, columns = pad_neurons(layer)
+    _set_linear(spec.linear_0, rows)
+    _set_linear(spec.linear_1, columns)
     _set_norm(spec.layer_norm, layer.final_layer_norm)
 
 

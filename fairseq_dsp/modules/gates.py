@@ -50,6 +50,8 @@ class HeadGates(nn.Module):
     What a method declares as its `variables` and `records` are further parameters and buffers, named as there.
     """
 
+    varies = False  # whether other heads may be on in another pass of the same update
+
     def __init__(self, grid: Grid, budget: Budget | None, method: Method, floors: Floors = ()) -> None:
         super().__init__()
         self.grid = grid
@@ -129,12 +131,12 @@ class HeadGates(nn.Module):
             with torch.no_grad():
                 self.method.begin_update(self.importance, self.budget, self.update, **self.own_state())
             return self._in_graph(self.method.gates(self.importance, self.budget_now, self.update))
-        if self._fixed is None or self._fixed[0] != _stamp(self.fixed_mask):
+        if self._fixed is None or self._fixed[0] != stamp_of(self.fixed_mask):
             mask = self.decided_mask()
             before, marks = torch.stack([self.fixed_mask, mask]).tolist()
             self._refuse_other_number(before)
             self.fixed_mask.copy_(mask)
-            self._fixed = _stamp(self.fixed_mask), tuple(map(bool, marks))
+            self._fixed = stamp_of(self.fixed_mask), tuple(map(bool, marks))
         return self._in_graph(self.fixed_mask + 0.0 * self.importance)
 
     def _in_graph(self, gates: Tensor) -> Tensor:
@@ -165,7 +167,7 @@ class HeadGates(nn.Module):
             return None
         tensors = (self.fixed_mask,) if self.training else (self.fixed_mask, self.importance)
         known = self._fixed if self.training else self._evaluated
-        stamp = _stamp(*tensors)
+        stamp = stamp_of(*tensors)
         if known is None or known[0] != stamp or anew and not self.training:
             known = stamp, tuple(bool(mark) for mark in self.decided_mask().tolist())
             if self.training:
@@ -217,6 +219,8 @@ class SiteGates:
 
     def live_heads(self, searching: bool) -> tuple[int, ...] | None:
         """The site's heads that are decided to be kept, once that is decided; see `attention.Gates`."""
+        if self.handed is not None and self.owner.varies:
+            return None  # activations are recomputed, maybe while others are on than in that pass
         marks = self.owner.constant_marks(anew=self.leads and not searching)
         return None if marks is None else tuple(head for head, mark in enumerate(marks[self.span]) if mark)
 
@@ -258,20 +262,7 @@ class GatedCheckpoint:
                 site.handed = None
 
 
-class ConstantGates:
-    """Gates that never change: the masked model that a rewritten one is compared with."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-
-    def __call__(self) -> Tensor:
-        return self.mask
-
-    def live_heads(self, searching: bool) -> None:
-        """None: all heads are computed and multiplied, so that a comparison compares two computations."""
-
-
-def _stamp(*tensors: Tensor) -> tuple[Any, ...]:
+def stamp_of(*tensors: Tensor) -> tuple[Any, ...]:
     """What changes with every change in place that torch counts; it counts none of inference tensors."""
     return tuple((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors)
 

@@ -1,4 +1,4 @@
-"""The heads that a model is built with: all of them, those given, or those drawn. Called by `model`."""
+"""The heads that a model is built with, all of them, those given, or those drawn, and the gates on them. Called by `model`."""
 
 from __future__ import annotations
 
@@ -8,31 +8,53 @@ from collections.abc import Callable
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import Stratified, method_class
+from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.methods.stratified import RULE, counts_of, counts_of_layout, draw_stratified
-from fairseq_dsp.plugin.objections import budget_out_of_range
-from fairseq_dsp.units.floors import floors_of, meets, objection_to_floor, parse_floor, random_subset_above_floors
+from fairseq_dsp.modules.gates import HeadGates
+from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.objections import budget_out_of_range, range_outside
+from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.units.floors import (
+    Floors,
+    floors_of,
+    meets,
+    objection_to_floor,
+    parse_floor,
+    random_subset_above_floors,
+)
+from fairseq_dsp.units.groups import Neurons, group_of, has_neurons, with_all_of, with_groups
 from fairseq_dsp.units.layout import Grid, Layout
 
 
-def initial_layout(grid: Grid, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
+def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
     """The layout that the options give or draw, before anything is learned.
+
+    Neurons are units of it where the options say in which groups.
 
     Args:
         grid: the heads of the architecture.
+        neurons: of its feed-forward networks.
         look_up: the layout of a text or of a checkpoint that an option names.
 
     Raises:
         Refusal: the layout does not fit the grid, or budget, floor and counts do not fit each other.
     """
-    layout = Layout.full(grid)
-    if config.head_layout is not None:
-        layout = look_up(config.head_layout)
-        if layout.grid != grid:
-            raise Refusal(f"`--head-layout` must fit the model, whose heads are {_counts(grid)}, but is {layout}.")
+    given = None if config.head_layout is None else look_up(config.head_layout)
+    group = config.ffn_group
+    if group is None and given is not None and has_neurons(given.grid):
+        group = group_of(given.grid, neurons, "--head-layout")
+    if group is not None:
+        grid = with_groups(grid, neurons, group)
+    layout = Layout.full(grid) if given is None else with_all_of(given, grid)
+    if layout.grid != grid:
+        raise Refusal(f"`--head-layout` must fit the model, whose {grid.noun} are {_counts(grid)}, but is {layout}.")
     budget, floors = config.budget, floors_of(layout.surviving, parse_floor(config.cross_floor))
     if budget is not None and not 0 <= budget <= layout.count:
         raise Refusal(budget_out_of_range(budget, layout.count))
-    if (objection := objection_to_floor(layout.surviving, parse_floor(config.cross_floor), budget)) is not None:
+    if config.budget_range is not None and not config.budget_range[1] <= layout.count:
+        raise Refusal(range_outside(config.budget_range, layout.count))
+    fewest = budget if config.budget_range is None else config.budget_range[0]
+    if (objection := objection_to_floor(layout.surviving, parse_floor(config.cross_floor), fewest)) is not None:
         raise Refusal(objection)
     if method_class(config).learned or budget is None or layout.count == budget:
         return layout
@@ -65,3 +87,18 @@ def _stratified(grid: Grid, budget: int, config: PruningConfig, look_up: Callabl
 
 def _counts(grid: Grid) -> str:
     return ", ".join(f"{stack} {grid.of(stack)}" for stack in grid.named_stacks)
+
+
+def gates_of(config: PruningConfig, grid: Grid, floors: Floors) -> HeadGates:
+    """The gates of a fresh model whose heads a method is choosing.
+
+    Args:
+        grid: the heads that the model has.
+        floors: of that grid.
+    """
+    method = method_class(config).from_config(config)
+    nested = Nested.from_config(config)
+    if nested is not None:
+        return NestedGates(grid, nested, method, floors)
+    budget = None if config.budget is None else Budget.of_units(config.budget, grid.total)
+    return HeadGates(grid, budget, method, floors)

@@ -27,15 +27,25 @@ from fairseq_dsp.guards.versions import (
 )
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
-from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, install_gates, make_prunable, remove_gates, shrink_model
+from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.modules.surgery import (
+    attentions,
+    install_gates,
+    is_marked,
+    make_prunable,
+    neurons_of,
+    remove_gates,
+    shrink_model,
+)
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
-from fairseq_dsp.plugin.initial_layout import initial_layout
-from fairseq_dsp.plugin.objections import objections, objections_to_unknown_options
+from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
+from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.plugin.stored_layout import resolve_layout
-from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.units.floors import floors_of, parse_floor
+from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.layout import Layout
 
 ARCHITECTURES = (
@@ -55,7 +65,8 @@ class DspTransformerModel(TransformerModel):
     """A transformer that has the heads of its layout, and gates on them while a method is choosing.
 
     Attributes:
-        layout: heads that the model has, in original ids.
+        layout: units that the model has, in original ids.
+        neurons: how many neurons its feed-forward networks had when they were whole, layer by layer, by stack.
         head_gates: importance variables and gates; None where no method is choosing.
         adopts_dense_state: whether loading a state without importance variables starts from fresh ones. Set by the task
             when it trains: a checkpoint that is merely loaded must bring its own.
@@ -67,6 +78,7 @@ class DspTransformerModel(TransformerModel):
         disable_fused_encoder(self.encoder)
         settle_device_marks_of(self)
         self.layout = Layout.full(make_prunable(self))
+        self.neurons = neurons_of(self)
         self.head_gates: HeadGates | None = None
         self.adopts_dense_state = False
         self.unchecked: argparse.Namespace | DictConfig | None = None
@@ -105,8 +117,7 @@ class DspTransformerModel(TransformerModel):
             if method.learned:
                 grid = model.layout.surviving
                 floors = floors_of(grid, parse_floor(config.cross_floor))
-                budget = None if config.budget is None else Budget.of_units(config.budget, grid.total)
-                install_gates(model, grid, HeadGates(grid, budget, method.from_config(config), floors))
+                install_gates(model, grid, gates_of(config, grid, floors))
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
@@ -119,7 +130,11 @@ class DspTransformerModel(TransformerModel):
 
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
-        layout = initial_layout(self.layout.grid, config, resolve_layout)
+        layout = initial_layout(self.layout.grid, self.neurons, config, resolve_layout)
+        if has_neurons(layout.grid):
+            if reasons := objections_to_neurons(args):  # where the layout was looked up
+                raise Refusal(*reasons)
+            set_option(args, "ffn_group", group_of(layout.grid, self.neurons, "--head-layout"))
         if config.head_layout is not None or not method_class(config).learned:
             shrink_model(self, layout)
             set_option(args, "head_layout", str(layout))
@@ -156,15 +171,27 @@ class DspTransformerModel(TransformerModel):
                     raise Refusal(*reasons)
         return super().train(mode)
 
-    def deployed_layout(self) -> Layout:
-        """The heads that evaluation and rewriting keep, in original ids."""
+    def deployed_layout(self, k: int | None = None) -> Layout:
+        """The heads that evaluation and rewriting keep, in original ids.
+
+        Args:
+            k: how many, of a model that was trained for a range of budgets.
+
+        Raises:
+            Refusal: such a model is not told how many.
+        """
+        if isinstance(self.head_gates, NestedGates):
+            if k is None:
+                raise Refusal(budget_of_a_range(self.head_gates.nested.low, self.head_gates.nested.high))
+            with self.head_gates.at(k):
+                return self.layout.narrow(self.head_gates.decided_mask())
         return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
 
-    def bake(self) -> None:
-        """Turns the gated model, in place and for good, into the small one that computes the same."""
+    def bake(self, k: int | None = None) -> None:
+        """Turns the gated model, in place and for good, into the small one that computes the same; `k` as in `deployed_layout`."""
         if self.head_gates is None:
             return
-        layout = self.deployed_layout()
+        layout = self.deployed_layout(k)
         remove_gates(self, self.layout.grid)
         shrink_model(self, layout, current=self.layout)
         self.layout = layout
@@ -231,11 +258,11 @@ class DspTransformerModel(TransformerModel):
     def _fitting(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state, changed in place where it has names of an earlier fairseq, as strict loading wants it; see `fit_state`."""
         self.upgrade_state_dict(state)
-        sites = dict(attentions(self, self.layout.grid))
         receiver = Receiver(
             parameters=dict(self.named_parameters(remove_duplicate=False)),
             layout=self.layout,
-            is_marked=any(hasattr(attention, KEPT_MASK) for attention in sites.values()),
+            neurons=self.neurons,
+            is_marked=is_marked(self, self.layout.grid),
             gates=self.head_gates,
             adopts_dense_state=self.adopts_dense_state,
         )

@@ -20,7 +20,10 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import method_class, objections_to_method
+from fairseq_dsp.methods.nested import objections_to_nested
 from fairseq_dsp.plugin.options import completed, grid_of_options
+from fairseq_dsp.plugin.widths import objections_to_neurons, objections_to_widths
+from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import parse_layout
 
 _MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
@@ -41,6 +44,8 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     cutoff = get_option(args, "adaptive_softmax_cutoff")
     if isinstance(cutoff, str) and not _is_list_of_counts(cutoff):
         found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
+    if get_option(args, "ffn_group") is not None or "/ffn-" in str(get_option(args, "head_layout")):
+        found += objections_to_neurons(args)
     return found + objections_to_backend(get_option(args, "ddp_backend"))
 
 
@@ -137,10 +142,16 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
             found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
     if found:
         return found
+    text = get_option(cfg, "head_layout")
+    layout = parse_layout(text, "--head-layout") if isinstance(text, str) else None
+    if layout is not None and has_neurons(layout.grid):
+        found += objections_to_widths(cfg, layout, weights)
+    else:
+        layout = None
     for side, positions in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
         layers = {name.split(".")[2] for name in weights if name.startswith(f"{side}.layers.")}
         sizes = {"layers": len(layers), "embed_dim": weights[f"{side}.embed_tokens.weight"].shape[-1]}
-        if f"{side}.layers.0.fc1.weight" in weights:
+        if layout is None and f"{side}.layers.0.fc1.weight" in weights:
             sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
         for name, size in sizes.items():
             if _number(value := get_option(cfg, f"{side}_{name}", size)) != size:
@@ -176,9 +187,23 @@ def budget_out_of_range(budget: int, total: int) -> str:
     return f"`--unpruned-heads` must be between 0 and {total} (the heads of this model), but is {budget}."
 
 
+def range_outside(budgets: tuple[int, int], total: int) -> str:
+    """The sentence on a range of K that the model cannot have."""
+    return f"`--unpruned-heads` must be a range within 1 to {total} (the heads of this model), but is {budgets[0]}..{budgets[1]}."
+
+
+def budget_of_a_range(low: int, high: int, k: int | None = None) -> str:
+    """The sentence on a checkpoint of a range of budgets, where no K is given, or none of the range."""
+    given = "" if k is None else f", but is {k}"
+    return (
+        f"`--unpruned-heads` must say how many heads to keep of a checkpoint that was trained for {low} to {high} of them "
+        f"(`fairseq-dsp-prune --unpruned-heads K`){given}."
+    )
+
+
 def _objections_to_training(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
     method = method_class(config)
-    found = objections_to_method(config)
+    found = objections_to_method(config) + objections_to_nested(config)
     if config.unpruned_heads is None and config.head_layout is None:
         found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
     elif config.unpruned_heads is None and method.learned:
@@ -187,6 +212,9 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
     if config.budget is not None and config.head_layout is None and grid is not None:
         if not 0 <= config.budget <= grid.total:
             found.append(budget_out_of_range(config.budget, grid.total))
+    if config.budget_range is not None and config.head_layout is None and grid is not None:
+        if config.budget_range[1] > grid.total:
+            found.append(range_outside(config.budget_range, grid.total))
     if method.learned:
         for part, ours in (
             ("task", "translation_dsp"),

@@ -10,7 +10,9 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 
 from fairseq_dsp.config import architecture_of, get_option
+from fairseq_dsp.units.groups import Neurons, with_groups
 from fairseq_dsp.units.layout import Grid
+from fairseq_dsp.units.neurons import NEURONS
 
 
 def completed(cfg: argparse.Namespace | DictConfig | Mapping[str, Any]) -> argparse.Namespace:
@@ -29,11 +31,31 @@ def completed(cfg: argparse.Namespace | DictConfig | Mapping[str, Any]) -> argpa
 
 
 def grid_of_options(cfg: argparse.Namespace | DictConfig) -> Grid | None:
-    """The heads of the transformer that a cfg of either kind describes; None where it does not say yet."""
+    """The heads of the transformer that a cfg of either kind describes, and its neurons where the cfg groups them; None where it
+    does not say yet.
+
+    Raises:
+        Refusal: the neurons cannot be grouped so.
+    """
     heads = {}
     for side in ("encoder", "decoder"):
         layers, width = get_option(cfg, f"{side}_layers"), get_option(cfg, f"{side}_attention_heads")
         if layers is None or width is None:
             return None
         heads[side] = (int(width),) * int(layers)
-    return Grid.of_heads(heads["encoder"], heads["decoder"], heads["decoder"])
+    grid = Grid.of_heads(heads["encoder"], heads["decoder"], heads["decoder"])
+    group, neurons = get_option(cfg, "ffn_group"), neurons_of_options(cfg)
+    if group is None or neurons is None:
+        return grid if group is None else None
+    return with_groups(grid, neurons, int(group))
+
+
+def neurons_of_options(cfg: argparse.Namespace | DictConfig) -> Neurons | None:
+    """The neurons of every feed-forward network of the transformer that a cfg describes; None where it does not say yet."""
+    found = {}
+    for stack in NEURONS.stacks:
+        layers, width = get_option(cfg, f"{stack.side}_layers"), get_option(cfg, f"{stack.side}_ffn_embed_dim")
+        if layers is None or width is None:
+            return None
+        found[stack.name] = (int(width),) * int(layers)
+    return found

@@ -5,7 +5,14 @@ Logged elsewhere: temperature and penalty by `criterion`, the norm of the import
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
 from fairseq_dsp.modules.gates import HeadGates
+from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.signals import Signals
 from fairseq_dsp.units.layout import Layout
 
 
@@ -16,17 +23,28 @@ class HeadProgress:
         figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`), the mean importance of all heads of
             a type (`importance_enc` and so on), and `heads_changed`, the number of heads that are kept and were not, or were
             and are not, since the last validation (before the first, since training started or was resumed). A swap of two
-            heads counts as two.
+            heads counts as two. While heads are chosen also those of `signals`.
     """
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
         self._before: Layout | None = None
+        self._signals = Signals()
 
     def start(self, gates: HeadGates) -> None:
         """Training starts, or goes on with another epoch."""
         if self._before is None:
             self._before = self.look(gates)
+
+    def note(self, gates: HeadGates, gradient: Tensor | None, update: int) -> None:
+        """Takes in an update that the importance has just made; does not wait for the device.
+
+        Args:
+            gradient: of the importance; None where it had none.
+            update: number of updates done.
+        """
+        if gradient is not None:
+            self._signals.note(gradient, gates.decided_mask, update)
 
     def look(self, gates: HeadGates) -> Layout:
         """Takes the figures anew and returns the heads that the model would keep now."""
@@ -35,8 +53,34 @@ class HeadProgress:
         self.figures = {f"heads_{stack}": kept for stack, (kept, _) in layout.by_type().items()}
         self.figures |= {f"importance_{stack}": mean for stack, mean in gates.mean_importance().items()}
         self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
+        if not gates.is_fixed:
+            self.figures |= self._signals.read(gates.decided_mask())
         return layout
 
     def validate(self, gates: HeadGates) -> None:
         """The heads that later figures are compared with; this validation's own are compared with the last one's."""
         self._before = self.look(gates)
+
+
+def at_each_budget(
+    gates: NestedGates, step: Callable[[], tuple[Any, Any, dict[str, Any]]]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """A batch's validation at every budget that is reported: sums, of which fairseq makes means over all budgets.
+
+    Args:
+        step: the validation of the batch, with the heads that the gates say.
+
+    Returns:
+        loss, sample size and log of fairseq; the log has the negative log-likelihood at each (`nll_k4`) too, and BLEU's counts of all
+        translations.
+    """
+    loss, size, logs = 0.0, 0, {}
+    for k in gates.nested.reported(gates.grid.total):
+        with gates.at(k):
+            one, tokens, logged = step()
+        loss, size = loss + one, size + tokens
+        for name, value in logged.items():
+            logs[name] = value + logs.get(name, 0)
+        logs[f"nll_k{k}"] = logged["nll_loss"]
+        logs |= {"nsentences": logged["nsentences"], "budget_tokens": logged["ntokens"]}
+    return loss, size, logs

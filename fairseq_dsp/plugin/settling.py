@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 from fairseq_dsp.config import PruningConfig, flag, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.methods import method_class, objections_to_method
+from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.methods.recipe import AUTO, derive, needs_length, objections_to_recipe, recipe_of
+from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.starting import start_to_go_on_from
 
@@ -74,6 +76,8 @@ class Settling:
             if reasons := objections_to_method(config):
                 raise Refusal(*reasons)
         model.head_gates.method = method_class(config).from_config(config)
+        if isinstance(model.head_gates, NestedGates) and (nested := Nested.from_config(config)) is not None:
+            model.head_gates.nested = nested
         told = ", ".join(f"{flag(name)} {getattr(config, name)}" for name in (config.derived or "").split(",") if name)
         logger.info("`--recipe %s` of %d updates: %s", config.recipe, updates, told)
 

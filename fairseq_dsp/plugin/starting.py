@@ -25,6 +25,7 @@ from fairseq_dsp.files.weights import refuse_broken_weights
 from fairseq_dsp.guards.untrusted import strange_options
 from fairseq_dsp.guards.versions import settle_device_marks
 from fairseq_dsp.methods import Method, method_class
+from fairseq_dsp.methods.nested import OPTIONS
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
 
@@ -114,8 +115,21 @@ def settle_floor(options: Options, model_cfg: Options) -> None:
         set_option(model_cfg, "cross_floor", floor)
 
 
+def starting_point(options: Options) -> Start | None:
+    """The checkpoint that fairseq will load; None where there is none, or none that can be read, which `objections_to_start` says.
+
+    Args:
+        options: fairseq's, flat.
+    """
+    found = find_start(options)
+    if found is not None:
+        with contextlib.suppress(Refusal):
+            return Start(*found, _read(found[0]))
+    return None
+
+
 def start_to_go_on_from(options: Options, anew_too: bool = False) -> Start | None:
-    """The checkpoint whose training goes on; None where there is none, or none that can be read, which `objections_to_start` says.
+    """The `starting_point` whose training goes on; None where there is none.
 
     Args:
         options: fairseq's, flat.
@@ -124,11 +138,7 @@ def start_to_go_on_from(options: Options, anew_too: bool = False) -> Start | Non
     found = find_start(options)
     if found is None or found[1] == "finetune_from_model":
         return None
-    if get_option(options, "reset_optimizer", False) and not anew_too:
-        return None
-    with contextlib.suppress(Refusal):
-        return Start(*found, _read(found[0]))
-    return None
+    return None if get_option(options, "reset_optimizer", False) and not anew_too else starting_point(options)
 
 
 def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
@@ -151,6 +161,17 @@ def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
         if start.option != "finetune_from_model":
             reasons += _objections_to_going_on(start, options, PruningConfig.from_model_cfg(model_cfg))
     return reasons
+
+
+def objections_to_lack_of_start(options: Options, model_cfg: Options) -> list[str]:
+    """Sentences on a checkpoint that training should start from, and that is not there. Arguments as above."""
+    start = get_option(options, "finetune_from_model")
+    if start and not PathManager.isfile(start):
+        what = "is a folder" if os.path.isdir(start) else "does not exist"
+        return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
+    if str(get_option(model_cfg, "pipelined", False)).lower() == "true" and find_start(options) is None:
+        return ["`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."]
+    return []
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -235,7 +256,14 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = ("unpruned_heads", "cross_floor", "recipe", *(other.options if one is other else ()))
+    names = (
+        "unpruned_heads",
+        "cross_floor",
+        "recipe",
+        "importance_from",
+        *OPTIONS,
+        *(other.options if one is other else ()),
+    )
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 

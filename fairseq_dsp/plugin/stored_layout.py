@@ -13,11 +13,10 @@ from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.modules.gates import STATE_PREFIX
-from fairseq_dsp.modules.surgery import layout_of_state
-from fairseq_dsp.plugin.fitting import refuse_lack_of_importance, refuse_other_heads
+from fairseq_dsp.plugin.fitting import layout_to_cut, refuse_lack_of_importance
 from fairseq_dsp.plugin.initial_layout import initial_layout
-from fairseq_dsp.plugin.objections import fitting_its_own_options, objections, refuse_unfit_options
-from fairseq_dsp.plugin.options import completed, grid_of_options
+from fairseq_dsp.plugin.objections import budget_of_a_range, fitting_its_own_options, objections, refuse_unfit_options
+from fairseq_dsp.plugin.options import completed, grid_of_options, neurons_of_options
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout, parse_layout
@@ -61,8 +60,8 @@ def stored_layout(state: dict[str, Any]) -> Layout:
             raise Refusal(*reasons)
         config = PruningConfig.from_model_cfg(cfg)
         method = method_class(config)
-        layout = initial_layout(grid, config, resolve_layout)
-        refuse_other_heads(layout_of_state(weights, grid), layout, config.head_layout or not method.learned)
+        layout = initial_layout(grid, neurons_of_options(cfg) or {}, config, resolve_layout)
+        layout_to_cut(weights, layout, config.head_layout is not None or not method.learned)
         if not method.learned:
             return layout
         importance = weights.get(f"{STATE_PREFIX}importance")
@@ -71,6 +70,8 @@ def stored_layout(state: dict[str, Any]) -> Layout:
         there = layout.surviving
         if importance.shape != (there.total,):
             raise ValueError(f"importance is of {importance.numel()} heads and not {there.total}")
+        if config.budget_range is not None:
+            raise Refusal(budget_of_a_range(*config.budget_range))
         budget = None if config.budget is None else Budget.of_units(config.budget, there.total)
         fixed = weights.get(f"{STATE_PREFIX}fixed_mask", torch.full((there.total,), -1.0))
         floors = floors_of(there, parse_floor(config.cross_floor))

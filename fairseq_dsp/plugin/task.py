@@ -5,8 +5,8 @@ the optimizer when heads are fixed, logs what becomes of them (`progress`), warn
 builds validation and test batches that keep the last one.
 """
 
+import functools
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -14,23 +14,24 @@ from typing import Any, Optional
 from fairseq import checkpoint_utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.dataclass.configs import CheckpointConfig
-from fairseq.file_io import PathManager
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
-from fairseq_dsp.config import architecture_of, get_option, set_option
+from fairseq_dsp.config import PruningConfig, architecture_of, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
-from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.criterion import AT_BUDGET, LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import BUDGET_TASK, objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
-from fairseq_dsp.plugin.progress import HeadProgress
+from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
 from fairseq_dsp.plugin.settling import Settling
-from fairseq_dsp.plugin.starting import find_start, objections_to_start, settle_floor
+from fairseq_dsp.plugin.starting import objections_to_lack_of_start, objections_to_start, settle_floor
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
 
@@ -120,12 +121,16 @@ class TranslationDspTask(TranslationTask):
             settle_floor(self.cfg, cfg)
             with noted(reasons):
                 reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
-            reasons += objections_to_unknown_options(cfg) + self._objections_to_lack_of_start(cfg)
+            reasons += objections_to_unknown_options(cfg) + objections_to_lack_of_start(self.cfg, cfg)
             # an option that cannot be read is among the reasons already
             reasons += [reason for reason in objections_to_start(self.cfg, cfg) if reason not in reasons]
+            if not reasons:
+                reasons += objections_to_importance_from(self.cfg, PruningConfig.from_model_cfg(cfg))
             if reasons:
                 raise Refusal(*reasons)
         model = super().build_model(cfg, from_checkpoint)
+        with exit_on_refusal():
+            start_importance(self.cfg, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None
         self.adopt(model)
         return model
@@ -135,18 +140,6 @@ class TranslationDspTask(TranslationTask):
         self._model = model
         self._learns_heads = model.head_gates is not None
         self._adaptive_softmax = model.decoder.adaptive_softmax is not None
-
-    def _objections_to_lack_of_start(self, cfg: Any) -> list[str]:
-        """Sentences on a checkpoint that training should start from, and that is not there."""
-        start = self.cfg.finetune_from_model
-        if start and not PathManager.isfile(start):
-            what = "is a folder" if os.path.isdir(start) else "does not exist"
-            return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
-        if str(get_option(cfg, "pipelined", False)).lower() == "true" and find_start(self.cfg) is None:
-            return [
-                "`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."
-            ]
-        return []
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the criterion; refuses one that would lose the penalty, or that cannot train the model or choose the best."""
@@ -166,6 +159,8 @@ class TranslationDspTask(TranslationTask):
         if reasons:
             with exit_on_refusal():
                 raise Refusal(*reasons)
+        if self._trains and isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
+            criterion.prepare()
         return criterion
 
     def _objections_to_metric(self, criterion: Any) -> list[str]:
@@ -187,7 +182,7 @@ class TranslationDspTask(TranslationTask):
         if metric in _ACCURACY and not criterion.report_accuracy:
             return [f"`--best-checkpoint-metric {metric}` needs `--report-accuracy`, but it is not given."]
         known = (*errors, "bleu", *_ACCURACY)
-        if metric in (*known, "wps", "wpb", "bsz") or metric.startswith(("heads_", "importance_")):
+        if metric in (*known, "wps", "wpb", "bsz") or metric.startswith(("heads_", "importance_", AT_BUDGET)):
             return []
         return [f"`--best-checkpoint-metric` must be one of {', '.join(known)}, but is {metric}."]
 
@@ -201,13 +196,23 @@ class TranslationDspTask(TranslationTask):
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """One update; importance variables stay where they are once the heads are fixed."""
-        if self._learns_heads:
-            adam = dsp_adam_of(optimizer)
-            adam.importance_is_fixed = unwrap(model).head_gates.is_fixed
-            adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
+        if not self._learns_heads:
+            super().optimizer_step(optimizer, model, update_num)
+            return
+        adam, gates = dsp_adam_of(optimizer), unwrap(model).head_gates
+        adam.importance_is_fixed = gates.is_fixed
+        adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
         super().optimizer_step(optimizer, model, update_num)
-        if self._learns_heads and (update_num + 1) % (self.cfg.log_interval or 1) == 0:
-            self._progress.look(unwrap(model).head_gates)  # the updates whose figures fairseq prints
+        if not gates.is_fixed:
+            self._progress.note(gates, adam.importance[0].grad, update_num + 1)
+        if (update_num + 1) % (self.cfg.log_interval or 1) == 0:
+            self._progress.look(gates)  # the updates whose figures fairseq prints
+
+    def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
+        """As in fairseq; a model of a range of budgets is validated at several of them, and its loss is their mean."""
+        gates = getattr(unwrap(model), "head_gates", None)
+        step = functools.partial(super().valid_step, sample, model, criterion)
+        return at_each_budget(gates, step) if isinstance(gates, NestedGates) else step()
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Notes the heads that are validated."""

@@ -106,6 +106,11 @@ class Grid:
             start += count
 
     @property
+    def noun(self) -> str:
+        """What sentences call the units: heads, where there are no others."""
+        return "heads" if self.named_stacks == HEAD_STACKS else "units"
+
+    @property
     def named_stacks(self) -> tuple[str, ...]:
         """Stacks that tables and texts name: those of heads always, others where the grid has sites of them."""
         there = {site.stack for site in self.sites}

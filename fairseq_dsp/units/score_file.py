@@ -19,7 +19,7 @@ import torch
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
-from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE
+from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE, agree
 from fairseq_dsp.units.floors import Floors, top_k_above_floors
 from fairseq_dsp.units.layout import Layout, is_layout
 
@@ -73,10 +73,30 @@ class ScoreFile:
         Raises:
             ValueError: k is below the floors or above the number of heads.
         """
+        return self.layout.narrow(top_k_above_floors(self.ranking(), k, floors))
+
+    def ranking(self) -> torch.Tensor:
+        """What the heads are ordered by, larger for those that matter more: [heads] float64."""
         values = torch.tensor(self.scores, dtype=torch.float64)
         if self.order is not None:
             values[list(self.order)] = torch.arange(len(self.order), dtype=torch.float64)
-        return self.layout.narrow(top_k_above_floors(values, k, floors))
+        return values
+
+    def objection_to_weights(self, found: dict[str, str], option: str, path: str = "the checkpoint") -> str | None:
+        """The sentence on scores of other weights; None where they are of these, or do not say of which.
+
+        Args:
+            found: fingerprint of the weights that they should be of.
+            option: that which named the scores, as the sentence says it.
+            path: whose weights they should be.
+        """
+        if self.weights is None or agree(self.weights, found):
+            return None
+        theirs, ours = (next(iter(marks.items())) for marks in (self.weights, found))
+        return (
+            f"{option} must be of the checkpoint's own weights, but are of those of {self.checkpoint} ({theirs[0]} "
+            f"{theirs[1][:8]}), and {path} has others ({ours[0]} {ours[1][:8]}): score it with fairseq-dsp-score."
+        )
 
     def text(self) -> str:
         """The file's content."""
@@ -87,8 +107,11 @@ class ScoreFile:
         return json.dumps(content, indent=1) + "\n"
 
 
-def read_scores(path: str) -> ScoreFile:
+def read_scores(path: str, option: str = "`--scores`") -> ScoreFile:
     """Reads a score file.
+
+    Args:
+        option: that which named it, as sentences say it.
 
     Raises:
         Refusal: it cannot be read, or is not exactly what `text` writes; every reason at once.
@@ -97,12 +120,12 @@ def read_scores(path: str) -> ScoreFile:
         with open(path, encoding="utf-8") as file:
             content = json.load(file, parse_constant=_refuse_constant)
     except OSError as error:
-        raise Refusal(f"`--scores` must be a file, but {path} cannot be read: {error.strerror}.") from error
+        raise Refusal(f"{option} must be a file, but {path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers and nesting without end
-        raise Refusal(f"`--scores` must be whole JSON, but {path} is not: {error}.") from error
+        raise Refusal(f"{option} must be whole JSON, but {path} is not: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or content["format"] is True:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise Refusal(f"`--scores` must be a score file of format {FORMAT}, but {path} is of {found!r}.")
+        raise Refusal(f"{option} must be a score file of format {FORMAT}, but {path} is of {found!r}.")
     names = ScoreFile.__dataclass_fields__.keys()
     wrong = [f"`{name}` is missing" for name in names if name not in content and name not in _MAY_LACK]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
@@ -111,7 +134,7 @@ def read_scores(path: str) -> ScoreFile:
         content["layout"] = Layout.parse(content["layout"])
         wrong = _disagreements(content)
     if wrong:
-        raise Refusal(*(f"`--scores` must be as fairseq-dsp-score writes it: in {path} {each}." for each in wrong))
+        raise Refusal(*(f"{option} must be as fairseq-dsp-score writes it: in {path} {each}." for each in wrong))
     lists = {name: tuple(content[name]) for name in ("scores", "order") if content[name] is not None}
     return ScoreFile(**{name: content[name] for name in names if name in content} | lists)
 

@@ -39,6 +39,13 @@ def test_heads_by_type_and_changes_are_in_every_line(method: str, data: Path, tm
     last = [float(line["heads_changed"]) for line in inner[7::8]]
     assert [float(line["valid_heads_changed"]) for line in figures(done.out, "valid")] == last
     assert any(last)
+    choosing = [line for line in inner if method != "dsp" or int(line["num_updates"]) < 12]
+    for line in choosing:
+        assert 0 < float(line["importance_live"]) <= 1
+        assert 0 <= float(line["importance_snr"]) <= 1
+        assert 0 <= float(line["heads_swapped"]) <= 5
+    fixed = [line for line in inner if method == "dsp" and int(line["num_updates"]) > 12]
+    assert all(line.get("importance_live") is None for line in fixed)
     if method == "dsp":  # fixed at update 12, in the second epoch
         assert {float(line["heads_changed"]) for line in inner[16:]} == {0}
 

@@ -69,6 +69,14 @@ def test_going_on_keeps_what_was_derived_whatever_the_length_is_now(data: Path, 
     assert options(ours) == options(tmp_path / "whole/checkpoint_last.pt")
 
 
+@pytest.fixture(scope="module")
+def ended(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training with the number of heads alone, at its end; read-only."""
+    save = tmp_path_factory.mktemp("ended") / "save"
+    train(data, save, *QUIET, *K, "--max-update", END)
+    return save
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -77,9 +85,8 @@ def test_going_on_keeps_what_was_derived_whatever_the_length_is_now(data: Path, 
         (["--relaxation", "successive-softmax"], "`--relaxation` must stay projection"),
     ],
 )
-def test_another_recipe_is_refused_in_the_same_folder(flags: list, words: str, data: Path, tmp_path: Path):
-    train(data, tmp_path / "save", *QUIET, *K, "--max-update", END)
-    done = train(data, tmp_path / "save", *QUIET, *K, "--max-update", 2 * END, *flags, ok=False)
+def test_another_recipe_is_refused_in_the_same_folder(flags: list, words: str, data: Path, ended: Path):
+    done = train(data, ended, *QUIET, *K, "--max-update", 2 * END, *flags, ok=False)
     assert_refused(done, words, reasons=len(done.refusals))
 
 

@@ -86,7 +86,9 @@ def test_automatic_mixed_precision_changes_nothing_on_a_cpu(plain: Path, data: P
 
 @pytest.mark.parametrize("flags", HALF, ids=lambda flags: flags[0])
 def test_half_precision_moves_the_importance_as_float32_does(flags: list[str], data: Path, tmp_path: Path):
-    schedule = [*QUIET, *budget(5, cooldown=100), "--max-update", 2, "--dropout", 0, "--fp16-init-scale", 4]
+    # the steps of Adam are as large for the small gradients of the projection, whose signs rounding may turn
+    schedule = [*QUIET, *budget(5, cooldown=100), "--recipe", "paper", "--max-update", 2]
+    schedule += ["--dropout", 0, "--fp16-init-scale", 4]
     for name, extra in (("single", []), ("half", flags)):
         train(data, tmp_path / name, *schedule, *extra)
     single, half = (model_of(tmp_path / f"{name}/checkpoint_last.pt") for name in ("single", "half"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from dataclasses import asdict
 
 import pytest
@@ -187,8 +188,10 @@ def test_generation_is_of_the_length_that_was_asked_for(monkeypatch):
     assert lengths == {5}  # with its end
 
 
-def test_the_rewriting_of_made_checkpoints_is_measured(tmp_path, capsys):
+def test_the_rewriting_of_made_checkpoints_is_measured(tmp_path, capsys, monkeypatch):
     file = tmp_path / "rows.jsonl"
+    forking = multiprocessing.get_context("fork")  # a fresh process would import everything, to make a small file
+    monkeypatch.setattr(pruning.multiprocessing, "get_context", lambda kind: forking)
     pruning.main(["--megabytes", "3", "--arch", "dsp_transformer_tiny", "--runs", "1", "--json", str(file)])
     training, weights = (json.loads(line) for line in file.read_text().splitlines())
     assert (training["kind"], weights["kind"]) == pruning.KINDS

@@ -182,6 +182,24 @@ def test_an_arm_of_the_recipe_has_what_a_training_of_that_length_has() -> None:
     assert "importance_lr" not in bench._options(parse_arm("dsp"), 4)
 
 
+def test_an_arm_may_be_taught_by_the_dense_model_and_deploy_a_budget_of_a_range() -> None:
+    bench = Bench(Setting(start="dense", updates=3, dense_updates=3), 1)
+    for k in (3, 9):
+        arm = parse_arm("dsp:recipe=auto,unpruned_heads=3..24,sandwich=true,distillation=0.5")
+        assert bench.objections(arm, k) == []
+        assert bench.run(arm, k).layout.count == k
+    alone, taught = (bench.run(parse_arm(f"fixed{options}"), 4).loss for options in ("", ":distillation=0.9"))
+    assert alone != taught
+    for wrong, k, words in (
+        ("dsp:unpruned_heads=3..24", 2, "a range of budgets with 2 in it"),
+        ("dsp:unpruned_heads=5", 4, "a range of budgets with 4 in it"),
+    ):
+        (reason,) = bench.objections(parse_arm(wrong), k)
+        assert words in reason
+    (reason,) = Bench(Setting(), 1).objections(parse_arm("dsp:distillation=0.5"), 4)
+    assert "`--start` must be dense" in reason
+
+
 @given(st.integers(0, 24), seeds)
 def test_cross_first_gives_every_decoder_layer_its_cross_attention_first(k: int, seed: int) -> None:
     layout = draw_stratified(GRID, cross_first(GRID, k), seed)

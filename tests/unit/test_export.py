@@ -26,6 +26,7 @@ from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, score
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import group_count
 from fairseq_dsp.files.checkpoint import read_checkpoint, write_checkpoint
+from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import Grid, Layout
 
 api = pytest.importorskip("ctranslate2")
@@ -62,8 +63,11 @@ of_every_kind = pytest.mark.parametrize("kind", MODELS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_dictionaries(tmp_path_factory.mktemp("export"))
+
+
+def with_dictionaries(folder: Path) -> Path:
     """A place for files, with two dictionaries in `data` and a joined pair in `joined`."""
-    folder = tmp_path_factory.mktemp("export")
     for name, sizes in (("data", WORDS.values()), ("joined", (13, 13))):
         (folder / name).mkdir()
         for language, size in zip(("aa", "bb"), sizes, strict=True):
@@ -80,6 +84,8 @@ def saved(model: Any, path: Path, task: str = "translation", **options: Any) -> 
 
 def checkpoint(folder: Path, kind: str = "post-norm", layout: Layout = SOME, **more: Any) -> Path:
     options = {**SIZES, **MODELS[kind], **more, "head_layout": str(layout)}
+    if has_neurons(layout.grid):  # as training writes it
+        options["ffn_group"] = 14 // max(layout.grid.of("ffn-enc"))
     return saved(build(**options).float(), folder / "small.pt", **options)
 
 

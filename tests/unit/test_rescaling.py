@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import PAD, build_with, few_examples, layouts_of, sentences
 
-from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, rescale_state, rescaled_projection
+from fairseq_dsp.checkpoints.rescaling import (
+    Moments,
+    context_moments,
+    cut_in_stages,
+    rescale_state,
+    rescaled_projection,
+)
 from fairseq_dsp.modules.surgery import attentions, shrink_state, site_name
+from fairseq_dsp.units.floors import floors_of, top_k_above_floors
 from fairseq_dsp.units.kind import unit_places
 from fairseq_dsp.units.layout import Grid, Layout, Site
 
@@ -98,3 +105,33 @@ def test_weights_keep_their_precision(dtype):
     )
     assert (kept.dtype, offset.dtype) == (dtype, dtype)
     assert kept.tolist() == [[1.0]] * 3
+
+
+@few_examples
+@given(st.integers(0, 18), st.integers(1, 5), st.integers(0, 50))
+def test_a_cut_in_stages_is_score_cut_and_fit_one_after_the_other(k, stages, seed):
+    """Each stage by hand, on a state: the parts that `fairseq-dsp-prune --scores --rescale` has."""
+    model, batches, sizes = build_with(ALL), [batch_of(seed + each) for each in range(6)], []
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(18, generator=generator, dtype=torch.float64) for _ in range(stages)]
+    state, layout = {name: value.clone() for name, value in model.state_dict().items()}, ALL
+    for stage in range(stages):
+        goal = k if stage + 1 == stages else round(18 * (k / 18) ** ((stage + 1) / stages))
+        here = build_with(layout)
+        here.load_state_dict(state)
+        left = layout.surviving
+        chosen = top_k_above_floors(drawn[stage][: left.total], goal, floors_of(left, 1) if k else ())
+        smaller = layout.narrow(chosen)
+        small = shrink_state(state, smaller, layout)
+        rescale_state(state, small, smaller, layout, context_moments(here, batches))
+        state, layout = small, smaller
+        sizes.append(layout.count)
+    scores = iter(drawn)
+    cut_in_stages(model, batches, k, stages, lambda left: next(scores)[: left.layout.count], 1)
+    assert model.layout == layout
+    assert sizes[-1] == k
+    assert sizes == sorted(sizes, reverse=True)
+    assert k == 0 or layout.by_type()["cross"][0] >= 1
+    found = model.state_dict()
+    for name, value in state.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)

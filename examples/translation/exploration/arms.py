@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.rescaling import cut_and_rescale
 from fairseq_dsp.methods.stratified import counts_of_layout, draw_stratified
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.layout import HEAD_STACKS, Layout, Site
@@ -16,7 +17,7 @@ from fairseq_dsp.units.layout import HEAD_STACKS, Layout, Site
 from .data import Data
 from .learned import learn
 from .models import cut_from, shrink
-from .reconstruction import by_reconstruction, by_stages, cut_and_rescale, moments_of
+from .reconstruction import by_reconstruction, by_stages, moments_of
 from .removal import by_loss, by_scores, in_order, while_training
 from .scores import in_order_of_passes, keep_top, keep_top_discounted, score
 from .setting import Job, Setting

@@ -10,27 +10,17 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
-from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, rescale_state
+from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, cut_and_rescale, cut_in_stages
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.kind import unit_places
 from fairseq_dsp.units.layout import Layout, Site
 
 from .data import Batch, Data
-from .models import shrink
-from .scores import keep_top, score
+from .scores import score
 from .training import Training
 
 _RIDGE = 1e-6  # of the mean variance of a site's contexts
-
-
-def cut_and_rescale(model: DspTransformerModel, layout: Layout, moments: dict[Site, Moments]) -> None:
-    """Cuts the model to a layout within its own, in place, and fits what stays to what all said (`fairseq-dsp-prune --rescale`)."""
-    current, before = model.layout, {name: value.clone() for name, value in model.state_dict().items()}
-    shrink(model, layout)
-    small = dict(model.state_dict())
-    rescale_state(before, small, layout, current, moments)
-    model.load_state_dict(small)
 
 
 def moments_of(model: DspTransformerModel, batches: Sequence[Batch]) -> dict[Site, Moments]:
@@ -74,14 +64,8 @@ def by_reconstruction(
 
 
 def by_stages(model: DspTransformerModel, batches: Sequence[Batch], seed: int, k: int, stages: int, name: str) -> None:
-    """Cuts the model to k heads, in place, in stages by scores of what is left, and rescales after each."""
-    total = model.layout.grid.total
-    for stage in range(stages):
-        goal = k if stage == stages - 1 else round(total * (k / total) ** ((stage + 1) / stages))
-        scores = score(model, batches, seed, name)
-        chosen = keep_top(model.layout.surviving, scores, goal)
-        moments = moments_of(model, batches)
-        cut_and_rescale(model, model.layout.narrow([float(mark) for mark in chosen.kept]), moments)
+    """Cuts the model to k heads, in place, in stages by scores of what is left, as `fairseq-dsp-prune --scorer` does."""
+    cut_in_stages(model, batches, k, stages, lambda left: score(left, batches, seed, name), floor=1)
 
 
 @dataclass(frozen=True)

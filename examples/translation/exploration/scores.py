@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from fairseq_dsp.checkpoints.batches import loss_of, words_of
+from fairseq_dsp.api.scoring import subject_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.sentence_gates import loss_derivatives
-from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.floors import floors_of, top_k_above_floors
 from fairseq_dsp.units.layout import Grid, Layout
 
@@ -20,12 +18,6 @@ from .data import Batch
 
 # The scores' names in results, and the package's names of the same.
 PACKAGE_NAMES = {"fisher": "fisher", "gradient": "gradient", "fisher-full": "joint-fisher"}
-
-
-def subject_of(model: DspTransformerModel, batches: Sequence[Batch], seed: int) -> Subject:
-    """The model, as it is now and in evaluation mode, for a scorer."""
-    model.eval()
-    return Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), seed)
 
 
 def score(

@@ -1,0 +1,90 @@
+"""`--importance-from`: importance that begins with the scores of the weights that training starts from. Called by `task`."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fairseq_dsp.config import PruningConfig, flag
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.methods import METHODS, method_class
+from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.starting import Start, starting_point
+from fairseq_dsp.units.fingerprint import fingerprint
+
+_OPTION = flag("importance_from")
+
+# Standard deviation of the importance at the start: differences of importance against Gumbel noise, whose own is 1.28.
+DEVIATION = 2.0
+
+
+def objections_to_importance_from(options: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
+    """Sentences on `--importance-from` that need no model; empty if it may be used, or is not given.
+
+    Args:
+        options: fairseq's, flat.
+    """
+    path = config.importance_from
+    if path is None:
+        return []
+    if not method_class(config).learned:
+        owners = ", ".join(name for name, method in METHODS.items() if method.learned)
+        return [f"{_OPTION} belongs to {owners}, which learn importance, but is {path}."]
+    start = starting_point(options)
+    if start is None:
+        return [
+            f"{_OPTION} must be scores of what training starts from (`--finetune-from-model`), but nothing is given."
+        ]
+    if start.chooses_heads and not _goes_on(start, path):
+        return [f"{_OPTION} must be for a start without importance, but {start.path} has its own, and it is {path}."]
+    return []
+
+
+def start_importance(
+    options: argparse.Namespace | DictConfig, config: PruningConfig, model: DspTransformerModel
+) -> None:
+    """Gives a fresh model's importance the order of the scores, in place; a training that goes on has it in its checkpoint.
+
+    Raises:
+        Refusal: the file is no score file, or of other heads or weights.
+    """
+    start = starting_point(options)
+    gates = model.head_gates
+    if config.importance_from is None or gates is None or start is None or start.chooses_heads:
+        return
+    from fairseq_dsp.units.score_file import read_scores  # what a plug-in imports, it imports for every fairseq command
+
+    scores = read_scores(config.importance_from, _OPTION)
+    if scores.layout != model.layout:
+        raise Refusal(f"{_OPTION} must be of a model with the same heads ({model.layout}), but are of {scores.layout}.")
+    weights = dict(start.state["model"])
+    model.upgrade_state_dict(weights)
+    named = [(name, weights[name]) for name, _ in model.weights() if name in weights]
+    if (objection := scores.objection_to_weights(fingerprint(named), _OPTION, start.path)) is not None:
+        raise Refusal(objection)
+    with torch.no_grad():
+        gates.importance.copy_(importance_of(scores.ranking()))
+
+
+def importance_of(scores: Tensor) -> Tensor:
+    """Importance in the order of the scores, as even as a normal distribution's quantiles, whatever the scale of a scorer is.
+
+        w_h = 2 · Phi^-1((H - r_h - 1/2) / H),   r_h the heads that matter more
+
+    Args:
+        scores: [H]; of equal ones the first counts as the larger, as where heads are cut.
+
+    Returns:
+        [H] float64.
+    """
+    ranks = torch.empty(len(scores), dtype=torch.float64)
+    ranks[torch.sort(-scores.double(), stable=True).indices] = torch.arange(len(scores), dtype=torch.float64)
+    return DEVIATION * torch.special.ndtri((len(scores) - ranks - 0.5) / len(scores))
+
+
+def _goes_on(start: Start, path: str) -> bool:
+    """Whether the checkpoint was trained with this start, so that going on needs none."""
+    return start.options is not None and PruningConfig.from_model_cfg(start.options).importance_from == path
