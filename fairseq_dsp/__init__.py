@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fairseq_dsp.api.exporting import export_ctranslate2, export_dense
     from fairseq_dsp.api.pruning import average, prune, read_layout
     from fairseq_dsp.api.reporting import draw_heads, report
+    from fairseq_dsp.api.scorer_training import train_scorer
     from fairseq_dsp.api.scoring import score
     from fairseq_dsp.api.translating import load
     from fairseq_dsp.errors import Refusal
@@ -46,12 +47,14 @@ __all__ = [
     "read_scores",
     "report",
     "score",
+    "train_scorer",
 ]
 
 _PLACES = {
     "api.exporting": ("export_ctranslate2", "export_dense"),
     "api.pruning": ("average", "prune", "read_layout"),
     "api.reporting": ("draw_heads", "report"),
+    "api.scorer_training": ("train_scorer",),
     "api.scoring": ("score",),
     "api.translating": ("load",),
     "errors": ("Refusal",),

@@ -11,12 +11,28 @@ from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of, words_of
 from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.scoring.map_features import FEATURES
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.scorer_model import ScorerModel
 
 GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
 ALL = Layout.full(GRID)
 SOME = Layout.parse("enc:101.111/dec:000.011/cross:110.100")
+
+# A trained scorer that nobody trained.
+NETWORK = ScorerModel(
+    version="0.1.0",
+    features=FEATURES,
+    means=tuple(0.1 * n for n in range(len(FEATURES))),
+    scales=tuple(1.0 + n for n in range(len(FEATURES))),
+    hidden=tuple(tuple(0.3 * (n - m) for n in range(len(FEATURES))) for m in range(3)),
+    biases=(0.1, -0.2, 0.3),
+    output=(1.0, -2.0, 0.5),
+    models=("dense.pt",),
+    steps=3,
+    seed=1,
+)
 
 
 def dense(layout: Layout = ALL) -> Any:

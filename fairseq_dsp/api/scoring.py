@@ -24,7 +24,7 @@ from fairseq_dsp.version import __version__
 SUBSETS = ("train", "valid")
 READERS = [name for name, scorer in SCORERS.items() if scorer.reads_data]
 _DEFAULTS: dict[str, Any] = {"subset": "train", "batches": 100, "max_tokens": 4096, "seed": 1}
-_LEAST = {"batches": 1, "max_tokens": 1, "iterative": 1, "seed": 0}
+_LEAST = {"batches": 1, "max_tokens": 1, "iterative": 1, "steps": 1, "seed": 0}
 
 
 def score(
@@ -42,6 +42,7 @@ def score(
     seed: int | str | None = None,
     statistic: str | None = None,
     norm: str | None = None,
+    scorer_model: str | os.PathLike[str] | None = None,
     cpu: bool = False,
     force: bool = False,
     watch: Watch = unwatched,
@@ -50,7 +51,7 @@ def score(
 
     Args:
         checkpoint: the model, dense or with gates, which are off while it is scored.
-        scorer: `gradient`, `fisher`, `joint-fisher`, `function-norm`, `attention-statistics`, `magnitude` or `random`.
+        scorer: `gradient`, `fisher`, `joint-fisher`, `function-norm`, `attention-statistics`, `one-shot`, `magnitude` or `random`.
         data: the data folder; the last two read none.
         output: a file for the scores, JSON; None for none.
         subset: `train` (the default) or `valid`; never the test set.
@@ -62,6 +63,7 @@ def score(
         seed: of the choice of batches and of random scores, by default 1.
         statistic: of `attention-statistics`: `entropy`, `confidence`, `coverage` or `diagonal`.
         norm: of `function-norm`: `absolute` (the default) or `relative` to the stream.
+        scorer_model: of `one-shot`: the file of `train_scorer`.
         cpu: use no GPU.
         force: overwrite `output`.
         watch: shows how far the work is: a context manager that is made with what is done and the number of its steps, and whose
@@ -74,11 +76,12 @@ def score(
         Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
     """
     given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
-    own = {"statistic": statistic, "norm": norm}
+    network = None if scorer_model is None else os.fspath(scorer_model)
+    own = {"statistic": statistic, "norm": norm, "scorer_model": network}
     reasons = _ignored(scorer, given | {"source_lang": source_lang, "target_lang": target_lang} | own)
     with noted(reasons):
         chosen = make_scorer(scorer, own) if scorer in SCORERS else None
-    options, wrong = _read(given)
+    options, wrong = read_options(given, _DEFAULTS)
     reasons += wrong
     if scorer not in SCORERS or SCORERS[scorer].reads_data:
         with noted(reasons):
@@ -156,17 +159,17 @@ class _Watched:
             self.done()
 
 
-def _read(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The options with their defaults and as numbers, and why some cannot be honoured. Of all batches None are named."""
-    found = {name: _DEFAULTS.get(name) if value is None else value for name, value in options.items()}
+def read_options(options: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Options with their defaults and as numbers, and why some cannot be honoured. Of all batches None are named."""
+    found = {name: defaults.get(name) if value is None else value for name, value in options.items()}
     reasons: list[str] = []
     if found["subset"] not in SUBSETS:
         why = ": heads chosen on a test set make its scores worthless" if "test" in str(found["subset"]) else ""
         reasons.append(f"`--subset` must be {' or '.join(SUBSETS)}, but is {found['subset']}{why}.")
-    for name, least in _LEAST.items():
+    for name in [name for name in _LEAST if name in found]:
         with noted(reasons):
             every = name == "batches" and found[name] == "all"
-            found[name] = None if every else whole_number(found[name], name, least)
+            found[name] = None if every else whole_number(found[name], name, _LEAST[name])
     return found, reasons
 
 

@@ -34,6 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--norm", metavar="NAME", help="of function-norm: absolute (the default) or relative to the stream"
     )
+    parser.add_argument("--scorer-model", metavar="FILE", help="of one-shot: a file of fairseq-dsp-train-scorer")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser

@@ -19,6 +19,7 @@ from fairseq_dsp.scoring.function_norm import FunctionNormScorer
 from fairseq_dsp.scoring.gradient import GradientScorer
 from fairseq_dsp.scoring.joint_fisher import JointFisherScorer
 from fairseq_dsp.scoring.magnitude import MagnitudeScorer
+from fairseq_dsp.scoring.one_shot import OneShotScorer
 from fairseq_dsp.scoring.random import RandomScorer
 from fairseq_dsp.scoring.subject import Subject
 
@@ -52,6 +53,7 @@ _CLASSES: tuple[type[Scorer], ...] = (
     JointFisherScorer,
     FunctionNormScorer,
     AttentionStatisticsScorer,
+    OneShotScorer,
     MagnitudeScorer,
     RandomScorer,
 )

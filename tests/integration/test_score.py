@@ -12,18 +12,38 @@ from typing import Any
 import pytest
 import torch
 from commands import HEADS, QUIET, Result, assert_refused, generate, heads_in, load, prune, run, train
+from scored import NETWORK
 
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.units.layout import Layout
 
 SCORE = "fairseq_dsp.cli.score"
-# What a scorer cannot do without.
-NEEDED = {"attention-statistics": ["--statistic", "confidence"]}
 ALL = "enc:11.11/dec:11.11/cross:11.11"
 
 
+def needed(scorer: str, folder: Path) -> list[Any]:
+    """What the scorer cannot do without; files lie in a folder of their own."""
+    if scorer == "attention-statistics":
+        return ["--statistic", "confidence"]
+    if scorer == "one-shot":
+        (folder.parent / f"{folder.name}-scorer.json").write_text(NETWORK.text())
+        return ["--scorer-model", folder.parent / f"{folder.name}-scorer.json"]
+    return []
+
+
 def score(data: Any, path: Any, output: Path, *extra: Any, scorer: str = "gradient", ok: bool = True) -> Result:
-    arguments = [data, "--path", path, "--scorer", scorer, "--output", output, "--cpu", *NEEDED.get(scorer, []), *extra]
+    arguments = [
+        data,
+        "--path",
+        path,
+        "--scorer",
+        scorer,
+        "--output",
+        output,
+        "--cpu",
+        *needed(scorer, output.parent),
+        *extra,
+    ]
     done = run(SCORE, *arguments, folder=output.parent)
     assert not ok or done.code == 0, done.err[-3000:]
     return done
@@ -210,6 +230,13 @@ class TestRefusals:
                 ["`--norm` belongs to `--scorer function-norm`", "`--scorer magnitude`"],
             ),
             ("function-norm", ["--norm", "big"], ["`--norm` must be absolute or relative, but is big."]),
+            ("gradient", ["--scorer-model", "x"], ["`--scorer-model` belongs to `--scorer one-shot`, but is x"]),
+            ("one-shot", [], ["`--scorer-model` must be given for `--scorer one-shot`"]),
+            (
+                "one-shot",
+                ["--scorer-model", "nowhere"],
+                ["`--scorer-model` must be a file, but nowhere cannot be read"],
+            ),
             ("attention-statistics", ["--statistic", "kurtosis"], ["`--statistic`", "entropy, confidence", "kurtosis"]),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
