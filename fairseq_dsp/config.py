@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import operator
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -241,13 +242,19 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
             parser.add_argument(name, type=kind, help=option.metadata["help"])
 
 
-def get_option(cfg: argparse.Namespace | DictConfig | dict[str, Any], name: str, default: Any = None) -> Any:
+def get_option(cfg: argparse.Namespace | DictConfig | Mapping[str, Any], name: str, default: Any = None) -> Any:
     """An option of a cfg of any kind, a checkpoint's plain dict too; `default` where the cfg has none."""
-    if isinstance(cfg, (DictConfig, dict)):
+    if isinstance(cfg, (DictConfig, Mapping)):
         value = cfg.get(name) if name in cfg else None  # OmegaConf 2.0 does not forgive an unknown name
     else:
         value = getattr(cfg, name, None)
     return default if value is None else value
+
+
+def given_options(cfg: argparse.Namespace | DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a cfg of any kind, by name; those that are None are not given and left out."""
+    names = map(str, vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg)
+    return {name: value for name in names if (value := get_option(cfg, name)) is not None}
 
 
 def architecture_of(cfg: argparse.Namespace | DictConfig | dict[str, Any]) -> str | None:

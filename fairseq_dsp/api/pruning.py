@@ -20,6 +20,8 @@ from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.scoring import SCORERS, finite_scores
+from fairseq_dsp.units.groups import part_of
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile, read_scores
 
@@ -149,7 +151,7 @@ def _stages(scorer: str | None, number: int | str | None, others: dict[str, Any]
         raise Refusal(*reasons)
 
     def score(model: Any, batches: list[dict[str, Any]]) -> Tensor:
-        subject = subject_of(model, batches, _SEED)
+        subject = subject_of(model, batches, _SEED, part_of(model.layout, [HEADS.name]).surviving)
         return finite_scores(SCORERS[scorer](), subject, torch.ones(subject.grid.total))
 
     assert isinstance(number, int)

@@ -26,7 +26,7 @@ from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
 from fairseq_dsp.modules.surgery import grid_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import objections_to_task
-from fairseq_dsp.plugin.options import grid_of_options
+from fairseq_dsp.plugin.options import TransformerOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.layout import Grid, Layout
 
@@ -163,7 +163,7 @@ def _build_random(text: str, words: tuple[int, int] | None) -> nn.Module:
         arch=architecture, _name=architecture, share_decoder_input_output_embed=True, dropout=0.3, seed=1
     )
     ARCH_CONFIG_REGISTRY[architecture](args)
-    layout = _layout(text, settings, grid_of_options(args))
+    layout = _layout(text, settings, TransformerOptions.of(args).grid)
     gated = "gated" in settings
     if ours and not gated:
         args.head_layout = str(layout)

@@ -10,9 +10,10 @@ from fairseq_dsp.benchmark.sentences import batch_of
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.workloads import Run
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.export.ctranslate2 import objections
+from fairseq_dsp.export.ctranslate2 import objections_to_export
 from fairseq_dsp.export.specification import Vocabularies, build_spec, import_ctranslate2
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.options import TransformerOptions
 
 
 def translate(model: DspTransformerModel, settings: Settings, case: Case, weights: str) -> Run:
@@ -30,11 +31,13 @@ def translate(model: DspTransformerModel, settings: Settings, case: Case, weight
     source, target = dictionaries_of(model)
     words = Vocabularies(list(source.symbols), list(target.symbols))
     options = options_of(model)
-    reasons = objections(model, SimpleNamespace(task=SimpleNamespace(_name="translation"), model=options), words)
+    reasons = objections_to_export(
+        model, SimpleNamespace(task=SimpleNamespace(_name="translation"), model=options), words
+    )
     if reasons:
         raise Refusal(*reasons)
     with tempfile.TemporaryDirectory() as folder:
-        spec = build_spec(model, options, words)
+        spec = build_spec(model, TransformerOptions.of(options), words)
         spec.validate()
         spec.optimize(weights)
         spec.save(folder)

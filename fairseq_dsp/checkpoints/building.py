@@ -16,12 +16,12 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.config import architecture_of, get_option, set_option
+from fairseq_dsp.config import architecture_of, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.modules.surgery import remove_gates
 from fairseq_dsp.plugin.objections import fitting_its_own_options, refuse_unfit_options
-from fairseq_dsp.plugin.options import grid_of_options
+from fairseq_dsp.plugin.options import TransformerOptions
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.layout import Layout
 
@@ -36,7 +36,7 @@ class VocabularyTask:
 
     def __init__(self, model_state: dict[str, Tensor], cfg: argparse.Namespace | DictConfig) -> None:
         self.source_dictionary = _dictionary(len(model_state["encoder.embed_tokens.weight"]))
-        if get_option(cfg, "share_all_embeddings", False):
+        if TransformerOptions.of(cfg).shares_dictionary:
             self.target_dictionary = self.source_dictionary
         else:
             self.target_dictionary = _dictionary(len(model_state["decoder.embed_tokens.weight"]))
@@ -57,7 +57,7 @@ def load_model(state: dict[str, Any]) -> DspTransformerModel:
     with fitting_its_own_options():
         adopt_architecture(cfg)
         with _without_initialisation():
-            model = ARCH_MODEL_REGISTRY[get_option(cfg, "arch")].build_model(cfg, VocabularyTask(state["model"], cfg))
+            model = ARCH_MODEL_REGISTRY[architecture_of(cfg)].build_model(cfg, VocabularyTask(state["model"], cfg))
         model.adopt_state_dict(dict(state["model"]))
     return model.eval()
 
@@ -82,7 +82,7 @@ def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:
     name = architecture_of(cfg)
     if family_of(name) == "transformer":
         ARCH_CONFIG_REGISTRY[name](cfg)  # defaults that an older checkpoint's options lack
-        grid = grid_of_options(cfg)
+        grid = TransformerOptions.of(cfg).grid
         assert grid is not None  # they are complete now
         set_option(cfg, "head_layout", str(Layout.full(grid)))
         # an architecture that another plug-in registered has no twin; its options are complete by now

@@ -10,7 +10,8 @@ from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
-from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
 
@@ -48,16 +49,22 @@ def choose_layout(
             )
         return layout
     if scores is not None:
-        if budget is not None and scores.layout != model.layout:
+        there = with_all_of(model.layout, scores.layout.grid)
+        if budget is not None and scores.layout != there:
             raise Refusal(
-                f"`--scores` must be of a model with the same heads ({model.layout}), but are of {scores.layout}."
+                f"`--scores` must be of a model with the same {there.grid.noun} ({there}), but are of {scores.layout}."
+            )
+        if HEADS.name not in scores.units:
+            raise Refusal(
+                f"`--unpruned-heads` must come with scores of heads, but {', '.join(scores.units)} were scored."
             )
         refuse_budget(model, budget, floor, "--scores")
         assert budget is not None
         if (objection := scores.objection_to_weights(fingerprint(model.weights()), "`--scores`")) is not None:
             raise Refusal(objection)
-        floors = floors_of(model.layout.surviving, parse_floor(floor))
-        return scores.keep_top(budget, floors)
+        floors = floors_of(heads_of(model).surviving, parse_floor(floor))
+        kept = scores.keep_top_of_kinds({HEADS.name: budget}, floors)
+        return kept if has_neurons(model.layout.grid) else part_of(kept, [HEADS.name])  # whose neurons all stay
     gates = model.head_gates
     if gates is None:
         total = model.layout.grid.total
@@ -84,7 +91,13 @@ def refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | N
     """
     if budget is None:
         raise Refusal(f"`--unpruned-heads` must be given with `{by}`: how many heads to keep.")
-    if not 0 <= budget <= model.layout.count:
-        raise Refusal(budget_out_of_range(budget, model.layout.count))
-    if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
+    heads = heads_of(model)
+    if not 0 <= budget <= heads.count:
+        raise Refusal(budget_out_of_range(budget, heads.count))
+    if floor is not None and (objection := objection_to_floor(heads.surviving, parse_floor(floor), budget)):
         raise Refusal(objection)
+
+
+def heads_of(model: DspTransformerModel) -> Layout:
+    """The part of a model's layout that `--unpruned-heads` counts."""
+    return part_of(model.layout, [HEADS.name])

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.agreement import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.choosing import choose_layout, refuse_budget
-from fairseq_dsp.checkpoints.rescaling import context_moments, cut_in_stages, rescale_state
+from fairseq_dsp.checkpoints.rescaling import cut_in_stages, input_moments, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import FORMAT, PROVENANCE, read_checkpoint
@@ -34,9 +34,6 @@ from fairseq_dsp.version import __version__
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
-
-# Largest difference between log-probabilities of masked and rewritten model, both in float32.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ def rewrite(
         layout_text: heads to keep, or a checkpoint to take them from; None for the model's own choice.
         budget: K, another number of heads than the trained one; None for the trained one.
         scores: choose the K heads by these instead of the model's importance variables.
-        sentences: fairseq's batches for a model and the options of its task. With them the output projections are fitted so
-            that the heads that stay say what all said; see `rescaling`.
+        sentences: fairseq's batches for a model and the options of its task. With them the output projections, and fc2 where neurons
+            go, are fitted so that the units that stay say what all said; see `rescaling`.
         floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
         stages: choose the K heads so, with `sentences`.
 
@@ -152,7 +149,9 @@ def rewrite(
     if sentences is not None:
         batches = batches or sentences(model.float().eval(), state["cfg"].task)
         dense_loss = loss_per_token(model, batches)
-        moments = context_moments(model, batches) if fitted is None else {}
+        if fitted is None:
+            lost = [site for site in layout.grid.sites if layout.marks(site) != current.marks(site)]
+            moments = input_moments(model, batches, lost)
     mask_heads(model, layout, current)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
@@ -196,26 +195,6 @@ def _in_stages(
     copied = load_model({"cfg": copy.deepcopy(state["cfg"]), "model": weights}).float().eval()
     cut_in_stages(copied, batches, budget, stages.number, lambda left: stages.score(left, batches), parse_floor(floor))
     return copied
-
-
-def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -> float:
-    """Largest difference of log-probabilities on a random batch with padding, in float32.
-
-    Both models are left in float32 and evaluation mode.
-    """
-    generator = torch.Generator().manual_seed(0)
-    words = [len(side.embed_tokens.weight) for side in (model.encoder, model.decoder)]
-    longest = min(7, *model.max_positions())
-    source, target = (torch.randint(min(4, n - 1), n, (3, longest), generator=generator) for n in words)
-    lengths = torch.tensor([longest, max(longest - 2, 1), max(longest - 4, 1)])
-    source[torch.arange(longest) >= lengths[:, None]] = model.encoder.padding_idx
-    outputs = []
-    with torch.no_grad():
-        for each in (model, other):
-            each.float().eval()
-            net_output = each(source, lengths, target)
-            outputs.append(each.get_normalized_probs(net_output, log_probs=True, sample={"target": target}))
-    return (outputs[0] - outputs[1]).abs().max().item()
 
 
 def _chosen_by(config: PruningConfig, by_hand: bool, scores: ScoreFile | Stages | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
+from fairseq.models import build_model
 from fairseq.models.transformer import TransformerModel
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fairseq_dsp.checkpoints.building import VocabularyTask
-from fairseq_dsp.config import get_option
+from fairseq_dsp.config import architecture_of, get_option, given_options
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.guards.versions import drop_fused_encoder_copies
+from fairseq_dsp.plugin.options import completed
 
 STOCK_NAMES = {
     "translation_dsp": "translation",
@@ -41,11 +42,11 @@ def stock_cfg(cfg: DictConfig) -> dict[str, Any]:
     """
     groups = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     plain = {name: vars(group) if isinstance(group, argparse.Namespace) else group for name, group in groups.items()}
-    architecture = get_option(cfg.model, "arch").removeprefix(_PREFIX)
-    options = {name: get_option(cfg.model, name) for name in _transformer_options()}
-    completed = argparse.Namespace(**{name: value for name, value in options.items() if value is not None})
-    ARCH_CONFIG_REGISTRY[architecture](completed)
-    model = {name: _plain(value) for name, value in vars(completed).items()}
+    architecture = architecture_of(cfg.model).removeprefix(_PREFIX)
+    given, names = given_options(cfg.model), _transformer_options()
+    options = {name: given[name] for name in names if name in given}
+    complete = vars(completed({**options, "arch": architecture}))
+    model = {name: _plain(value) for name, value in complete.items() if name != "arch"}
     # the weights come with the checkpoint: no need of the files that they started from
     model |= {"_name": architecture, "arch": architecture, "encoder_embed_path": None, "decoder_embed_path": None}
     plain["model"] = model

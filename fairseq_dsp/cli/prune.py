@@ -20,14 +20,15 @@ from fairseq_dsp.units.layout import Layout
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fairseq-dsp-prune",
-        description="Rewrites a fairseq transformer checkpoint so that only the chosen attention heads exist.",
+        description="Rewrites a fairseq transformer checkpoint so that only the chosen attention heads (and neurons) exist.",
     )
     parser.add_argument("input", metavar="IN", help="checkpoint trained with a head budget, or any dense transformer's")
     parser.add_argument("output", metavar="OUT", help="where to write the small checkpoint")
     parser.add_argument(
         "--layout",
         metavar="TEXT|CHECKPOINT",
-        help="keep these heads: enc:…/dec:…/cross:…, 1 or 0 for every head; or those that another checkpoint keeps",
+        help="keep these heads: enc:…/dec:…/cross:…, 1 or 0 for every head, and with /ffn-enc:…/ffn-dec:… for every group of neurons too; "
+        "or those that another checkpoint keeps",
     )
     parser.add_argument("--unpruned-heads", metavar="K", help="keep the K most important heads, not the trained budget")
     parser.add_argument("--scores", metavar="FILE", help="importance by fairseq-dsp-score, with --unpruned-heads")

@@ -1,4 +1,4 @@
-"""`fairseq-dsp-score DATA-BIN --path CHECKPOINT`: says how much each head of a finished model matters."""
+"""`fairseq-dsp-score DATA-BIN --path CHECKPOINT`: says how much each unit of a finished model matters."""
 
 from __future__ import annotations
 
@@ -12,23 +12,34 @@ from fairseq_dsp.cli.waiting import steps
 from fairseq_dsp.errors import as_command
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.attention_statistics import STATISTICS
+from fairseq_dsp.units.groups import part_of
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.kinds import KINDS
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fairseq-dsp-score",
-        description="Scores the attention heads of a finished fairseq transformer, for fairseq-dsp-prune --scores.",
+        description="Scores the units of a finished fairseq transformer, its attention heads and the neurons of its feed-forward "
+        "networks, for fairseq-dsp-prune --scores.",
     )
     readers = ", ".join(READERS)
     parser.add_argument("data", metavar="DATA-BIN", nargs="?", help=f"the data folder; read by {readers} alone")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the model, dense or with gates")
     parser.add_argument("--scorer", required=True, metavar="NAME", help="one of " + ", ".join(SCORERS))
     parser.add_argument("--output", required=True, metavar="FILE", help="where to write the scores, JSON")
+    kinds = ", ".join(kind.name for kind in KINDS)
+    parser.add_argument("--units", metavar="KINDS", help=f"what to score, with commas: {kinds} (default: {HEADS.name})")
+    parser.add_argument(
+        "--ffn-group",
+        metavar="G",
+        help="neurons of a feed-forward network that are one unit (default: 1, or as many as in the checkpoint)",
+    )
     parser.add_argument("--subset", help="train (the default) or valid; never test")
     parser.add_argument("--batches", metavar="N", help="batches, drawn with --seed (default: 100), or all")
     parser.add_argument("--max-tokens", metavar="N", help="tokens in a batch (default: 4096)")
     add_languages(parser)
-    parser.add_argument("--iterative", metavar="N", help="score again after every N heads removed")
+    parser.add_argument("--iterative", metavar="N", help="score again after every N units removed")
     parser.add_argument("--seed", help="of the choice of batches and of random scores (default: 1)")
     parser.add_argument("--statistic", metavar="NAME", help="of attention-statistics: one of " + ", ".join(STATISTICS))
     parser.add_argument(
@@ -50,7 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {name: value for name, value in vars(args).items() if name not in ("path", "scorer", "data", "output")}
     file = score(args.path, args.scorer, args.data, args.output, **given, watch=steps)
     data = "" if file.sentences is None else f" on {file.sentences:,} sentences of {file.subset}"
-    print(f"scored {len(file.scores)} heads of {args.path}{data} by {args.scorer}: {args.output}")
+    counts = {kind.noun: part_of(file.layout, [kind.name]).count for kind in KINDS if kind.name in file.units}
+    units = " and ".join(f"{count} {noun}" for noun, count in counts.items())
+    print(f"scored {units} of {args.path}{data} by {args.scorer}: {args.output}")
+    if not file.comparable and len(file.units) > 1:
+        print("scores of different kinds do not compare: give fairseq-dsp-prune a budget for each kind")
 
 
 def cli_main() -> None:

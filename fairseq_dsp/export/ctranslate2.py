@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.stock import read_sentences, read_vocabularies
-from fairseq_dsp.config import flag, get_option
+from fairseq_dsp.config import flag, given_options
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, evenly, translate
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import OutputFolder
 from fairseq_dsp.plugin.objections import objections_to_task
+from fairseq_dsp.plugin.options import TransformerOptions
 from fairseq_dsp.units.layout import Layout
 
 if TYPE_CHECKING:
@@ -103,11 +104,11 @@ def convert(
     model = load_model(state).float()
     model.bake()
     words = Vocabularies(*read_vocabularies(state["cfg"], data, source_lang, target_lang))
-    reasons = objections(model, state["cfg"], words)
+    reasons = objections_to_export(model, state["cfg"], words)
     if reasons:
         raise Refusal(*reasons)
     with target.written("the model") as folder:
-        _save(build_spec(model, state["cfg"].model, words), folder, None)
+        _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words), folder, None)
         difference = largest_difference(model, words, folder)
         if not difference <= TOLERANCE:
             raise Refusal(
@@ -121,14 +122,14 @@ def convert(
             before = translate(_translator(folder, "float32"), sources, positions)
             shutil.rmtree(folder)
             os.mkdir(folder)
-            _save(build_spec(model, state["cfg"].model, words), folder, quantization)
+            _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words), folder, quantization)
             quantized = largest_difference(model, words, folder, "default")
             after = translate(_translator(folder, "default"), sources, positions)
             effect = compare(before, after, references) if sources else lacking
     return Conversion(model.layout, stack_heads(model), difference, quantized, effect)
 
 
-def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> list[str]:
+def objections_to_export(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> list[str]:
     """Why CTranslate2 cannot represent the model: sentences; empty if it can.
 
     Args:
@@ -136,12 +137,13 @@ def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> lis
         cfg: the checkpoint's.
     """
     found = objections_to_task(cfg.task, "`--format ctranslate2`")
-    activation = get_option(cfg.model, "activation_fn", "relu")
+    activation = TransformerOptions.of(cfg.model).activation
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         found.append(f"`--format ctranslate2` needs an `--activation-fn` of {known}, but the model's is {activation}.")
+    given = given_options(cfg.model)
     for name in _UNSUPPORTED:
-        if value := get_option(cfg.model, name):
+        if value := given.get(name):
             found.append(f"`--format ctranslate2` cannot represent {flag(name)}, but the model has it ({value}).")
     for side, symbols in zip(("encoder", "decoder"), words.tokens(), strict=True):
         rows = len(getattr(model, side).embed_tokens.weight)
@@ -187,7 +189,9 @@ def largest_difference(
     worst = 0.0
     for (source, target), result in zip(pairs, results, strict=True):
         theirs = torch.tensor(result.log_probs)
-        worst = max(worst, (score(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item())
+        worst = max(
+            worst, (log_probabilities(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item()
+        )
     return worst
 
 
@@ -217,7 +221,7 @@ def _real_sentences(
     return sources, references, f"{SUBSET} of {data} has no sentence of 1 to {longest} words."
 
 
-def score(model: nn.Module, source: list[int], target: list[int]) -> Tensor:
+def log_probabilities(model: nn.Module, source: list[int], target: list[int]) -> Tensor:
     """fairseq's log-probability of every word of the target and of its end: [len(target) + 1].
 
     Args:

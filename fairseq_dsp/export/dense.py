@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fairseq_dsp.checkpoints.agreement import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.rewriting import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.stock import STOCK_NAMES, build_stock, stock_cfg
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint

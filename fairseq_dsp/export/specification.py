@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.packing import Affine, PackedAttention, pack, pad_neurons
 from fairseq_dsp.modules.surgery import attentions
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
 
     from fairseq_dsp.plugin.model import DspTransformerModel
+    from fairseq_dsp.plugin.options import TransformerOptions
 
 # fairseq's activation functions that CTranslate2 has, with its names.
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "gelu_accurate": "GELUTanh", "gelu_fast": "GELUTanh", "tanh": "Tanh"}
@@ -63,23 +63,23 @@ def import_ctranslate2() -> Any:
     return ctranslate2
 
 
-def build_spec(model: DspTransformerModel, options: Any, words: Vocabularies) -> TransformerSpec:
+def build_spec(model: DspTransformerModel, options: TransformerOptions, words: Vocabularies) -> TransformerSpec:
     """CTranslate2's specification of the model, with all weights, as copies in float32.
 
     Args:
         model: baked, in float32.
-        options: the model's cfg.
+        options: what the model's cfg says.
     """
     api = import_ctranslate2()
     encoder, decoder = model.encoder, model.decoder
-    activation = api.specs.Activation[ACTIVATIONS[get_option(options, "activation_fn", "relu")]]
+    activation = api.specs.Activation[ACTIVATIONS[options.activation]]
     heads = stack_heads(model)
     parts = dict(attentions(model, model.layout.grid))
     common = {"activation": activation, "layernorm_embedding": encoder.layernorm_embedding is not None}
     encoder_spec = api.specs.TransformerEncoderSpec(
         len(encoder.layers),
         heads[0],
-        pre_norm=bool(get_option(options, "encoder_normalize_before", False)),
+        pre_norm=options.encoder.pre_norm,
         no_final_norm=encoder.layer_norm is None,
         num_heads_kv=heads[0],
         head_dim=_head_dim(parts, "enc"),
@@ -88,7 +88,7 @@ def build_spec(model: DspTransformerModel, options: Any, words: Vocabularies) ->
     decoder_spec = api.specs.TransformerDecoderSpec(
         len(decoder.layers),
         heads[1],
-        pre_norm=bool(get_option(options, "decoder_normalize_before", False)),
+        pre_norm=options.decoder.pre_norm,
         no_final_norm=decoder.layer_norm is None,
         num_heads_kv=heads[1],
         head_dim=_head_dim(parts, "dec"),

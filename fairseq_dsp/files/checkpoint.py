@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
@@ -13,10 +13,12 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from fairseq_dsp.config import architecture_of
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.old_options import plain_options, upgraded
-from fairseq_dsp.files.output import OutputFile
 from fairseq_dsp.files.weights import refuse_broken_weights
 from fairseq_dsp.guards.untrusted import strange_options, why_unread
 from fairseq_dsp.guards.versions import config_of_checkpoint, settle_device_marks
+
+if TYPE_CHECKING:
+    from fairseq_dsp.files.output import OutputFile
 
 # The entry of a rewritten checkpoint that says where it came from, and the last version of what it means. Format 1 is of heads alone,
 # and of a checkpoint without this entry, for training writes none; in format 2 neurons may be gone too.

@@ -12,14 +12,13 @@ adds its bias. Shapes: T length, B batch, C embedding, F neurons that exist, n g
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.modules.attention import Gates
-from fairseq_dsp.modules.idle import tie
-from fairseq_dsp.units.kind import unit_places
+from fairseq_dsp.modules.site_gates import Gates
+from fairseq_dsp.units.kind import Slice
+from fairseq_dsp.units.neurons import NEURONS
 
 _MAPS = ("fc1", "fc2")
 
@@ -32,8 +31,8 @@ def gate_neurons(layer: nn.Module, gates: Gates, groups: int) -> None:
         groups: n, at least 1.
     """
     ungate_neurons(layer)
-    shared = _SharedGates(gates, layer.fc1.out_features // groups, groups)
-    layer.fc1, layer.fc2 = _GatedRows(layer.fc1, shared), _GatedColumns(layer.fc2, shared)
+    group = layer.fc1.out_features // groups
+    layer.fc1, layer.fc2 = _GatedRows(layer.fc1, gates, "fc1", group), _GatedColumns(layer.fc2, gates, "fc2", group)
 
 
 def ungate_neurons(layer: nn.Module) -> None:
@@ -43,42 +42,21 @@ def ungate_neurons(layer: nn.Module) -> None:
             setattr(layer, name, _with_parameters_of(nn.Linear.__new__(nn.Linear), gated))
 
 
-class _SharedGates:
-    """The gates of one feed-forward network, as both of its maps ask for them.
+class _Gated(nn.Linear):
+    """A linear map over another's parameters, with gates that it shares with the other map of its network.
 
     Args:
+        linear: whose parameters these are.
         gates: see `gate_neurons`.
+        name: of the map in its layer.
         group: g, neurons of a unit.
-        groups: n, how many units there are.
     """
 
-    def __init__(self, gates: Gates, group: int, groups: int) -> None:
-        self.gates, self.group, self.groups = gates, group, groups
-        self._live: tuple[int, ...] | None = None
-        self._places = torch.empty(0)
-
-    def live_places(self, like: Tensor, begins: bool) -> Tensor | slice | None:
-        """The neurons that need to be computed, where gates are constant; all of them as a slice. None before.
-
-        Args:
-            like: on the device that wants to know.
-            begins: the first of both maps asks, and a pass may begin with it.
-        """
-        live = self.gates.live_heads(searching=not begins)
-        if live is None or len(live) == self.groups:
-            return None if live is None else slice(None)
-        if live != self._live or self._places.device != like.device:
-            with torch.inference_mode(False):  # for an evaluation may make what training uses
-                self._live, self._places = live, unit_places(live, self.group).to(like.device)
-        return self._places
-
-
-class _Gated(nn.Linear):
-    """A linear map over another's parameters, with gates that it shares with the other map of its network."""
-
-    def __init__(self, linear: nn.Linear, shared: _SharedGates) -> None:
+    def __init__(self, linear: nn.Linear, gates: Gates, name: str, group: int) -> None:
         _with_parameters_of(self, linear)
-        self.shared = shared
+        self.gates, self.group = gates, group
+        owned = [slice_ for slice_ in NEURONS.slices(group) if slice_.name.startswith(f"{name}.")]
+        self.slices = [Slice(of.name.removeprefix(f"{name}."), of.dim, of.width) for of in owned]
 
     def __prepare_scriptable__(self) -> _Gated:
         """What `torch.jit.script` asks first."""
@@ -89,29 +67,20 @@ class _GatedRows(_Gated):
     """fc1: [T, B, C] -> [T, B, neurons that are computed]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        places = self.shared.live_places(self.weight, begins=True)
-        if places is None or isinstance(places, slice):
-            return super().forward(x)
-        bias = None if self.bias is None else self.bias.index_select(0, places)
-        return F.linear(x, self.weight.index_select(0, places), bias)
+        live = self.gates.live(self, None)
+        return super().forward(x) if live is None else F.linear(x, live["weight"], live.get("bias"))
 
 
 class _GatedColumns(_Gated):
     """fc2: [T, B, neurons that are computed] -> [T, B, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        places = self.shared.live_places(self.weight, begins=False)
-        if places is None:
-            return self._scaled(x)
-        bias = self.bias
-        if self.training and torch.is_grad_enabled() and bias is not None:
-            bias = tie(bias, self.shared.gates())  # a gradient of zero for the gates, which have no say any more
-        weight = self.weight if isinstance(places, slice) else self.weight.index_select(1, places)
-        return F.linear(x, weight, bias)
+        live = self.gates.live(self, None, begins=False)
+        return self._scaled(x) if live is None else F.linear(x, live["weight"], live.get("bias"))
 
     def _scaled(self, x: Tensor) -> Tensor:
-        gates, weight = self.shared.gates(), self.weight
-        columns = gates.repeat_interleave(self.shared.group)
+        gates, weight = self.gates(), self.weight
+        columns = gates.repeat_interleave(self.group)
         # Float32 gates make these float32 products in a half-precision model: the gradient of a gate sums very many.
         if gates.requires_grad and not weight.requires_grad:
             # A frozen weight needs no gradient, and to make one for the gates alone costs more than to scale what it reads.

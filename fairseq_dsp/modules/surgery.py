@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.modules.attention import Gates, PrunableAttention
+from fairseq_dsp.modules.attention import PrunableAttention
 from fairseq_dsp.modules.feed_forward import gate_neurons, ungate_neurons
-from fairseq_dsp.modules.gates import STATE_PREFIX, GatedCheckpoint, HeadGates, SiteGates
+from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
+from fairseq_dsp.modules.site_gates import ConstantGates, GatedCheckpoint, Gates, SiteGates
 from fairseq_dsp.modules.slicing import keep_units
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kind import Slice, unit_places
@@ -32,6 +33,11 @@ def site_name(site: Site) -> str:
 def marks_name(site: Site) -> str:
     """Name of the site's marks in a state."""
     return f"{site_name(site)}.{KIND_OF[site.stack].marks}"
+
+
+def reader_name(site: Site) -> str:
+    """Name of the map that reads what the site's units computed, such as `decoder.layers.3.encoder_attn.out_proj`."""
+    return f"{site_name(site)}.{KIND_OF[site.stack].readers[0]}"
 
 
 def is_marked(model: nn.Module, grid: Grid) -> bool:
@@ -75,6 +81,11 @@ def attentions(model: nn.Module, grid: Grid) -> Iterator[tuple[Site, PrunableAtt
     for site in grid.sites:
         if KIND_OF[site.stack] is HEADS:
             yield site, model.get_submodule(site_name(site))
+
+
+def modules_at(model: nn.Module, grid: Grid) -> dict[Site, nn.Module]:
+    """The module of every site of the grid: an attention, or the layer that a feed-forward network belongs to."""
+    return {site: model.get_submodule(site_name(site)) for site in grid.sites}
 
 
 def neurons_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -217,7 +228,7 @@ def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
     """Makes every site ask `gates` for its slice. `grid` counts the heads that the model has now."""
     model.head_gates = gates
     model.register_forward_pre_hook(gates.before_forward)
-    model.register_forward_hook(gates.after_forward)
+    model.register_forward_hook(gates.after_forward, always_call=True)
     gates.to(next(model.encoder.parameters()).device)
     by_layer: dict[nn.Module, list[SiteGates]] = {}
     begun: set[str] = set()
@@ -237,7 +248,7 @@ def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
 def remove_gates(model: nn.Module, grid: Grid) -> None:
     """Undoes `install_gates`. The model keeps its heads, ungated. `grid` names the sites."""
     for _, attention in attentions(model, grid):
-        attention.gates = attention.live = None
+        attention.gates = None
     for side in ("encoder", "decoder"):
         for layer in _layers(model, side):
             ungate_neurons(layer)
@@ -247,19 +258,6 @@ def remove_gates(model: nn.Module, grid: Grid) -> None:
         for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is model.head_gates]:
             del hooks[key]
     model.head_gates = None
-
-
-class ConstantGates:
-    """Gates that never change: the masked model that a rewritten one is compared with."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-
-    def __call__(self) -> Tensor:
-        return self.mask
-
-    def live_heads(self, searching: bool) -> None:
-        """None: all heads are computed and multiplied, so that a comparison compares two computations."""
 
 
 def mask_heads(model: nn.Module, layout: Layout, current: Layout) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS, method_class
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import Start, starting_point
 from fairseq_dsp.units.fingerprint import fingerprint
 
@@ -21,19 +19,15 @@ _OPTION = flag("importance_from")
 DEVIATION = 2.0
 
 
-def objections_to_importance_from(options: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
-    """Sentences on `--importance-from` that need no model; empty if it may be used, or is not given.
-
-    Args:
-        options: fairseq's, flat.
-    """
+def objections_to_importance_from(training: TrainingOptions, config: PruningConfig) -> list[str]:
+    """Sentences on `--importance-from` that need no model; empty if it may be used, or is not given."""
     path = config.importance_from
     if path is None:
         return []
     if not method_class(config).learned:
         owners = ", ".join(name for name, method in METHODS.items() if method.learned)
         return [f"{_OPTION} belongs to {owners}, which learn importance, but is {path}."]
-    start = starting_point(options)
+    start = starting_point(training)
     if start is None:
         return [
             f"{_OPTION} must be scores of what training starts from (`--finetune-from-model`), but nothing is given."
@@ -43,15 +37,13 @@ def objections_to_importance_from(options: argparse.Namespace | DictConfig, conf
     return []
 
 
-def start_importance(
-    options: argparse.Namespace | DictConfig, config: PruningConfig, model: DspTransformerModel
-) -> None:
+def start_importance(training: TrainingOptions, config: PruningConfig, model: DspTransformerModel) -> None:
     """Gives a fresh model's importance the order of the scores, in place; a training that goes on has it in its checkpoint.
 
     Raises:
         Refusal: the file is no score file, or of other heads or weights.
     """
-    start = starting_point(options)
+    start = starting_point(training)
     gates = model.head_gates
     if config.importance_from is None or gates is None or start is None or start.chooses_heads:
         return
@@ -59,7 +51,15 @@ def start_importance(
 
     scores = read_scores(config.importance_from, _OPTION)
     if scores.layout != model.layout:
-        raise Refusal(f"{_OPTION} must be of a model with the same heads ({model.layout}), but are of {scores.layout}.")
+        noun = model.layout.grid.noun
+        raise Refusal(
+            f"{_OPTION} must be of a model with the same {noun} ({model.layout}), but are of {scores.layout}."
+        )
+    if scores.scored != model.layout or len(scores.units) > 1 and not scores.comparable:
+        raise Refusal(
+            f"{_OPTION} must be scores of all units that are gated, and of kinds that can be compared, but are of "
+            f"{' and '.join(scores.units)} by `--scorer {scores.scorer}`."
+        )
     weights = dict(start.state["model"])
     model.upgrade_state_dict(weights)
     named = [(name, weights[name]) for name, _ in model.weights() if name in weights]

@@ -41,6 +41,7 @@ from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
 from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
+from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.plugin.widths import objections_to_neurons
@@ -165,8 +166,9 @@ class DspTransformerModel(TransformerModel):
             self.unchecked = None
             with exit_on_refusal():
                 reasons = objections_to_unknown_options(options)
-                if get_option(options, "save_dir") is not None:  # fairseq-train's; hydra's are the model's alone
-                    reasons += objections_to_start(options, options)
+                training = TrainingOptions.of(options)
+                if training.save_dir is not None:  # fairseq-train's; hydra's are the model's alone
+                    reasons += objections_to_start(training, options)
                 if reasons:
                     raise Refusal(*reasons)
         return super().train(mode)

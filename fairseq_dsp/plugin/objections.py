@@ -17,11 +17,11 @@ from fairseq.models.transformer import TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option
+from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, given_options
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import method_class, objections_to_method
 from fairseq_dsp.methods.nested import objections_to_nested
-from fairseq_dsp.plugin.options import completed, grid_of_options
+from fairseq_dsp.plugin.options import TransformerOptions, completed
 from fairseq_dsp.plugin.widths import objections_to_neurons, objections_to_widths
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import parse_layout
@@ -37,16 +37,17 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     found: list[str] = []
     with noted(found):
         found += _objections_to_training(args, PruningConfig.from_model_cfg(args))
+    given = given_options(args)
     for name, rule in _UNSUPPORTED.items():
-        value = get_option(args, name)
+        value = given.get(name)
         if value not in (None, False, 0, "", "None"):
             found.append(f"{flag(name)} {rule}, but is {value}.")
-    cutoff = get_option(args, "adaptive_softmax_cutoff")
+    cutoff = given.get("adaptive_softmax_cutoff")
     if isinstance(cutoff, str) and not _is_list_of_counts(cutoff):
         found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
-    if get_option(args, "ffn_group") is not None or "/ffn-" in str(get_option(args, "head_layout")):
+    if given.get("ffn_group") is not None or "/ffn-" in str(given.get("head_layout")):
         found += objections_to_neurons(args)
-    return found + objections_to_backend(get_option(args, "ddp_backend"))
+    return found + objections_to_backend(given.get("ddp_backend"))
 
 
 def objections_to_backend(name: str | None) -> list[str]:
@@ -104,16 +105,11 @@ def refuse_unfit_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[
     with fitting_its_own_options():
         if reasons := objections_to_stored_options(cfg, weights):
             raise Refusal(*reasons)
-        complete = completed(cfg)
-        for side in (
-            "encoder",
-            "decoder",
-        ):  # as fairseq says it when it builds the attention, but before heads are counted
-            width, heads = (
-                weights[f"{side}.embed_tokens.weight"].shape[-1],
-                getattr(complete, f"{side}_attention_heads"),
-            )
-            if width // heads * heads != width:
+        complete = TransformerOptions.of(completed(cfg))
+        # as fairseq says it when it builds the attention, but before heads are counted
+        for name, side in (("encoder", complete.encoder), ("decoder", complete.decoder)):
+            size = weights[f"{name}.embed_tokens.weight"].shape[-1]
+            if side.heads is not None and size // side.heads * side.heads != size:
                 raise AssertionError("embed_dim must be divisible by num_heads")
 
 
@@ -135,8 +131,9 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
     Asked before a model is built: a wrong number could ask for any amount of memory and time.
     """
     found = []
+    given = given_options(cfg)
     for name, default in _defaults(cfg).items():
-        value = get_option(cfg, name)
+        value = given.get(name)
         text = isinstance(value, str) and not name.endswith(("_dim", "_positions"))
         if isinstance(default, (int, float)) and value is not None and (text or _number(value) is None):
             found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
@@ -154,15 +151,15 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
         if layout is None and f"{side}.layers.0.fc1.weight" in weights:
             sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
         for name, size in sizes.items():
-            if _number(value := get_option(cfg, f"{side}_{name}", size)) != size:
+            if _number(value := given.get(f"{side}_{name}", size)) != size:
                 found.append(
                     f"{flag(f'{side}_{name}')} must be {size}, as the checkpoint's weights are, but is {value}."
                 )
-        if not 0 < (_number(value := get_option(cfg, positions, 1)) or 0) <= _MOST_POSITIONS:
+        if not 0 < (_number(value := given.get(positions, 1)) or 0) <= _MOST_POSITIONS:
             found.append(f"{flag(positions)} must be between 1 and {_MOST_POSITIONS}, but is {value}.")
     largest = max(max(value.shape, default=0) for value in weights.values())
     for name in ("decoder_input_dim", "decoder_output_dim"):
-        if not 0 < (_number(value := get_option(cfg, name, 1)) or 0) <= largest:
+        if not 0 < (_number(value := given.get(name, 1)) or 0) <= largest:
             found.append(f"{flag(name)} must be at most {largest}, as the checkpoint's weights are, but is {value}.")
     return found
 
@@ -208,7 +205,7 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
         found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
     elif config.unpruned_heads is None and method.learned:
         found.append(f"`--unpruned-heads` must be given for `--head-selection {method.name}`: how many heads to keep.")
-    grid = grid_of_options(args)
+    grid, options = TransformerOptions.of(args).grid, given_options(args)
     if config.budget is not None and config.head_layout is None and grid is not None:
         if not 0 <= config.budget <= grid.total:
             found.append(budget_out_of_range(config.budget, grid.total))
@@ -221,9 +218,9 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
             ("criterion", "label_smoothed_cross_entropy_dsp"),
             ("optimizer", "dsp_adam"),
         ):
-            given = get_option(args, part, ours if isinstance(args, DictConfig) and part != "task" else None)
+            given = options.get(part, ours if isinstance(args, DictConfig) and part != "task" else None)
             if part == "task":  # fairseq-validate writes its own task's name over the one that trained the model
-                given = get_option(args, BUDGET_TASK, given)
+                given = options.get(BUDGET_TASK, given)
             if isinstance(given, str) and given != ours or given is None and part == "task":
                 found.append(f"`--{part}` must be {ours} for `--head-selection {method.name}`, but is {given}.")
     return found

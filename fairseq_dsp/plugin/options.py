@@ -1,61 +1,148 @@
-"""What a transformer's options say of it: its heads."""
+"""What fairseq's options say, read once into records: of a transformer, and of a training. Nobody else asks a cfg for them."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 
-from fairseq_dsp.config import architecture_of, get_option
+from fairseq_dsp.config import architecture_of, get_option, given_options
 from fairseq_dsp.units.groups import Neurons, with_groups
 from fairseq_dsp.units.layout import Grid
 from fairseq_dsp.units.neurons import NEURONS
 
+_LAST = "checkpoint_last.pt"  # what fairseq takes for "no `--restore-file`"
 
-def completed(cfg: argparse.Namespace | DictConfig | Mapping[str, Any]) -> argparse.Namespace:
+Options = argparse.Namespace | DictConfig
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a transformer's options say of its encoder or decoder; None where they do not say.
+
+    Attributes:
+        layers: how many.
+        heads: of an attention.
+        neurons: of a feed-forward network.
+        pre_norm: whether norms come before sublayers.
+    """
+
+    layers: int | None
+    heads: int | None
+    neurons: int | None
+    pre_norm: bool
+
+
+@dataclass(frozen=True)
+class TransformerOptions:
+    """What a transformer's options say of it.
+
+    Attributes:
+        architecture: its name; None where they give none.
+        encoder: see `Side`. Likewise:
+        decoder: the decoder.
+        activation: name of the activation function.
+        shares_dictionary: whether source and target have one dictionary (`--share-all-embeddings`).
+        ffn_group: neurons of a unit (`--ffn-group`); None where neurons are no units.
+    """
+
+    architecture: str | None
+    encoder: Side
+    decoder: Side
+    activation: str
+    shares_dictionary: bool
+    ffn_group: int | None
+
+    @classmethod
+    def of(cls, cfg: Options) -> TransformerOptions:
+        """Reads a cfg of either kind, as it is: with `completed`, what an architecture fills in counts too."""
+        given = given_options(cfg)
+        sides = [
+            Side(
+                *(None if (value := given.get(f"{side}_{name}")) is None else int(value) for name in ("layers", "attention_heads", "ffn_embed_dim")),
+                pre_norm=bool(given.get(f"{side}_normalize_before")),
+            )
+            for side in ("encoder", "decoder")
+        ]  # fmt: skip
+        shared, group = bool(given.get("share_all_embeddings")), given.get("ffn_group")
+        activation = given.get("activation_fn", "relu")
+        return cls(architecture_of(cfg), *sides, activation, shared, None if group is None else int(group))
+
+    @property
+    def grid(self) -> Grid | None:
+        """The heads, and the neurons where they are grouped; None where the options do not say yet.
+
+        Raises:
+            Refusal: the neurons cannot be grouped so.
+        """
+        heads = [None if None in (side.layers, side.heads) else (side.heads,) * side.layers for side in self._sides]
+        if None in heads:
+            return None
+        grid = Grid.of_heads(heads[0], heads[1], heads[1])
+        if self.ffn_group is None:
+            return grid
+        return None if self.neurons is None else with_groups(grid, self.neurons, self.ffn_group)
+
+    @property
+    def neurons(self) -> Neurons | None:
+        """The neurons of every feed-forward network; None where the options do not say yet."""
+        found = {}
+        for stack in NEURONS.stacks:
+            side = getattr(self, stack.side)
+            if None in (side.layers, side.neurons):
+                return None
+            found[stack.name] = (side.neurons,) * side.layers
+        return found
+
+    @property
+    def _sides(self) -> tuple[Side, Side]:
+        return self.encoder, self.decoder
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What fairseq's options say of a training: where it begins and where it ends. Attributes are named as the options are.
+
+    Attributes:
+        save_dir: None where the options are a model's alone.
+        max_epoch: 0 for no limit, as `max_update`.
+    """
+
+    save_dir: str | None = None
+    restore_file: str = _LAST
+    checkpoint_suffix: str = ""
+    continue_once: str | None = None
+    finetune_from_model: str | None = None
+    reset_optimizer: bool = False
+    reset_dataloader: bool = False
+    max_epoch: int = 0
+    max_update: int = 0
+
+    @classmethod
+    def of(cls, options: Any) -> TrainingOptions:
+        """Reads fairseq's options, flat, of any kind."""
+        values = {option.name: get_option(options, option.name) for option in fields(cls)}
+        kinds = {option.name: {"bool": bool, "int": int}.get(str(option.type), str) for option in fields(cls)}
+        return cls(**{name: kinds[name](value) for name, value in values.items() if value is not None})
+
+    @property
+    def is_last_restored(self) -> bool:
+        """Whether fairseq goes on from what it left in the save folder, as it does by default."""
+        return self.restore_file == _LAST
+
+
+def completed(cfg: Options | Mapping[str, Any]) -> argparse.Namespace:
     """A model's options, and what its architecture fills in where they give nothing. The cfg stays as it is.
 
     Args:
         cfg: flat, of any age; an architecture that is not registered fills in nothing.
     """
-    names = map(str, vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg)
-    given = {name: get_option(cfg, name) for name in names}
-    found = argparse.Namespace(**{name: value for name, value in given.items() if value is not None})
+    found = argparse.Namespace(**given_options(cfg))
     fill_in = ARCH_CONFIG_REGISTRY.get(architecture_of(found))
     if fill_in is not None:
         fill_in(found)
-    return found
-
-
-def grid_of_options(cfg: argparse.Namespace | DictConfig) -> Grid | None:
-    """The heads of the transformer that a cfg of either kind describes, and its neurons where the cfg groups them; None where it
-    does not say yet.
-
-    Raises:
-        Refusal: the neurons cannot be grouped so.
-    """
-    heads = {}
-    for side in ("encoder", "decoder"):
-        layers, width = get_option(cfg, f"{side}_layers"), get_option(cfg, f"{side}_attention_heads")
-        if layers is None or width is None:
-            return None
-        heads[side] = (int(width),) * int(layers)
-    grid = Grid.of_heads(heads["encoder"], heads["decoder"], heads["decoder"])
-    group, neurons = get_option(cfg, "ffn_group"), neurons_of_options(cfg)
-    if group is None or neurons is None:
-        return grid if group is None else None
-    return with_groups(grid, neurons, int(group))
-
-
-def neurons_of_options(cfg: argparse.Namespace | DictConfig) -> Neurons | None:
-    """The neurons of every feed-forward network of the transformer that a cfg describes; None where it does not say yet."""
-    found = {}
-    for stack in NEURONS.stacks:
-        layers, width = get_option(cfg, f"{stack.side}_layers"), get_option(cfg, f"{stack.side}_ffn_embed_dim")
-        if layers is None or width is None:
-            return None
-        found[stack.name] = (int(width),) * int(layers)
     return found

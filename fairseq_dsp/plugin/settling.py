@@ -6,11 +6,8 @@ has been drawn by then. A training that goes on takes what its checkpoint was tr
 
 from __future__ import annotations
 
-import argparse
 import logging
 from typing import Any
-
-from omegaconf import DictConfig
 
 from fairseq_dsp.config import PruningConfig, flag, get_option, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
@@ -19,25 +16,24 @@ from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.methods.recipe import AUTO, derive, needs_length, objections_to_recipe, recipe_of
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.options import Options, TrainingOptions
 from fairseq_dsp.plugin.starting import start_to_go_on_from
 
 logger = logging.getLogger(__name__)
-
-Options = argparse.Namespace | DictConfig
 
 
 class Settling:
     """The recipe of one training.
 
     Args:
-        options: fairseq's, of the task: `max_update`, `max_epoch` and those that `starting` asks for.
+        training: what fairseq's options say of it.
 
     Attributes:
         importance_lr: what the recipe derived or the checkpoint was trained with; None where neither says.
     """
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, training: TrainingOptions) -> None:
+        self.training = training
         self.importance_lr: float | None = None
         self._pending: Options | None = None
 
@@ -83,7 +79,7 @@ class Settling:
 
     def _goes_on(self, model_cfg: Options, config: PruningConfig) -> bool:
         """Whether training goes on from a checkpoint of the method; takes what its recipe had derived, unless another is asked for."""
-        start = start_to_go_on_from(self.options)
+        start = start_to_go_on_from(self.training)
         if start is None or start.options is None or not start.chooses_heads:
             return False
         before = PruningConfig.from_model_cfg(start.options)
@@ -98,13 +94,13 @@ class Settling:
         return True
 
     def _objections_to_length(self, config: PruningConfig) -> list[str]:
-        longest = int(get_option(self.options, "max_update", 0))
+        longest = self.training.max_update
         if config.recipe == AUTO and 0 < longest <= (config.cooldown_updates or 0):
             return [
                 f"{flag('cooldown_updates')} must be below `--max-update` {longest} with `--recipe {AUTO}`, or no update is left for the "
                 f"heads that are chosen, but is {config.cooldown_updates}."
             ]
-        if not needs_length(config) or longest > 0 or int(get_option(self.options, "max_epoch", 0)) > 0:
+        if not needs_length(config) or longest > 0 or self.training.max_epoch > 0:
             return []
         return [
             "`--max-update` or `--max-epoch` must be given for `--recipe auto`, which derives the window of the choice from the length of "
@@ -113,8 +109,8 @@ class Settling:
 
     def _updates(self, an_epoch: int) -> int:
         limits = [
-            int(get_option(self.options, "max_update", 0)),
-            int(get_option(self.options, "max_epoch", 0)) * an_epoch,
+            self.training.max_update,
+            self.training.max_epoch * an_epoch,
         ]
         return min(limit for limit in limits if limit > 0)
 

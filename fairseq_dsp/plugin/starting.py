@@ -6,7 +6,6 @@ trained for. Asked by `task` when training starts, and by `model` where another 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -16,9 +15,8 @@ from typing import Any
 
 import torch
 from fairseq.file_io import PathManager
-from omegaconf import DictConfig
 
-from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, set_option
+from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, given_options, set_option
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.checkpoint import family_of
 from fairseq_dsp.files.weights import refuse_broken_weights
@@ -26,15 +24,14 @@ from fairseq_dsp.guards.untrusted import strange_options
 from fairseq_dsp.guards.versions import settle_device_marks
 from fairseq_dsp.methods import Method, method_class
 from fairseq_dsp.methods.nested import OPTIONS
+from fairseq_dsp.methods.recipe import PAPER
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
+from fairseq_dsp.plugin.options import Options, TrainingOptions
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 
-_LAST = "checkpoint_last.pt"  # what fairseq takes for "no `--restore-file`"
 _ANEW = "another `--save-dir` or `--reset-optimizer` starts anew"
-
-Options = argparse.Namespace | DictConfig
 
 
 @dataclass(frozen=True)
@@ -80,77 +77,67 @@ class Start:
         return int(marks.sum()) if are_marks(marks) else None
 
 
-def find_start(options: Options) -> tuple[str, str] | None:
-    """Path of the checkpoint that fairseq will load, and the option that names it; None where there is none yet.
-
-    Args:
-        options: fairseq's, flat: `restore_file`, `save_dir`, `finetune_from_model` and others.
-    """
-    suffix = str(get_option(options, "checkpoint_suffix", ""))
-    last = os.path.join(str(get_option(options, "save_dir", "checkpoints")), f"checkpoint_last{suffix}.pt")
-    named = str(get_option(options, "restore_file", _LAST))
-    if named != _LAST:
-        path = named.replace(".pt", f"{suffix}.pt")
+def find_start(training: TrainingOptions) -> tuple[str, str] | None:
+    """Path of the checkpoint that fairseq will load, and the option that names it; None where there is none yet."""
+    suffix = training.checkpoint_suffix
+    last = os.path.join(
+        "checkpoints" if training.save_dir is None else training.save_dir, f"checkpoint_last{suffix}.pt"
+    )
+    if not training.is_last_restored:
+        path = training.restore_file.replace(".pt", f"{suffix}.pt")
         found = [(path, "save_dir" if os.path.realpath(path) == os.path.realpath(last) else "restore_file")]
     else:
-        others = [(get_option(options, name), name) for name in ("continue_once", "finetune_from_model")]
-        found = [(last, "save_dir"), *((str(path), name) for path, name in others if path)]
+        others = [(getattr(training, name), name) for name in ("continue_once", "finetune_from_model")]
+        found = [(last, "save_dir"), *((path, name) for path, name in others if path)]
     return next(((path, name) for path, name in found if PathManager.isfile(path)), None)
 
 
-def settle_floor(options: Options, model_cfg: Options) -> None:
+def settle_floor(training: TrainingOptions, model_cfg: Options) -> None:
     """Writes `--cross-floor` into the model's options where it is not given: what a checkpoint that is gone on from was
     trained with, which is none for those of earlier versions, else one head.
 
     Args:
-        options: fairseq's, flat.
         model_cfg: the model's.
     """
-    budget = get_option(model_cfg, "unpruned_heads")
-    if get_option(model_cfg, "cross_floor") is not None or budget is None or str(budget) == "0":
+    given = given_options(model_cfg)  # whose values nobody has looked at yet
+    if "cross_floor" in given or str(given.get("unpruned_heads", 0)) == "0":
         return
-    start = start_to_go_on_from(options, anew_too=True)
+    start = start_to_go_on_from(training, anew_too=True)
     floor: Any = "1" if start is None else get_option(start.options, "cross_floor")
     if floor is not None:
         set_option(model_cfg, "cross_floor", floor)
 
 
-def starting_point(options: Options) -> Start | None:
-    """The checkpoint that fairseq will load; None where there is none, or none that can be read, which `objections_to_start` says.
-
-    Args:
-        options: fairseq's, flat.
-    """
-    found = find_start(options)
+def starting_point(training: TrainingOptions) -> Start | None:
+    """The checkpoint that fairseq will load; None where there is none, or none that can be read, which `objections_to_start` says."""
+    found = find_start(training)
     if found is not None:
         with contextlib.suppress(Refusal):
             return Start(*found, _read(found[0]))
     return None
 
 
-def start_to_go_on_from(options: Options, anew_too: bool = False) -> Start | None:
+def start_to_go_on_from(training: TrainingOptions, anew_too: bool = False) -> Start | None:
     """The `starting_point` whose training goes on; None where there is none.
 
     Args:
-        options: fairseq's, flat.
         anew_too: also where its weights are trained on with another optimizer (`--reset-optimizer`).
     """
-    found = find_start(options)
+    found = find_start(training)
     if found is None or found[1] == "finetune_from_model":
         return None
-    return None if get_option(options, "reset_optimizer", False) and not anew_too else starting_point(options)
+    return None if training.reset_optimizer and not anew_too else starting_point(training)
 
 
-def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
+def objections_to_start(training: TrainingOptions, model_cfg: Options) -> list[str]:
     """Sentences on the checkpoint that training starts from; empty if it may, or if there is none.
 
     A difference that its user has asked for, by naming the file, is logged as a warning.
 
     Args:
-        options: fairseq's, flat.
         model_cfg: the model's, with all that its architecture fills in; of a training whose own options are fit.
     """
-    found = find_start(options)
+    found = find_start(training)
     if found is None:
         return []
     reasons: list[str] = []
@@ -159,17 +146,17 @@ def objections_to_start(options: Options, model_cfg: Options) -> list[str]:
         refuse_broken_weights({**start.state["model"]}, start.path)
         reasons += _other_computation(start, model_cfg)
         if start.option != "finetune_from_model":
-            reasons += _objections_to_going_on(start, options, PruningConfig.from_model_cfg(model_cfg))
+            reasons += _objections_to_going_on(start, training, PruningConfig.from_model_cfg(model_cfg))
     return reasons
 
 
-def objections_to_lack_of_start(options: Options, model_cfg: Options) -> list[str]:
+def objections_to_lack_of_start(training: TrainingOptions, model_cfg: Options) -> list[str]:
     """Sentences on a checkpoint that training should start from, and that is not there. Arguments as above."""
-    start = get_option(options, "finetune_from_model")
+    start = training.finetune_from_model
     if start and not PathManager.isfile(start):
         what = "is a folder" if os.path.isdir(start) else "does not exist"
         return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
-    if str(get_option(model_cfg, "pipelined", False)).lower() == "true" and find_start(options) is None:
+    if str(get_option(model_cfg, "pipelined", False)).lower() == "true" and find_start(training) is None:
         return ["`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."]
     return []
 
@@ -209,21 +196,20 @@ def _other_computation(start: Start, model_cfg: Options) -> list[str]:
     ]
 
 
-def _objections_to_going_on(start: Start, options: Options, now: PruningConfig) -> list[str]:
+def _objections_to_going_on(start: Start, training: TrainingOptions, now: PruningConfig) -> list[str]:
     method = method_class(now).from_config(now) if method_class(now).learned else None
-    anew = bool(get_option(options, "reset_optimizer", False))
+    anew = training.reset_optimizer
     counts = not anew and start.state.get("last_optimizer_state") is not None  # fairseq restores the number of updates
     if not counts and not anew and (reasons := _objections_to_lost_updates(start, method)):
         return reasons
     changes, updates = _changes(start, now), start.updates if counts else 0
-    last_epoch, last_update = (int(get_option(options, name, 0)) for name in ("max_epoch", "max_update"))
-    no_epoch = 0 < last_epoch < start.epoch and not get_option(options, "reset_dataloader", False)
+    no_epoch = 0 < training.max_epoch < start.epoch and not training.reset_dataloader
     advice = f"{_ANEW}, with `--reset-dataloader`, for no epoch is left" if no_epoch else _ANEW
     is_fixed = method is not None and method.fixes_at is not None and method.fixes_at <= updates
     if changes and is_fixed and now.budget is not None and start.fixed_heads not in (None, now.budget):
         change = ("unpruned_heads", start.fixed_heads, now.budget)
         return [_must_stay(change, start, f"its heads are fixed; {advice}")]
-    nothing_left = no_epoch or 0 < last_update <= updates
+    nothing_left = no_epoch or 0 < training.max_update <= updates
     others = counts and _moves_other_weights(start, method, changes, now)
     if nothing_left or others or start.option == "save_dir" and not anew:
         return [_must_stay(change, start, advice) for change in changes]
@@ -256,14 +242,8 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = (
-        "unpruned_heads",
-        "cross_floor",
-        "recipe",
-        "importance_from",
-        *OPTIONS,
-        *(other.options if one is other else ()),
-    )
+    own = ("recipe", "importance_from", *OPTIONS, *other.options) if one is other else ()
+    names = ("unpruned_heads", "cross_floor", *own)
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 
@@ -272,7 +252,9 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
     values = [getattr(before, name), getattr(now, name)]
     if values[0] == values[1]:
         return True
-    if None not in values or name in ("unpruned_heads", "cross_floor"):
+    if name == "recipe":  # before there were any, all trained by the paper's
+        return (values[0] or PAPER) == (values[1] or PAPER)
+    if None not in values or name in ("unpruned_heads", "cross_floor", "importance_from", *OPTIONS):
         return False
     ways = [method_class(now).from_config(replace(now, **{name: value})) for value in values]
     return ways[0] == ways[1] and next(value for value in values if value is not None) in vars(ways[0]).values()

@@ -16,7 +16,7 @@ from fairseq_dsp.modules.gates import STATE_PREFIX
 from fairseq_dsp.plugin.fitting import layout_to_cut, refuse_lack_of_importance
 from fairseq_dsp.plugin.initial_layout import initial_layout
 from fairseq_dsp.plugin.objections import budget_of_a_range, fitting_its_own_options, objections, refuse_unfit_options
-from fairseq_dsp.plugin.options import completed, grid_of_options, neurons_of_options
+from fairseq_dsp.plugin.options import TransformerOptions, completed
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout, parse_layout
@@ -52,7 +52,8 @@ def stored_layout(state: dict[str, Any]) -> Layout:
     refuse_unfit_options(state["cfg"].model, weights)
     with fitting_its_own_options():
         cfg = completed(state["cfg"].model)
-        grid = grid_of_options(cfg)
+        options = TransformerOptions.of(cfg)
+        grid = options.grid
         assert grid is not None  # the options are complete now
         if family_of(architecture_of(cfg)) == "transformer":
             return Layout.full(grid)
@@ -60,7 +61,7 @@ def stored_layout(state: dict[str, Any]) -> Layout:
             raise Refusal(*reasons)
         config = PruningConfig.from_model_cfg(cfg)
         method = method_class(config)
-        layout = initial_layout(grid, neurons_of_options(cfg) or {}, config, resolve_layout)
+        layout = initial_layout(grid, options.neurons or {}, config, resolve_layout)
         layout_to_cut(weights, layout, config.head_layout is not None or not method.learned)
         if not method.learned:
             return layout

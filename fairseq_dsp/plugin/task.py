@@ -29,6 +29,7 @@ from fairseq_dsp.plugin.importance_start import objections_to_importance_from, s
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import BUDGET_TASK, objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
+from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
 from fairseq_dsp.plugin.settling import Settling
 from fairseq_dsp.plugin.starting import objections_to_lack_of_start, objections_to_start, settle_floor
@@ -95,7 +96,8 @@ class TranslationDspTask(TranslationTask):
         self._updates_an_epoch: int | None = None
         self._warned_of_cooldown = False
         self._progress = HeadProgress()
-        self._settling = Settling(cfg)
+        self._training = TrainingOptions.of(cfg)
+        self._settling = Settling(self._training)
         self._model: DspTransformerModel | None = None
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
@@ -118,19 +120,19 @@ class TranslationDspTask(TranslationTask):
                     reasons.append(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
                 set_option(cfg, option, given)
             set_option(cfg, BUDGET_TASK, "translation_dsp")
-            settle_floor(self.cfg, cfg)
+            settle_floor(self._training, cfg)
             with noted(reasons):
                 reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
-            reasons += objections_to_unknown_options(cfg) + objections_to_lack_of_start(self.cfg, cfg)
+            reasons += objections_to_unknown_options(cfg) + objections_to_lack_of_start(self._training, cfg)
             # an option that cannot be read is among the reasons already
-            reasons += [reason for reason in objections_to_start(self.cfg, cfg) if reason not in reasons]
+            reasons += [reason for reason in objections_to_start(self._training, cfg) if reason not in reasons]
             if not reasons:
-                reasons += objections_to_importance_from(self.cfg, PruningConfig.from_model_cfg(cfg))
+                reasons += objections_to_importance_from(self._training, PruningConfig.from_model_cfg(cfg))
             if reasons:
                 raise Refusal(*reasons)
         model = super().build_model(cfg, from_checkpoint)
         with exit_on_refusal():
-            start_importance(self.cfg, PruningConfig.from_model_cfg(cfg), model)
+            start_importance(self._training, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None
         self.adopt(model)
         return model

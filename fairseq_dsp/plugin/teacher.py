@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fairseq_dsp.config import flag, get_option
+from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import start_to_go_on_from
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Said:
         return self._logits
 
 
-def objections_to_distillation(cfg: Options, trains: bool = True) -> list[str]:
+def objections_to_distillation(cfg: Options) -> list[str]:
     """Sentences on the criterion's options; empty if they may be honoured.
 
     Args:
@@ -113,7 +114,7 @@ def objections_to_vocabulary(path: str, teacher: Teacher, words: dict[str, int])
 
 def _objections_to_going_on(cfg: Options, path: str | None, share: float | None) -> list[str]:
     """What was begun with a teacher goes on with one, and with the same share."""
-    start = start_to_go_on_from(cfg)
+    start = start_to_go_on_from(TrainingOptions.of(cfg))
     if start is None or start.option != "save_dir":
         return []
     criterion = (start.state.get("cfg") or {}).get("criterion") or {}

@@ -76,8 +76,9 @@ def attention_maps(subject: Subject, live: Tensor) -> Iterator[dict[Site, Maps]]
         return note
 
     with gated(subject, live), hooks() as added:
-        for site, attention in subject.attentions.items():
-            if attention.num_heads:
+        for site, count in subject.grid.counts:
+            if count:
+                attention = subject.modules[site]
                 added(attention.register_forward_pre_hook(ask, with_kwargs=True))
                 added(attention.register_forward_hook(note_as(site)))
         for batch in subject.batches:

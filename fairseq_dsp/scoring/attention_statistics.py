@@ -70,7 +70,7 @@ class AttentionStatisticsScorer:
     a_ts is the weight with which query t attends to key s, n_t the number of keys that it sees, e_ts = 1 / n_t even attention and s_t the
     key at the query's own place. All lie from 0 to 1. A head with a larger value matters more: it looks at something, is sure, leaves
     nothing out, stays near. Confidence is as its authors define it; the others are after what goes by these names
-    (design note 15). No gradient is taken, and neither padding nor the size of batches changes a score.
+    (design note 16). No gradient is taken, and neither padding nor the size of batches changes a score.
 
     Args:
         statistic: the name of one.
@@ -80,8 +80,10 @@ class AttentionStatisticsScorer:
     """
 
     name: ClassVar[str] = "attention-statistics"
+    comparable: ClassVar[bool] = False
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
+    heads_alone: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = ("statistic",)
 
     def __init__(self, statistic: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Importance by how much a head adds to the residual stream (after SNIP, Lin et al., Findings of EMNLP 2020)."""
+"""Importance by how much a unit adds to the residual stream (after SNIP, Lin et al., Findings of EMNLP 2020)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.scoring.passes import gated, hooks, refuse_other_than_heads, run
+from fairseq_dsp.scoring.passes import gated, hooks, run
 from fairseq_dsp.units.kinds import STACK_OF
 
 if TYPE_CHECKING:
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
 NORMS = ("absolute", "relative")
 
 
-def norms_of_heads(contexts: Tensor, grams: Tensor) -> Tensor:
-    """|O_i c_i| of every head i: sqrt(c_i^T (O_i^T O_i) c_i), without a vector of C numbers for a head: [..., h].
+def norms_of_units(computed: Tensor, grams: Tensor) -> Tensor:
+    """|O_u c_u| of every unit u: sqrt(c_u^T (O_u^T O_u) c_u), without a vector of C numbers for a unit: [..., n].
 
     Args:
-        contexts: c, [..., h, d].
-        grams: O_i^T O_i, [h, d, d].
+        computed: c, [..., n, d].
+        grams: O_u^T O_u, [n, d, d].
     """
-    return (torch.einsum("...hi,hij->...hj", contexts, grams) * contexts).sum(dim=-1).clamp_min(0).sqrt()
+    return (torch.einsum("...ui,uij->...uj", computed, grams) * computed).sum(dim=-1).clamp_min(0).sqrt()
 
 
-def grams_of(weight: Tensor, heads: int) -> Tensor:
-    """O_i^T O_i of every head's columns O_i of an output projection [C, h·d]: [h, d, d]."""
-    columns = weight.detach().unflatten(1, (heads, -1)).movedim(1, 0)  # [h, C, d]
+def grams_of(weight: Tensor, units: int) -> Tensor:
+    """O_u^T O_u of every unit's columns O_u of the map [C, n·d] that reads what it computed: [n, d, d]."""
+    columns = weight.detach().unflatten(1, (units, -1)).movedim(1, 0)  # [n, C, d]
     return columns.mT @ columns
 
 
 class FunctionNormScorer:
-    """The mean norm of what the head adds to the residual stream, over positions x that are not padding.
+    """The mean norm of what the unit adds to the residual stream, over positions x that are not padding.
 
-        absolute:  E_x |F_i(x)| / sqrt(C)        relative:  E_x ( |F_i(x)| / |x| )        F_i(x) = O_i c_i(x)
+        absolute:  E_x |F_u(x)| / sqrt(C)        relative:  E_x ( |F_u(x)| / |x| )        F_u(x) = O_u c_u(x)
 
-    c_i [d] is the head's context and O_i [C, d] its columns of the output projection, whose bias is nobody's. x is the stream that the
-    sublayer adds to. The relative norm can be compared between layers and between pre-norm and post-norm models.
+    c_u [d] is a head's context, or a group's activations, and O_u [C, d] the unit's columns of the map that reads them, whose bias is
+    nobody's. x is the stream that the sublayer adds to. The relative norm can be compared between layers and between pre-norm and post-norm models.
 
     After Lin et al. (2020), who rank residual modules by the norm of their function. Their equations could not be reached: the
-    mean over positions, the scale and the relative form are choices of this package (design note 15). No gradient is taken, and
+    mean over positions, the scale and the relative form are choices of this package (design note 16). No gradient is taken, and
     neither padding nor the size of batches changes a score.
 
     Args:
@@ -54,8 +54,10 @@ class FunctionNormScorer:
     """
 
     name: ClassVar[str] = "function-norm"
+    comparable: ClassVar[bool] = True
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
+    heads_alone: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ("norm",)
 
     def __init__(self, norm: str | None = None) -> None:
@@ -64,12 +66,11 @@ class FunctionNormScorer:
         self.relative = norm == "relative"
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
-        refuse_other_than_heads(subject, self.name)
         spans = dict(subject.grid.spans())
         totals = torch.zeros(subject.grid.total, dtype=torch.float64)
         positions = torch.zeros_like(totals)
         streams: dict[Site, Tensor] = {}  # of a pass: |x| / sqrt(C), [T, B]
-        norms: dict[Site, Tensor] = {}  # likewise: |F| / sqrt(C), [T, B, h]
+        norms: dict[Site, Tensor] = {}  # likewise: |F| / sqrt(C), [T, B, n]
 
         def note_stream(site: Site) -> Any:
             def note(_: Any, args: Any, kwargs: dict[str, Tensor]) -> None:
@@ -77,25 +78,21 @@ class FunctionNormScorer:
 
             return note
 
-        def note_contexts(site: Site, heads: int, scale: float, grams: Tensor) -> Any:
+        def note_norms(site: Site, units: int) -> Any:
+            weight = subject.reader(site).weight
+            grams, scale = grams_of(weight, units), len(weight) ** 0.5
+
             def note(_: Any, inputs: tuple[Tensor]) -> None:
-                norms[site] = norms_of_heads(inputs[0].unflatten(2, (heads, -1)), grams) / scale
+                norms[site] = norms_of_units(inputs[0].unflatten(2, (units, -1)), grams) / scale
 
             return note
 
         with gated(subject, live), hooks() as added:
-            for site, attention in subject.attentions.items():
-                if attention.num_heads:
-                    weight = attention.out_proj.weight
-                    note = note_contexts(
-                        site, attention.num_heads, len(weight) ** 0.5, grams_of(weight, attention.num_heads)
-                    )
-                    added(attention.out_proj.register_forward_pre_hook(note))
-                    added(
-                        subject.streams[site].register_forward_pre_hook(
-                            note_stream(site), prepend=True, with_kwargs=True
-                        )
-                    )
+            for site, count in subject.grid.counts:
+                if count:
+                    added(subject.reader(site).register_forward_pre_hook(note_norms(site, count)))
+                    stream, note = subject.streams[site], note_stream(site)
+                    added(stream.register_forward_pre_hook(note, prepend=True, with_kwargs=True))
             for batch in subject.batches:
                 run(subject, batch)
                 words = subject.words(batch)

@@ -33,24 +33,24 @@ def refuse_other_than_heads(subject: Subject, scorer: str) -> None:
 
 @contextlib.contextmanager
 def gated(subject: Subject, gates: Tensor) -> Iterator[None]:
-    """While open, every head's context is multiplied by its gate, in every forward pass.
+    """While open, what every unit computed, a head's context or a group's activations, is multiplied by its gate, in every forward pass.
 
     Args:
-        gates: [H], in the grid's flat order; gradient flows to them.
+        gates: [n], in the grid's flat order; gradient flows to them.
     """
 
-    def scale_by(of_site: Tensor, head_dim: int) -> Any:
+    def scale_by(of_site: Tensor, width: int) -> Any:
         def scale(_: Any, inputs: tuple[Tensor]) -> Tensor:
-            (context,) = inputs  # [T, B, h·d]
-            return context * of_site.to(context).repeat_interleave(head_dim)
+            (computed,) = inputs  # [T, B, units · width]
+            return computed * of_site.to(computed).repeat_interleave(width)
 
         return scale
 
     with hooks() as added:
         for site, span in subject.grid.spans():
-            attention = subject.attentions.get(site)
-            if attention is not None and attention.num_heads:
-                added(attention.out_proj.register_forward_pre_hook(scale_by(gates[span], attention.head_dim)))
+            if span.stop > span.start:
+                scale = scale_by(gates[span], subject.width(site))
+                added(subject.reader(site).register_forward_pre_hook(scale))
         yield
 
 

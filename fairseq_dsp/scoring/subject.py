@@ -1,4 +1,4 @@
-"""What scorers score: the attentions of a finished model, sentences and a loss."""
+"""What scorers score: the sublayers of a finished model, sentences and a loss."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fairseq_dsp.modules.attention import PrunableAttention
 from fairseq_dsp.modules.streams import streams
-from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.modules.surgery import modules_at
+from fairseq_dsp.units.kinds import KIND_OF
 from fairseq_dsp.units.layout import Grid, Site
 
 
@@ -31,8 +31,8 @@ class Subject:
     """A finished model, without gates, as scorers see it.
 
     Attributes:
-        grid: the H heads that the model has.
-        attentions: the attention of every site.
+        grid: the n units that the model has and that are scored.
+        modules: the module of every site: an attention, or the layer that a feed-forward network belongs to.
         batches: what the loss takes; gone over once a scoring.
         loss: a batch's loss, a number a sentence: [B], with gradient.
         seed: for what is drawn.
@@ -41,7 +41,7 @@ class Subject:
     """
 
     grid: Grid
-    attentions: dict[Site, PrunableAttention]
+    modules: Mapping[Site, nn.Module]
     batches: Iterable[Any]
     loss: Callable[[Any], Tensor]
     seed: int
@@ -56,14 +56,28 @@ class Subject:
         loss: Callable[[Any], Tensor],
         words: Callable[[Any], Mapping[str, tuple[Tensor, Tensor]]],
         seed: int,
+        grid: Grid | None = None,
     ) -> Subject:
-        """A model of ours without gates, in evaluation mode; the other arguments as above."""
+        """A model of ours without gates, in evaluation mode.
+
+        Args:
+            grid: units to score, of those that the model has; all of its layout if None. The other arguments are as above.
+        """
+        grid = grid or model.layout.surviving
         return cls(
-            grid=model.layout.surviving,
-            attentions=dict(attentions(model, model.layout.grid)),
+            grid=grid,
+            modules=modules_at(model, grid),
             batches=batches,
             loss=loss,
             seed=seed,
             words=lambda batch: {side: Words(*found) for side, found in words(batch).items()},
-            streams=streams(model, model.layout.grid),
+            streams=streams(model, grid),
         )
+
+    def reader(self, site: Site) -> nn.Linear:
+        """The linear map that reads what the site's units computed, each a part of its input: [..., units · width]."""
+        return self.modules[site].get_submodule(KIND_OF[site.stack].readers[0])  # type: ignore[return-value]
+
+    def width(self, site: Site) -> int:
+        """Places of the reader's input a unit: d of a head, g of a group of neurons. The site must have units."""
+        return self.reader(site).in_features // self.grid.size(site)

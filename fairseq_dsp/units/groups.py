@@ -57,6 +57,22 @@ def group_of(grid: Grid, neurons: Neurons, option: str) -> int:
     return sizes.pop()
 
 
+def part_of(layout: Layout, kinds: Sequence[str]) -> Layout:
+    """The part of a layout that has units of these kinds: a grid of their sites alone."""
+    spans = [(site, span) for site, span in layout.grid.spans() if KIND_OF[site.stack].name in kinds]
+    kept = tuple(mark for _, span in spans for mark in layout.kept[span])
+    return Layout(Grid(tuple((site, span.stop - span.start) for site, span in spans)), kept)
+
+
+def with_part(layout: Layout, part: Layout) -> Layout:
+    """The layout with another choice at the sites of `part`; the inverse of `part_of`."""
+    kept, of_part = list(layout.kept), dict(part.grid.spans())
+    for site, span in layout.grid.spans():
+        if site in of_part:
+            kept[span] = part.kept[of_part[site]]
+    return Layout(layout.grid, tuple(kept))
+
+
 def with_all_of(layout: Layout, grid: Grid) -> Layout:
     """The layout over a grid that has the same heads, and neurons too: all of these are kept where the layout knows none."""
     if (

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.kind import unit_places
 from fairseq_dsp.units.kinds import STACK_OF
 from fairseq_dsp.units.neurons import NEURONS
 
@@ -256,11 +255,6 @@ def parse_layout(text: str, option: str) -> Layout:
         return Layout.parse(text)
     except ValueError as error:
         raise Refusal(f"`{option}` must be a layout: {error}") from error
-
-
-def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
-    """`unit_places` of heads."""
-    return unit_places(heads, head_dim)
 
 
 def _write_marks(marks: Sequence[bool], may_be_long: bool) -> str:

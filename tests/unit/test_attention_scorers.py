@@ -13,7 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import PAD, build_with, few_examples
-from scored import ALL, SOME, batch_of, dense, sentence_of, subject_of, subject_over, subject_without_model
+from scored import (
+    ALL,
+    PAIRS,
+    SOME,
+    UNEVEN,
+    batch_of,
+    dense,
+    sentence_of,
+    subject_of,
+    subject_over,
+    subject_without_model,
+)
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
@@ -201,20 +212,48 @@ class TestFunctionNorm:
         found = score("function-norm", {}, subject_of(model))
         assert (found == 0).nonzero().flatten().tolist() == [4]
 
+    def test_of_no_heads_is_empty(self):
+        assert score("function-norm", {}, subject_of(dense(Layout(ALL.grid, (False,) * 18)))).tolist() == []
+
+    @pytest.mark.parametrize("norm", ["absolute", "relative"])
+    @pytest.mark.parametrize("before", [False, True], ids=["post-norm", "pre-norm"])
+    @pytest.mark.parametrize("layout", [PAIRS, UNEVEN], ids=["in groups", "uneven"])
+    def test_of_neurons_is_that_of_what_their_group_adds(self, layout, before, norm):
+        model = build_with(layout, encoder_normalize_before=before, decoder_normalize_before=before)
+        subject = subject_of(model)
+        found = score("function-norm", {"norm": norm}, subject)
+        streams = slow_streams(model, subject.batches)
+        for site, span in layout.surviving.spans():
+            if not site.stack.startswith("ffn"):
+                continue
+            layer = (model.encoder if site.stack == "ffn-enc" else model.decoder).layers[site.layer]
+            units = span.stop - span.start
+            totals, positions = [0.0] * units, 0
+            for stream in (each[site] for each in streams):
+                for x in stream:
+                    read = layer.final_layer_norm(x) if before else x
+                    active = torch.relu(layer.fc1.weight @ read + layer.fc1.bias)
+                    for unit in range(units):
+                        width = len(active) // units
+                        mine = slice(unit * width, (unit + 1) * width)
+                        length = float((layer.fc2.weight[:, mine] @ active[mine]).norm().detach())
+                        totals[unit] += length / (float(x.norm()) if norm == "relative" else 12**0.5)
+                    positions += 1
+            assert found[span].tolist() == pytest.approx([total / positions for total in totals], rel=1e-9)
+
 
 def slow_streams(model: Any, batches: list[dict[str, Any]]) -> list[dict[Site, Tensor]]:
-    """The stream [T, C] that every attention's output is added to, sentence by sentence, as fairseq's layers add it."""
+    """The stream [T, C] that every sublayer's output is added to, sentence by sentence, as fairseq's layers add it."""
 
     def added(found: dict[Site, Tensor], sites: list[Site], original: Any, x: Tensor, stream: Tensor) -> Tensor:
-        if sites:  # the last addition in a layer is that of the feed-forward network
-            found[sites.pop(0)] = stream[:, 0].detach()
+        found[sites.pop(0)] = stream[:, 0].detach()
         return original(x, stream)
 
     rows = []
     for sentence in [each for batch in batches for each in sentences_of(batch)]:
         found: dict[Site, Tensor] = {}
         with contextlib.ExitStack() as stack, torch.no_grad():
-            for side, stacks in ((model.encoder, ["enc"]), (model.decoder, ["dec", "cross"])):
+            for side, stacks in ((model.encoder, ["enc", "ffn-enc"]), (model.decoder, ["dec", "cross", "ffn-dec"])):
                 for number, layer in enumerate(side.layers):
                     sites = [Site(name, number) for name in stacks]
                     note = partial(added, found, sites, layer.residual_connection)
@@ -264,14 +303,17 @@ class TestAll:
         hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
         assert hooked == [m for m in dense().modules() if m._forward_hooks or m._forward_pre_hooks]
 
-    def test_are_refused_for_what_is_no_attention(self, name, options):
-        grid = Grid.of_stacks(enc=(2,), dec=(2,), cross=(2,), ffn_enc=(3,), ffn_dec=(3,))
-        with pytest.raises(
-            Refusal, match=f"`--scorer {name}` must be given sites of attention, but encoder FFN is none"
-        ):
-            score(name, options, subject_without_model(grid))
-        with pytest.raises(Refusal, match=f"`--scorer {name}` must be given a model that has attention heads"):
-            score(name, options, subject_of(dense(Layout(ALL.grid, (False,) * 18))))
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_statistics_of_what_is_no_attention_are_refused(statistic):
+    options = {"statistic": statistic}
+    grid = Grid.of_stacks(enc=(2,), dec=(2,), cross=(2,), ffn_enc=(3,), ffn_dec=(3,))
+    with pytest.raises(
+        Refusal, match="attention-statistics` must be given sites of attention, but encoder FFN is none"
+    ):
+        score("attention-statistics", options, subject_without_model(grid))
+    with pytest.raises(Refusal, match="attention-statistics` must be given a model that has attention heads"):
+        score("attention-statistics", options, subject_of(dense(Layout(ALL.grid, (False,) * 18))))
 
 
 @pytest.mark.parametrize(

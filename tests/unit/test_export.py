@@ -22,7 +22,7 @@ from fairseq_dsp.cli.export import main
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export import ctranslate2 as conversion
-from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, score
+from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, log_probabilities
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import group_count
 from fairseq_dsp.files.checkpoint import read_checkpoint, write_checkpoint
@@ -129,7 +129,9 @@ class TestCTranslate2:
         targets = [["word5", "word3", "<unk>"], ["word1"]]
         theirs = translator.score_batch(SOURCES, targets)
         for source, target, result in zip(SOURCES, targets, theirs, strict=True):
-            assert_same(score(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE)
+            assert_same(
+                log_probabilities(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE
+            )
 
     @few_examples
     @given(layouts_of(GRID))
@@ -143,7 +145,7 @@ class TestCTranslate2:
             for tokens, total in zip(result.hypotheses, result.scores, strict=True):
                 if "<blank>" in tokens:  # fairseq takes padding for padding, and its own search forbids it
                     continue
-                steps = score(model, numbers(source), numbers(tokens))
+                steps = log_probabilities(model, numbers(source), numbers(tokens))
                 reached = steps if len(tokens) < longest else steps[:-1]
                 assert total == pytest.approx(reached.sum().item(), abs=1e-3)
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.feed_forward import gate_neurons, ungate_neurons
-from fairseq_dsp.modules.gates import ConstantGates
+from fairseq_dsp.modules.site_gates import ConstantGates
 from fairseq_dsp.units.layout import Layout
 
 EMBED, GROUPS, GROUP = 6, 4, 3

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import build, many_examples
-from scored import ALL, NETWORK, SOME, batch_of, dense, sentence_of, subject_of, subject_over
+from scored import ALL, NETWORK, PAIRS, SOME, batch_of, dense, sentence_of, subject_of, subject_over
 
 from fairseq_dsp.checkpoints.batches import log_probs_of
 from fairseq_dsp.errors import Refusal
@@ -230,6 +230,13 @@ class TestFile:
             make_scorer("one-shot", {"scorer_model": written(tmp_path, content)})
         assert len(refused.value.reasons) == 1
         assert len(str(refused.value)) < 400
+
+    def test_of_what_is_no_attention_is_refused(self, tmp_path):
+        scorer = make_scorer("one-shot", {"scorer_model": written(tmp_path, NETWORK.text())})
+        with pytest.raises(
+            Refusal, match="`--scorer one-shot` must be given sites of attention, but encoder FFN is none"
+        ):
+            scorer.score(subject_of(dense(PAIRS)), torch.ones(PAIRS.count))
 
     def test_of_other_features_or_of_none_is_refused(self, tmp_path):
         other = replace(NETWORK, features=(*FEATURES[:-1], "colour"))

@@ -13,6 +13,7 @@ import torch
 from fairseq_dsp import methods
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods import METHODS, DifferentiableSubset
+from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import find_start, objections_to_start
 
 # A value that no option has by itself, by the type of the option.
@@ -33,7 +34,7 @@ def used(tmp_path: Path):
         }
         torch.save(state, tmp_path / "checkpoint_last.pt")
         cfg = argparse.Namespace(arch="dsp_transformer_tiny", **{"unpruned_heads": 3, **now})
-        return objections_to_start(argparse.Namespace(save_dir=str(tmp_path)), cfg)
+        return objections_to_start(TrainingOptions(save_dir=str(tmp_path)), cfg)
 
     return objections
 
@@ -76,7 +77,7 @@ def test_the_file_is_the_one_that_fairseq_loads(tmp_path: Path):
     options: dict[str, Any] = {"save_dir": str(last.parent), "finetune_from_model": str(dense)}
 
     def found(**more: Any) -> Any:
-        return find_start(argparse.Namespace(**{**options, **more}))
+        return find_start(TrainingOptions.of(argparse.Namespace(**{**options, **more})))
 
     assert found() is None
     dense.touch()
@@ -100,7 +101,7 @@ def test_a_file_that_is_no_checkpoint_is_one_sentence(content: Any, tmp_path: Pa
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    reasons = objections_to_start(argparse.Namespace(save_dir=str(tmp_path)), argparse.Namespace(unpruned_heads=3))
+    reasons = objections_to_start(TrainingOptions(save_dir=str(tmp_path)), argparse.Namespace(unpruned_heads=3))
     assert len(reasons) == 1
     assert str(path) in reasons[0]
 
@@ -109,6 +110,6 @@ def test_options_that_point_elsewhere_are_not_followed(tmp_path: Path, monkeypat
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     model = {"arch": "dsp_transformer_tiny", "unpruned_heads": "${oc.env:SECRET_TOKEN}"}
     torch.save({"model": {}, "cfg": {"model": model}}, tmp_path / "checkpoint_last.pt")
-    (reason,) = objections_to_start(argparse.Namespace(save_dir=str(tmp_path)), argparse.Namespace(unpruned_heads=3))
+    (reason,) = objections_to_start(TrainingOptions(save_dir=str(tmp_path)), argparse.Namespace(unpruned_heads=3))
     assert "model.unpruned_heads" in reason
     assert "hunter2" not in reason
