@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from commands import Result, assert_refused, heads_in, prune, run
 
+import fairseq_dsp
 from fairseq_dsp.units.scorer_model import read_scorer_model
 
 TRAIN_SCORER, SCORE = "fairseq_dsp.cli.train_scorer", "fairseq_dsp.cli.score"
@@ -39,6 +40,15 @@ def test_it_is_a_function_of_its_options(data, dense, tmp_path):
         train(folders, [dense], tmp_path / name, "--seed", seed)
     assert (tmp_path / "one").read_text() == (tmp_path / "two").read_text()
     assert read_scorer_model(str(tmp_path / "one")).hidden != read_scorer_model(str(tmp_path / "three")).hidden
+
+
+def test_python_trains_the_same_and_as_many_folders_as_models_are_read_in_their_order(data, dense, pruned, tmp_path):
+    train([data], [dense, pruned], tmp_path / "one")
+    options = {"steps": 6, "batches": 3, "max_tokens": 200, "cpu": True}
+    found = fairseq_dsp.train_scorer([dense, pruned], [data, data], tmp_path / "two", **options)
+    assert found == read_scorer_model(str(tmp_path / "one"))
+    scores = fairseq_dsp.score(dense, "one-shot", data, subset="valid", scorer_model=tmp_path / "two", cpu=True)
+    assert scores.options == {"scorer_model": "two"}
 
 
 class TestRefusals:
