@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.api.scoring import READERS, subject_of
+from fairseq_dsp.api.score_work import READERS, subject_of
 from fairseq_dsp.checkpoints.averaging import average as mean_of
-from fairseq_dsp.checkpoints.batches import draw_batches, set_languages
+from fairseq_dsp.checkpoints.batches import draw_batches
+from fairseq_dsp.checkpoints.choosing import Demand
+from fairseq_dsp.checkpoints.pair_batches import set_languages
 from fairseq_dsp.checkpoints.rewriting import Rewrite, Stages, rewrite
 from fairseq_dsp.config import whole_number
 from fairseq_dsp.errors import Refusal, noted
@@ -20,9 +22,11 @@ from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.scoring import SCORERS, finite_scores
+from fairseq_dsp.units.costs import LATENCY, MACS
 from fairseq_dsp.units.groups import part_of
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.request import parse_budget, parse_sentence
 from fairseq_dsp.units.score_file import ScoreFile, read_scores
 
 # Sentences that `--rescale` reads: some tens of contexts for every weight that it fits, at the usual sizes.
@@ -54,6 +58,8 @@ def prune(
     *,
     layout: Layout | str | os.PathLike[str] | None = None,
     unpruned_heads: int | str | None = None,
+    budget: str | float | None = None,
+    sentence: str | None = None,
     scores: ScoreFile | str | os.PathLike[str] | None = None,
     cross_floor: int | str | None = None,
     rescale: str | os.PathLike[str] | None = None,
@@ -70,7 +76,11 @@ def prune(
         output: the file to write.
         layout: keep these heads, or those that another checkpoint keeps; None for the choice of the training.
         unpruned_heads: K, keep the K most important heads; None for the budget of the training.
-        scores: importance by `score`, or its file, with `unpruned_heads`.
+        budget: in place of `unpruned_heads`, what the model may keep or cost: a number of units, a share of them (`0.25`), or
+            `parameters=`, `macs=` with a number or a share of the dense model's.
+        sentence: what `macs=` is counted of: tokens of source and target and the beam, as `25,24,5`; None for the mean lengths of the
+            validation set and a beam of 5.
+        scores: importance by `score`, or its file, with `unpruned_heads` or `budget`.
         cross_floor: with `scores` or `scorer`, cross-attention heads that stay whatever the scores say: their number, or `layer` for one in every
             decoder layer; None for 1, or 0 where no head is kept.
         rescale: a data folder. The output projections are fitted on sentences of its training set, so that the heads that stay say
@@ -88,7 +98,9 @@ def prune(
         Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
     """
     target = checked_file(output, force)
-    budget = whole_number(unpruned_heads, "unpruned_heads")
+    kept = whole_number(unpruned_heads, "unpruned_heads")
+    others = {"--unpruned-heads": unpruned_heads, "--layout": layout, "--scorer": scorer}
+    demand = _demand(budget, sentence, others)
     if scores is not None:
         if layout is not None:
             given = scores.checkpoint if isinstance(scores, ScoreFile) else os.fspath(scores)
@@ -108,18 +120,48 @@ def prune(
             f"`--cross-floor` must come with `--scores`, but `--scores` is not given and it is {cross_floor}."
         )
     chosen = scores is not None or in_stages is not None
-    floor = "1" if cross_floor is None and chosen and budget else cross_floor
+    floor = "1" if cross_floor is None and chosen and kept else cross_floor
     done = rewrite(
         os.fspath(checkpoint),
         None if layout is None else str(layout) if isinstance(layout, Layout) else os.fspath(layout),
-        budget,
+        kept,
         scores,
         None if rescale is None else sentences,
         None if floor is None else str(floor),
         in_stages,
+        demand,
     )
     write_checkpoint(done.state, target)
     return done
+
+
+def _demand(budget: str | float | None, sentence: str | None, others: dict[str, Any]) -> Demand | None:
+    """The budget; None where none is given.
+
+    Raises:
+        Refusal: options that cannot be honoured, all at once.
+    """
+    if budget is None:
+        if sentence is not None:
+            raise Refusal(f"`--sentence` must come with `--budget macs=`, but is {sentence}.")
+        return None
+    reasons = [
+        f"`--budget` and `{option}` must not be given together, but are {budget} and {value}."
+        for option, value in others.items()
+        if value is not None
+    ]
+    request = counted = None
+    with noted(reasons):
+        request = parse_budget(str(budget))
+        if request.measure == LATENCY:
+            raise Refusal(f"`--budget` must be in units, parameters or macs, but is {budget}.")
+        if sentence is not None and request.measure != MACS:
+            raise Refusal(f"`--sentence` must come with `--budget macs=`, but is {sentence}.")
+    with noted(reasons):
+        counted = None if sentence is None else parse_sentence(sentence)
+    if reasons or request is None:
+        raise Refusal(*reasons)
+    return Demand(request, counted)
 
 
 def _stages(scorer: str | None, number: int | str | None, others: dict[str, Any], data: Any) -> Stages | None:

@@ -1,22 +1,31 @@
-"""Which units of a finished model stay when it is rewritten: those given, of the highest scores, or of its own choice. Called by `rewriting`."""
+"""Which units a rewritten checkpoint keeps: those given, K of them, or what a `--budget` buys. Called by `rewriting`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.costing import costs_of, sentence_of_validation
 from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
 from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.costs import MACS, Costs, Sentence
 from fairseq_dsp.units.fingerprint import fingerprint
-from fairseq_dsp.units.floors import fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
-from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of
+from fairseq_dsp.units.floors import Floors, fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of, with_part
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.layout import Layout
-from fairseq_dsp.units.score_file import ScoreFile
+from fairseq_dsp.units.kinds import KIND_OF
+from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.request import OPTION, BudgetRequest, written
+from fairseq_dsp.units.selection import keep_best, keep_first
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
+    from fairseq_dsp.units.score_file import ScoreFile
 
 
 def choose_layout(
@@ -49,22 +58,17 @@ def choose_layout(
             )
         return layout
     if scores is not None:
-        there = with_all_of(model.layout, scores.layout.grid)
-        if budget is not None and scores.layout != there:
-            raise Refusal(
-                f"`--scores` must be of a model with the same {there.grid.noun} ({there}), but are of {scores.layout}."
-            )
+        if budget is not None:
+            _refuse_other_units(model, scores)
         if HEADS.name not in scores.units:
             raise Refusal(
                 f"`--unpruned-heads` must come with scores of heads, but {', '.join(scores.units)} were scored."
             )
         refuse_budget(model, budget, floor, "--scores")
         assert budget is not None
-        if (objection := scores.objection_to_weights(fingerprint(model.weights()), "`--scores`")) is not None:
-            raise Refusal(objection)
-        floors = floors_of(heads_of(model).surviving, parse_floor(floor))
-        kept = scores.keep_top_of_kinds({HEADS.name: budget}, floors)
-        return kept if has_neurons(model.layout.grid) else part_of(kept, [HEADS.name])  # whose neurons all stay
+        _refuse_other_weights(model, scores)
+        kept = scores.keep_top_of_kinds({HEADS.name: budget}, floors_of(heads_of(model).surviving, parse_floor(floor)))
+        return as_grouped(kept, model)
     gates = model.head_gates
     if gates is None:
         total = model.layout.grid.total
@@ -72,7 +76,7 @@ def choose_layout(
             return model.layout  # trained with these heads from the start: only the training state goes
         what = "was rewritten already" if rewritten else "has no importance variables"
         raise Refusal(
-            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which to keep with `--layout`, or how "
+            f"the checkpoint {what} and keeps {model.layout.counted()}: say which to keep with `--layout`, or how "
             "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
         )
     if budget is None:
@@ -101,3 +105,188 @@ def refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | N
 def heads_of(model: DspTransformerModel) -> Layout:
     """The part of a model's layout that `--unpruned-heads` counts."""
     return part_of(model.layout, [HEADS.name])
+
+
+def as_grouped(kept: Layout, model: DspTransformerModel) -> Layout:
+    """The layout without its neurons, where all stay and none are units of the model yet: such a model is one of heads alone."""
+    heads = part_of(kept, [HEADS.name])
+    return kept if has_neurons(model.layout.grid) or with_all_of(heads, kept.grid) != kept else heads
+
+
+def _refuse_other_units(model: DspTransformerModel, scores: ScoreFile) -> None:
+    """Raises:
+    Refusal: the scores are of other units.
+    """
+    there = with_all_of(model.layout, scores.layout.grid)
+    if scores.layout != there:
+        raise Refusal(
+            f"`--scores` must be of a model with the same {there.grid.noun} ({there}), but are of {scores.layout}."
+        )
+
+
+def _refuse_other_weights(model: DspTransformerModel, scores: ScoreFile) -> None:
+    """Raises:
+    Refusal: the scores are of other weights.
+    """
+    if (objection := scores.objection_to_weights(fingerprint(model.weights()), "`--scores`")) is not None:
+        raise Refusal(objection)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A budget, and the sentence that operations are counted of; None for the mean of the checkpoint's validation set."""
+
+    request: BudgetRequest
+    sentence: Sentence | None = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a choice comes to.
+
+    Attributes:
+        demand: what was asked for, with the sentence that was counted of.
+        costs: of the architecture's units.
+        limit: the most that kept units might cost.
+        layout: the units that are kept.
+    """
+
+    demand: Demand
+    costs: Costs
+    limit: int
+    layout: Layout
+
+    @property
+    def slack(self) -> int:
+        """What is left of the limit."""
+        return self.limit - self.costs.of(self.layout)
+
+    def lines(self) -> list[str]:
+        """The account for people: budget, what is kept as a share of the whole and of what can be taken out, and the slack."""
+        costs, measure = self.costs, self.costs.measure
+        spent, sentence = costs.of(self.layout), self.demand.sentence
+        of = (
+            f", for {sentence.source} source and {sentence.target} target tokens at beam {sentence.beam}"
+            if sentence
+            else ""
+        )
+        most, whole = self._written(costs.rest + self.limit), self._written(costs.dense)
+        part = spent / costs.prunable if costs.prunable else 1.0
+        cheapest = costs.cheapest_off(self.layout)
+        lines = [f"budget {self.demand.request.text}: at most {most} of {whole}{of}"]
+        if measure == COUNT:
+            lines.append(f"kept: {self._written(spent)}, {part:.1%}; slack {self._written(self.slack)}")
+        else:
+            lines.append(
+                f"kept: {self._written(costs.rest + spent)}, {(costs.rest + spent) / costs.dense:.1%} of the whole model and {part:.1%} of "
+                f"the {costs.prunable / costs.dense:.1%} that can be taken out; slack {self._written(self.slack)}"
+            )
+        lines[-1] += "" if cheapest is None else f", the cheapest unit that is off costs {self._written(cheapest)}"
+        return lines
+
+    def _written(self, cost: int) -> str:
+        return written(cost * self.costs.scale, self.costs.measure)
+
+
+def choose_under(
+    model: DspTransformerModel, task: Any, demand: Demand, scores: ScoreFile | None, floor: str | None
+) -> Account:
+    """The units to keep under a budget: the best sum of scores, or in the order of removal, or of the model's own importance.
+
+    Args:
+        task: options of the task that trained the model.
+        scores: of the model's units; None for its importance variables.
+        floor: `--cross-floor`; None for one head where scores choose any, and for that of the training where importance does.
+
+    Raises:
+        Refusal: the budget cannot be met, or there is nothing to choose by.
+    """
+    layout, request = model.layout, demand.request
+    if scores is not None:
+        _refuse_other_units(model, scores)
+        _refuse_other_weights(model, scores)
+        layout = scores.layout
+        if not request.by_kind and (objection := scores.objection_to_one_budget(OPTION, request.text)) is not None:
+            raise Refusal(objection)
+        kinds, values = list(scores.units), scores.ranking().tolist()
+    elif model.head_gates is None:
+        raise Refusal(
+            f"`{OPTION}` must come with `--scores` (of fairseq-dsp-score) for a checkpoint without importance variables, but is "
+            f"{request.text}."
+        )
+    else:
+        kinds, values = _kinds_of(layout.grid), model.head_gates.importance.tolist()
+    if request.measure == MACS and demand.sentence is None:
+        languages = [get_option(task, name) for name in ("source_lang", "target_lang")]
+        demand = Demand(request, sentence_of_validation(get_option(task, "data"), *languages))
+    if request.measure != MACS:
+        demand = Demand(request)
+    limits = _limits(request, layout, kinds)
+    named = [name for names, _ in limits for name in names]
+    costs = costs_of(model, request.measure, demand.sentence, layout)
+    if request.measure == COUNT:
+        costs = costs.counting(lambda site: KIND_OF[site.stack].name in named)
+    kept, scored = layout, part_of(layout, kinds).surviving
+    for names, count in limits:
+        part = part_of(layout, names)
+        own = costs.of_part(layout, part.grid)
+        limit = request.limit(own) if count is None else count
+        floors: Floors = ()
+        if HEADS.name in names and scores is not None:
+            floors = _floors(part.surviving, "1" if floor is None and limit > 0 else floor, own, limit, request)
+        elif HEADS.name in names and model.head_gates is not None:
+            floors = model.head_gates.floors
+        choose = keep_best if scores is not None and scores.is_sum else keep_first
+        kept = with_part(kept, choose(_of_kinds(values, scored, names), part, own, limit, floors))
+    counts = [count for _, count in limits if count is not None]
+    return Account(demand, costs, sum(counts) if counts else request.limit(costs), kept)
+
+
+def _kinds_of(grid: Grid) -> list[str]:
+    return list(dict.fromkeys(KIND_OF[site.stack].name for site, count in grid.counts if count))
+
+
+def _of_kinds(values: Sequence[float], grid: Grid, names: Sequence[str]) -> list[float]:
+    """The values of the units of these kinds, of those of all units of a grid."""
+    spans = [span for site, span in grid.spans() if KIND_OF[site.stack].name in names]
+    return [value for span in spans for value in values[span]]
+
+
+def _limits(request: BudgetRequest, layout: Layout, kinds: Sequence[str]) -> list[tuple[list[str], int | None]]:
+    """Which kinds are chosen together, and how many of their units; None for a budget in another measure.
+
+    Raises:
+        Refusal: the budget names kinds of which there is nothing to choose by, or more units than there are.
+    """
+    if request.measure != COUNT:
+        return [(list(kinds), None)]
+    if request.amount is not None:
+        return [(list(kinds), request.count(part_of(layout, kinds).count))]
+    if strangers := [name for name, _ in request.by_kind if name not in kinds]:
+        raise Refusal(
+            f"`{OPTION}` must name the kinds that are chosen ({', '.join(kinds) or 'none'}), but names {', '.join(strangers)}: "
+            f"{request.text}."
+        )
+    return [
+        ([name], BudgetRequest(request.text, COUNT, amount).count(part_of(layout, [name]).count))
+        for name, amount in sorted(request.by_kind, key=lambda item: kinds.index(item[0]))
+    ]
+
+
+def _floors(there: Grid, floor: str | None, costs: Costs, limit: int, request: BudgetRequest) -> Floors:
+    wanted = parse_floor(floor)
+    if request.measure == COUNT:
+        if (objection := objection_to_floor(there, wanted, limit)) is not None:
+            raise Refusal(objection)
+        return floors_of(there, wanted)
+    if (objection := objection_to_floor(there, wanted, None)) is not None:
+        raise Refusal(objection)
+    floors = floors_of(there, wanted)
+    sites = {unit: place for place, (_, span) in enumerate(there.spans()) for unit in range(span.start, span.stop)}
+    least = sum(sum(sorted(costs.step(sites[unit], 0) for unit in units)[:count]) for units, count in floors)
+    if least > limit:
+        raise Refusal(
+            f"`--cross-floor {floor}` must fit the budget of {request.text}, which leaves {written(limit * costs.scale, costs.measure)} for "
+            f"units, but costs {written(least * costs.scale, costs.measure)}."
+        )
+    return floors

@@ -18,7 +18,7 @@ from torch import Tensor
 from fairseq_dsp.checkpoints.agreement import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.choosing import choose_layout, refuse_budget
+from fairseq_dsp.checkpoints.choosing import Account, Demand, as_grouped, choose_layout, choose_under, refuse_budget
 from fairseq_dsp.checkpoints.rescaling import cut_in_stages, input_moments, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
@@ -49,6 +49,7 @@ class Rewrite:
         losses: nats per target token on the sentences of `--rescale`: of the model that was read, of what is left of it, and of
             that rescaled; None where nothing was rescaled.
         scores: what the heads were chosen by; None where by no scores.
+        account: what a `--budget` came to; None where none was given.
     """
 
     state: dict[str, Any]
@@ -58,6 +59,7 @@ class Rewrite:
     difference: float
     losses: tuple[float, float, float] | None = None
     scores: ScoreFile | None = None
+    account: Account | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def rewrite(
     sentences: Callable[[DspTransformerModel, Any], list[dict[str, Any]]] | None = None,
     floor: str | None = None,
     stages: Stages | None = None,
+    demand: Demand | None = None,
 ) -> Rewrite:
     """The checkpoint with exactly the chosen heads, checked against the masked model.
 
@@ -99,6 +102,7 @@ def rewrite(
             go, are fitted so that the units that stay say what all said; see `rescaling`.
         floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
         stages: choose the K heads so, with `sentences`.
+        demand: `--budget`, in place of K.
 
     Raises:
         Refusal: the checkpoint or the choice is not fit.
@@ -109,10 +113,18 @@ def rewrite(
         raise Refusal("`--rescale` must be for a model whose heads are all on, but the checkpoint chooses among them.")
     batches: list[dict[str, Any]] = []
     fitted: DspTransformerModel | None = None
-    if stages is None:
+    account = None
+    if demand is not None:
+        account = choose_under(model, state["cfg"].task, demand, scores, floor)
+        layout = as_grouped(account.layout, model)
+    elif stages is None:
         layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
     else:
         assert sentences is not None
+        if has_neurons(model.layout.grid):
+            raise Refusal(
+                "`--scorer` must be for a model of heads alone, but the checkpoint's feed-forward networks are cut too."
+            )
         refuse_budget(model, budget, floor, "--scorer")
         assert budget is not None
         batches = sentences(model.float().eval(), state["cfg"].task)
@@ -134,6 +146,8 @@ def rewrite(
         "total": layout.grid.total,
         "layout": str(layout),
     }
+    if demand is not None:
+        provenance["budget"] = demand.request.text
     for option in fields(PruningConfig):
         if option.name in LATER and get_option(cfg.model, option.name) is None:
             continue
@@ -184,7 +198,7 @@ def rewrite(
         "extra_state": {name: value for name, value in extra.items() if not name.startswith("ema")},
         PROVENANCE: provenance,
     }
-    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, scores)
+    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, scores, account)
 
 
 def _in_stages(

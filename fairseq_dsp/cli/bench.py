@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fairseq_dsp.benchmark.candidates import RANDOM_SYNTAX, Candidate, Facts, facts_of, labels
+from fairseq_dsp.benchmark.candidates import RANDOM_SYNTAX, Candidate, Facts, facts_of, labels, several_languages
 from fairseq_dsp.benchmark.comparison import Timing, compare, signature
 from fairseq_dsp.benchmark.measuring import CLOCKS
 from fairseq_dsp.benchmark.sentences import dictionary_sizes
@@ -100,14 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(arguments)
     settings, timing, cases = _read(args)
     torch.set_num_threads(settings.threads)
-    words = dictionary_sizes(settings) if settings.data else None
     given = args.models
+    if settings.data:
+        settings = replace(settings, task_of=several_languages(given))
+    words = dictionary_sizes(settings) if settings.data else None
     if args.ctranslate2:
         given = given + [replace(candidate, ctranslate2=args.ctranslate2) for candidate in given]
-    facts = [
-        facts_of(candidate.build(words, reads_data=words is not None))
-        for candidate in watched("reading the models", given, len(given))
-    ]
+    facts = [facts_of(candidate.build(words)) for candidate in watched("reading the models", given, len(given))]
     settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
     candidates = list(zip(labels(given), given, facts, strict=True))
     sign = signature(settings, timing)

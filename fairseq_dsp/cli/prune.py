@@ -14,7 +14,6 @@ from fairseq_dsp.checkpoints.rewriting import Rewrite
 from fairseq_dsp.cli.arguments import add_languages, megabytes
 from fairseq_dsp.errors import as_command
 from fairseq_dsp.units.kinds import KINDS
-from fairseq_dsp.units.layout import Layout
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -31,7 +30,20 @@ def get_parser() -> argparse.ArgumentParser:
         "or those that another checkpoint keeps",
     )
     parser.add_argument("--unpruned-heads", metavar="K", help="keep the K most important heads, not the trained budget")
-    parser.add_argument("--scores", metavar="FILE", help="importance by fairseq-dsp-score, with --unpruned-heads")
+    parser.add_argument(
+        "--budget",
+        metavar="TEXT",
+        help="in place of --unpruned-heads, what to keep at most: a number of units, a share of them (0.25), or what the whole model may "
+        "cost, parameters=20M or macs=0.5 (multiply-adds a sentence; a share is of the dense model's)",
+    )
+    parser.add_argument(
+        "--sentence",
+        metavar="S,T,BEAM",
+        help="what macs= is counted of: source and target tokens and the beam (default: mean lengths of the validation set, beam 5)",
+    )
+    parser.add_argument(
+        "--scores", metavar="FILE", help="importance by fairseq-dsp-score, with --unpruned-heads or --budget"
+    )
     parser.add_argument(
         "--cross-floor",
         metavar="N|layer",
@@ -82,24 +94,24 @@ def cli_main() -> None:
 
 def report(done: Rewrite, source: str, target: str) -> None:
     """Prints the before/after table, the grid of kept heads and the layout."""
-    full = Layout.full(done.layout.grid).by_type()
     kept = done.layout.by_type()
     print(f"{source} -> {target}")  # not the table's title, which would be folded within a path
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for kind in KINDS:
-        stacks = [stack for stack in kind.stacks if stack.name in full]
-        for stack in stacks:
-            table.add_row(f"{stack.title} {kind.noun}", str(full[stack.name][1]), str(kept[stack.name][0]))
-        if stacks:
-            table.add_row(kind.noun, *(str(sum(each[stack.name][0] for stack in stacks)) for each in (full, kept)))
+        for stack in (stack for stack in kind.stacks if stack.name in kept):
+            table.add_row(f"{stack.title} {kind.noun}", *map(str, kept[stack.name][::-1]))
+        if kind.noun in (counts := done.layout.by_kind()):
+            table.add_row(kind.noun, *map(str, counts[kind.noun][::-1]))
     table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
     table.add_row("megabytes on disk", megabytes(source), megabytes(target))
     console = Console(markup=False, emoji=False)  # a path may hold what looks like either
     console.print(table)
     print(done.layout.drawing())
     print(f"layout {done.layout}")
+    if done.account is not None:
+        print("\n".join(done.account.lines()))
     if done.losses is not None:
         print("loss a target token: {:.3f} with all heads, {:.3f} cut, {:.3f} rescaled".format(*done.losses))
     print(f"checked: masked and rewritten model differ by at most {done.difference:.1e} in log-probability")

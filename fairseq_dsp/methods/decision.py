@@ -8,10 +8,11 @@ from torch import Tensor
 from fairseq_dsp.methods.method import Method
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import Floors, fewest, top_k_above_floors
+from fairseq_dsp.units.weighted import hard_under_budget, meets_budget
 
 
 def decided(method: Method, importance: Tensor, fixed_mask: Tensor, budget: Budget | None, floors: Floors) -> Tensor:
-    """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient.
+    """The heads that evaluation and rewriting keep, within the budget where one was given, exactly K where costs are equal: [H], 0/1, no gradient.
 
     Args:
         importance: [H].
@@ -24,14 +25,14 @@ def decided(method: Method, importance: Tensor, fixed_mask: Tensor, budget: Budg
     # its own question: to read the answer would be to wait for it.
     marked = ((fixed == 0) | (fixed == 1)).all()
     if budget is not None:
-        marked = marked & (fixed.sum() == budget.count)
+        marked = marked & meets_budget(fixed, budget)
     return torch.where(marked, fixed, most_important(method, importance, budget, floors))
 
 
 def most_important(method: Method, importance: Tensor, budget: Budget | None, floors: Floors) -> Tensor:
-    """The most important heads: K of them, or as many as the method finds right. Arguments as of `decided`."""
+    """The most important heads: those that the budget buys, or as many as the method finds right. Arguments as of `decided`."""
     if budget is not None:
-        return top_k_above_floors(importance, budget.count, floors)
+        return hard_under_budget(importance, budget, floors)
     own_number = method.own_number(importance)
     assert own_number is not None  # `objections_to_method` has asked
     return top_k_above_floors(importance, max(own_number, fewest(floors)), floors)

@@ -12,16 +12,12 @@ from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import noise_for
 from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, SCHEDULE_OPTIONS, Scheduled, cooldown_of
 from fairseq_dsp.units.budget import Budget
-from fairseq_dsp.units.subset import (
-    annealed_temperature,
-    gumbel_noise,
-    projected_top_k,
-    relaxed_top_k,
-    straight_through_top_k,
-)
+from fairseq_dsp.units.subset import annealed_temperature, gumbel_noise, projected_top_k, relaxed_top_k
+from fairseq_dsp.units.weighted import projected_under_budget, straight_through_under_budget
 
-# What `--relaxation` takes; the first is the paper's.
-RELAXATIONS = {"successive-softmax": relaxed_top_k, "projection": projected_top_k}
+# What `--relaxation` takes; the first is the paper's, and of units of equal cost alone.
+PROJECTION = "projection"
+RELAXATIONS = {"successive-softmax": relaxed_top_k, PROJECTION: projected_top_k}
 
 # The paper's recipe for IWSLT14 (its repository's README).
 INITIAL_TEMPERATURE, FINAL_TEMPERATURE = 0.1, 1e-8
@@ -33,11 +29,12 @@ class DifferentiableSubset(Scheduled):
 
         g = relaxed_top_k(w + Gumbel(seed, update), K, t(update))        (Li et al. 2021)
 
-    `--relaxation projection` takes another relaxation of the same sample. The noise is one draw an update. When the cooldown
+    `--relaxation projection` takes another relaxation of the same sample, and is also for units of unequal costs. The noise is one draw an update. When the cooldown
     is over the K most important heads are fixed, unless the paper's endless sampling is asked for.
     """
 
     name: ClassVar[str] = "dsp"
+    takes_costs: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = (
         *LEARNED_OPTIONS, *SCHEDULE_OPTIONS, "initial_temperature", "final_temperature", "relaxation",
     )  # fmt: skip
@@ -76,7 +73,9 @@ class DifferentiableSubset(Scheduled):
     def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
         assert budget is not None
         noise = noise_for(importance, gumbel_noise, self.seed, update)
-        return RELAXATIONS[self.relaxation](importance + noise, budget.count, self.temperature(update))
+        if self.relaxation == PROJECTION:
+            return projected_under_budget(importance + noise, budget, self.temperature(update))
+        return relaxed_top_k(importance + noise, budget.count, self.temperature(update))
 
     def temperature(self, update: int) -> float:
         return annealed_temperature(update, self.initial_temperature, self.final_temperature, self.cooldown_updates)
@@ -84,9 +83,10 @@ class DifferentiableSubset(Scheduled):
 
 @dataclass(frozen=True)
 class StraightThrough(Scheduled):
-    """Gates are the hard top-K of the importance; the backward pass takes them for the importance itself."""
+    """Gates are the hard choice by importance, the top K where costs are equal; the backward pass takes them for the importance itself."""
 
     name: ClassVar[str] = "ste"
+    takes_costs: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = (*LEARNED_OPTIONS, *SCHEDULE_OPTIONS)
     fixes_at: int | None
 
@@ -96,7 +96,7 @@ class StraightThrough(Scheduled):
 
     def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
         assert budget is not None
-        return straight_through_top_k(importance, budget.count)
+        return straight_through_under_budget(importance, budget)
 
 
 def _temperatures(config: PruningConfig) -> tuple[float, float]:

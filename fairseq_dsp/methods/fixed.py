@@ -17,6 +17,7 @@ class Fixed(Method):
     """The model is built with its K heads and trains only those; there is nothing to learn about them."""
 
     name: ClassVar[str] = "fixed"
+    takes_costs: ClassVar[bool] = True
     learned: ClassVar[bool] = False
     fixes_at: int | None = None
 

@@ -11,6 +11,7 @@ from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method, noise_for
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import hard_concrete, hard_concrete_without_noise, logistic_noise, probability_open
+from fairseq_dsp.units.weighted import relative_costs
 
 # Li et al. (2021) train this baseline with 200 a batch of at most 4096 tokens.
 L0_PENALTY = 0.05
@@ -26,10 +27,11 @@ class HardConcrete(Method):
     The importance w is the paper's log alpha. The noise is one draw an update. The penalty decides how many heads
     survive, so no gate depends on K: `--unpruned-heads K` deploys the K largest w, `auto` the heads whose gate without
     noise is above 0, w > -log 11 (what the authors' code counts as active). Heads are never fixed, as in the paper,
-    unless `--cooldown-updates` says when.
+    unless `--cooldown-updates` says when. Under a budget of unequal costs an open gate costs in proportion, l0_penalty on average.
     """
 
     name: ClassVar[str] = "hard-concrete"
+    takes_costs: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = ("pipelined", "cooldown_updates", "l0_penalty")
     finds_number: ClassVar[bool] = True
     seed: int
@@ -55,4 +57,7 @@ class HardConcrete(Method):
         return int((hard_concrete_without_noise(importance.detach()) > 0).sum())
 
     def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
-        return self.l0_penalty * probability_open(importance).sum()
+        probability = probability_open(importance)
+        if budget is not None and not budget.is_even:
+            probability = relative_costs(budget, importance) * probability
+        return self.l0_penalty * probability.sum()

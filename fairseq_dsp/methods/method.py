@@ -26,6 +26,7 @@ class Method(ABC):
         has_window: whether heads are chosen within a window of the training that a recipe can derive (`recipe.derive`).
         recipe: values that `--recipe auto` gives to options whatever the length of the training.
         reach: importance learning rate times window that `--recipe auto` aims at; None where the learning rate is a matter of its own.
+        takes_costs: whether its budget may be of units of unequal costs.
         fixes_at: number of updates after which the heads are fixed; None where they never are.
     """
 
@@ -33,6 +34,7 @@ class Method(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     learned: ClassVar[bool] = True
     finds_number: ClassVar[bool] = False
+    takes_costs: ClassVar[bool] = False
     has_window: ClassVar[bool] = False
     recipe: ClassVar[Mapping[str, Any]] = {}
     reach: ClassVar[float | None] = None

@@ -68,4 +68,6 @@ class Scheduled(Method):
         if budget is None or self.budget_schedule == CONSTANT:
             return budget
         start, end = self.budget_start_updates, self.cooldown_updates
-        return budget.at(annealed_budget(update, budget.count, budget.total, start, end))
+        if budget.is_even:
+            return budget.of_count(annealed_budget(update, budget.count, budget.total, start, end))
+        return budget.at(annealed_budget(update, int(budget.limit), int(sum(budget.costs)), start, end))

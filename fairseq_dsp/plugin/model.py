@@ -40,6 +40,7 @@ from fairseq_dsp.modules.surgery import (
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
+from fairseq_dsp.plugin.languages import objections_to_use
 from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
 from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import objections_to_start
@@ -107,8 +108,7 @@ class DspTransformerModel(TransformerModel):
             SystemExit: options that cannot be honoured, each named on stderr.
         """
         with exit_on_refusal():
-            reasons = objections(args)
-            if reasons:
+            if reasons := objections(args) + objections_to_use(args, getattr(task, "args", None)):
                 raise Refusal(*reasons)
             config = PruningConfig.from_model_cfg(args)
             method = method_class(config)

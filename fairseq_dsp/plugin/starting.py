@@ -27,6 +27,7 @@ from fairseq_dsp.methods.nested import OPTIONS
 from fairseq_dsp.methods.recipe import PAPER
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
+from fairseq_dsp.plugin.languages import objections_to_going_on
 from fairseq_dsp.plugin.options import Options, TrainingOptions
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
@@ -144,7 +145,7 @@ def objections_to_start(training: TrainingOptions, model_cfg: Options) -> list[s
     with noted(reasons):
         start = Start(*found, _read(found[0]))
         refuse_broken_weights({**start.state["model"]}, start.path)
-        reasons += _other_computation(start, model_cfg)
+        reasons += _other_computation(start, model_cfg) + objections_to_going_on(start.state, model_cfg, start.path)
         if start.option != "finetune_from_model":
             reasons += _objections_to_going_on(start, training, PruningConfig.from_model_cfg(model_cfg))
     return reasons

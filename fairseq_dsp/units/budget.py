@@ -5,6 +5,7 @@ A budget of heads is the one whose units cost 1 each. Nothing but the costs tell
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -38,17 +39,38 @@ class Budget:
     @property
     def count(self) -> int:
         """K, the number of units that are kept, where each costs the same."""
-        return int(self.limit)
+        return int(self.limit // self.costs[0]) if self.costs and self.measure != COUNT else int(self.limit)
+
+    @functools.cached_property
+    def prices(self) -> int:
+        """How many different costs there are."""
+        return len(set(self.costs))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every unit costs the same, so that the budget is one of units."""
+        return self.prices <= 1
 
     @property
     def total(self) -> int:
         """n, the number of units that there are."""
         return len(self.costs)
 
+    def of_count(self, k: int) -> Budget:
+        """The limit under which K units are kept, where each costs the same."""
+        return self.at(k if self.measure == COUNT or not self.costs else k * self.costs[0])
+
     def at(self, limit: float) -> Budget:
         """The same costs under another limit."""
         return replace(self, limit=limit)
 
     def is_met_by(self, marks: Sequence[float]) -> bool:
-        """Whether marks (0/1) of all units keep as many as the budget asks for."""
-        return sum(marks) == self.count
+        """Whether marks (0/1) of all units stay within the budget and leave no room for another one; K of them, where costs are equal."""
+        if self.is_even:
+            return sum(marks) == self.count
+        room = self.limit - sum(cost for cost, mark in zip(self.costs, marks, strict=True) if mark)
+        return (
+            0
+            <= room
+            < min((cost for cost, mark in zip(self.costs, marks, strict=True) if not mark), default=float("inf"))
+        )

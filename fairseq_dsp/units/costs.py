@@ -5,12 +5,13 @@ Letters: S and T source and target tokens of a sentence, b hypotheses, d head si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
 from fairseq_dsp.units.layout import Grid, Layout, Site
+from fairseq_dsp.units.neurons import NEURONS
 
 PARAMETERS, MACS, LATENCY = "parameters", "macs", "latency"
 
@@ -48,6 +49,25 @@ class Costs:
         tables = (tuple(prices[site] * taken for taken in range(count + 1)) for site, count in grid.counts)
         return cls(measure, grid, tuple(tables), rest)
 
+    def of_part(self, layout: Layout, grid: Grid) -> Costs:
+        """The costs of some sites alone: what a layout keeps at others is part of what no unit costs.
+
+        Args:
+            grid: these sites, in their order.
+        """
+        tables, rest = [], self.rest
+        for (site, _), table, (_, kept) in zip(self.grid.counts, self.tables, layout.surviving.counts, strict=True):
+            if site in grid.sites:
+                tables.append(table)
+            else:
+                rest += table[kept]
+        return Costs(self.measure, grid, tuple(tables), rest, self.scale)
+
+    def counting(self, counts: Callable[[Site], bool]) -> Costs:
+        """The costs of some sites as they are, and nothing for units of others."""
+        tables = zip(self.grid.sites, self.tables, strict=True)
+        return replace(self, tables=tuple(table if counts(site) else (0,) * len(table) for site, table in tables))
+
     @property
     def prunable(self) -> int:
         """What all units of the architecture cost."""
@@ -77,7 +97,7 @@ class Costs:
         steps = [
             self.step(site, count)
             for site, ((_, count), (_, there)) in enumerate(zip(layout.surviving.counts, self.grid.counts, strict=True))
-            if count < there
+            if count < there and self.tables[site][-1]
         ]
         return min(steps, default=None)
 
@@ -126,7 +146,8 @@ def operation_costs(grid: Grid, shapes: Shapes, widths: Mapping[Site, int], sent
         one of the decoder                 b T · (4 C d) + 2 d · b T (T + 1) / 2       keys and values of earlier words are cached
         one over the encoder               b T · (2 C d) + S · (2 C d) + 2 b T S d     keys and values once a source sentence
         g neurons of encoder, decoder      S · 2 C g,  b T · 2 C g
-        none of them                       b T · C V, the output projection, and projections of other widths beside it
+        none of them                       b T · C V, the output projection, and projections of other widths beside it;
+                                           neurons, where they are no units
 
     Args:
         shapes, widths: as of `parameter_costs`; a model without an adaptive softmax.
@@ -150,6 +171,15 @@ def operation_costs(grid: Grid, shapes: Shapes, widths: Mapping[Site, int], sent
         for name in (f"decoder.{part}.weight" for part in ("project_in_dim", "project_out_dim", "output_projection"))
         if name in shapes
     )
+    counted = {_module(site) for site in grid.sites if KIND_OF[site.stack] is NEURONS}
+    for stack, tokens in zip(NEURONS.stacks, (source, target), strict=True):
+        layers = (number for number in range(len(shapes)) if f"{stack.module_name(number)}.fc1.weight" in shapes)
+        for module in (stack.module_name(number) for number in layers):
+            if module not in counted:  # whose neurons are no units
+                rest += tokens * sum(
+                    shapes[f"{module}.{name}.weight"][0] * shapes[f"{module}.{name}.weight"][1]
+                    for name in ("fc1", "fc2")
+                )
     return Costs.of_units(MACS, grid, prices, rest)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.kinds import STACK_OF
+from fairseq_dsp.units.kinds import KINDS, STACK_OF
 from fairseq_dsp.units.neurons import NEURONS
 
 STACKS = tuple(STACK_OF)
@@ -192,6 +192,20 @@ class Layout:
             kept, there = counts[site.stack]
             counts[site.stack] = kept + sum(self.kept[span]), there + span.stop - span.start
         return counts
+
+    def by_kind(self) -> dict[str, tuple[int, int]]:
+        """What units of a kind are called -> (those kept, those there are); kinds of which the grid has none are left out."""
+        types = self.by_type()
+        found = {}
+        for kind in KINDS:
+            counts = [types[stack.name] for stack in kind.stacks if stack.name in types]
+            if counts:
+                found[kind.noun] = sum(kept for kept, _ in counts), sum(there for _, there in counts)
+        return found
+
+    def counted(self) -> str:
+        """The numbers of units as a sentence has them: `18 of 72 heads and 40 of 96 neuron groups`."""
+        return " and ".join(f"{kept} of {there} {noun}" for noun, (kept, there) in self.by_kind().items())
 
     @property
     def surviving(self) -> Grid:

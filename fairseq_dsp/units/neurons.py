@@ -6,7 +6,7 @@ from fairseq_dsp.units.kind import Kind, Stack
 
 NEURONS = Kind(
     name="ffn",
-    noun="groups",
+    noun="neuron groups",
     stacks=(
         Stack("ffn-enc", "encoder FFN", "encoder", ""),
         Stack("ffn-dec", "decoder FFN", "decoder", ""),

@@ -5,7 +5,8 @@
      "seed": 1, "checkpoint": "dense.pt", "weights": {"float32": "9c…", "float16": "07…", "bfloat16": "e1…"}}
 
 `layout` gives the grid and which of its heads the model had; `scores` and `order` count those, in the grid's order. `weights` is
-the model's `fingerprint`; earlier versions wrote none.
+the model's `fingerprint`; earlier versions wrote none. Of a model of several language pairs, `pairs` names those
+that were read.
 
 Where neurons are units too the format is 2. It says of which kinds the scored units are, and whether scores of different kinds may be
 compared; `scores` and `order` count the units of these kinds, and earlier versions refuse it:
@@ -40,7 +41,7 @@ from fairseq_dsp.units.layout import Layout, is_layout
 FORMATS = (1, 2)
 _ADDED = ("units", "comparable")
 _OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
-_MAY_LACK = ("weights", "options")
+_LATER = ("weights", "pairs", "options")  # left out where there are none
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class ScoreFile:
         weights: the fingerprint of its weights; None where the file is of an earlier version.
         units: kinds of the units that are scored, in the order of a grid.
         comparable: whether scores of different kinds may be compared.
+        pairs: language pairs of the sentences, as `en-de`; None where the model has but one.
         options: of the scorer's own, as given, of files their names alone; None where none is given.
     """
 
@@ -81,12 +83,18 @@ class ScoreFile:
     weights: dict[str, str] | None = None
     units: tuple[str, ...] = (HEADS.name,)
     comparable: bool = True
+    pairs: tuple[str, ...] | None = None
     options: dict[str, str] | None = None
 
     @property
     def format(self) -> int:
         """1 where there are no units but heads."""
         return 2 if has_neurons(self.layout.grid) else 1
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the scores of several units add up to what they are worth together; not where they are places in an order."""
+        return self.order is None and self.scorer != "joint-fisher"
 
     @property
     def scored(self) -> Layout:
@@ -170,8 +178,8 @@ class ScoreFile:
     def text(self) -> str:
         """The file's content."""
         content = {"format": self.format, **asdict(self), "layout": str(self.layout)}
-        lacking = [name for name in _MAY_LACK if content[name] is None]
-        for name in [*lacking, *(_ADDED if self.format == 1 else [])]:
+        absent = [name for name in _LATER if content[name] is None]
+        for name in [*absent, *(_ADDED if self.format == 1 else [])]:
             del content[name]
         return json.dumps(content, indent=1) + "\n"
 
@@ -197,7 +205,7 @@ def read_scores(path: str, option: str = "`--scores`") -> ScoreFile:
         known = " or ".join(map(str, FORMATS))
         raise Refusal(f"{option} must be a score file of format {known}, but {path} is of {found!r}.")
     names = [name for name in ScoreFile.__dataclass_fields__ if name not in _ADDED or content["format"] > 1]
-    wrong = [f"`{name}` is missing" for name in names if name not in content and name not in _MAY_LACK]
+    wrong = [f"`{name}` is missing" for name in names if name not in content and name not in _LATER]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
     wrong += broken({name: content[name] for name in names if name in content}, _RULES) + _strange_items(content)
     if not wrong:
@@ -205,7 +213,9 @@ def read_scores(path: str, option: str = "`--scores`") -> ScoreFile:
         wrong = _disagreements(content)
     if wrong:
         raise Refusal(*(f"{option} must be as fairseq-dsp-score writes it: in {path} {each}." for each in wrong))
-    lists = {name: tuple(content[name]) for name in ("scores", "order", "units") if content.get(name) is not None}
+    lists = {
+        name: tuple(content[name]) for name in ("scores", "order", "units", "pairs") if content.get(name) is not None
+    }
     return ScoreFile(**{name: content[name] for name in names if name in content} | lists)
 
 
@@ -257,6 +267,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
+def _are_pairs(value: Any) -> bool:
+    right = isinstance(value, list) and value != []
+    return right and all(isinstance(each, str) and each.count("-") == 1 for each in value)
+
+
 _TEXT = ("a text", lambda value: isinstance(value, str) and value != "")
 _COUNT = ("a whole number above 0, or null", or_none(lambda value: is_whole(value, 1)))
 _RULES: Rules = {
@@ -275,5 +290,6 @@ _RULES: Rules = {
     "weights": ("a fingerprint", _is_fingerprint),
     "units": (f"a list of {', '.join(kind.name for kind in KINDS)}, in this order", _are_kinds),
     "comparable": ("true or false", lambda value: isinstance(value, bool)),
+    "pairs": ("a list of language pairs", _are_pairs),
     "options": ("texts by name", _is_texts),
 }

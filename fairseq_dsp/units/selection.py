@@ -46,6 +46,30 @@ def keep_best(scores: Sequence[float], layout: Layout, costs: Costs, limit: floa
     return layout.narrow([float(mark) for mark in marks])
 
 
+def keep_first(densities: Sequence[float], layout: Layout, costs: Costs, limit: float, floors: Floors = ()) -> Layout:
+    """The units of the highest densities, each of which is kept if it still fits; what floors ask for comes first.
+
+    A density is worth per cost, as learned importance is: how it is spread over kinds of different cost needs no sum. Arguments as
+    of `keep_best`.
+
+    Raises:
+        ValueError: the floors cost more than the limit.
+    """
+    there = layout.surviving
+    places = [place for place, (_, span) in enumerate(there.spans()) for _ in range(span.start, span.stop)]
+    order = sorted(range(there.total), key=lambda unit: (-densities[unit], unit))
+    marks, counts, spent = [False] * there.total, [0] * len(there.sites), 0
+    forced = [unit for units, count in floors for unit in [unit for unit in order if unit in set(units)][:count]]
+    for unit in [*forced, *order]:
+        step = costs.step(places[unit], counts[places[unit]]) if not marks[unit] else 0
+        if not marks[unit] and spent + step <= limit:
+            marks[unit], spent = True, spent + step
+            counts[places[unit]] += 1
+    if not meets(marks, floors):
+        raise ValueError(f"the floors cost more than {limit}.")
+    return layout.narrow([float(mark) for mark in marks])
+
+
 def _marks(ranked: Sequence[Sequence[int]], kept: Sequence[int], total: int) -> list[bool]:
     chosen = {unit for units, count in zip(ranked, kept, strict=True) for unit in units[:count]}
     return [unit in chosen for unit in range(total)]

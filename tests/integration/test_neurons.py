@@ -74,7 +74,7 @@ def test_a_dense_checkpoint_is_cut_to_widths_that_differ_by_layer(cut: dict[str,
 
 def test_the_table_counts_groups_and_shows_no_marks(dense: Path, tmp_path: Path):
     out = prune(dense, tmp_path / "out.pt", "--layout", UNEVEN).out
-    for words in ("encoder FFN groups", "decoder FFN groups", "heads", "2/4", "0/4"):
+    for words in ("encoder FFN neuron groups", "decoder FFN neuron groups", "heads", "2/4", "0/4"):
         assert words in out
 
 

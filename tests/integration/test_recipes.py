@@ -65,7 +65,10 @@ def test_going_on_keeps_what_was_derived_whatever_the_length_is_now(data: Path, 
     train(data, tmp_path / "parts", *flags, "--max-update", END, "--stop-time-hours", 1e-9)
     assert load(tmp_path / "parts/checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] < END
     train(data, tmp_path / "parts", *flags, "--max-update", 3 * END)
-    train(data, tmp_path / "longer", *flags, "--max-update", 3 * END, "--cooldown-updates", 4, "--importance-lr", 0.5)
+    done = train(
+        data, tmp_path / "longer", *flags, "--max-update", 3 * END, "--cooldown-updates", 4, "--importance-lr", 0.5
+    )
+    assert "`--recipe auto`: `--relaxation` projection, `--initial-temperature` 1.0" in done.out
     ours, theirs = (tmp_path / name / "checkpoint_last.pt" for name in ("parts", "longer"))
     assert different(tensors_of(ours), tensors_of(theirs)) == []
     assert options(ours) == options(tmp_path / "whole/checkpoint_last.pt")

@@ -11,8 +11,15 @@ import pytest
 import torch
 from commands import HEADS, Result, assert_refused, generate, heads_in, load, prune, run
 
+from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.costing import costs_of
 from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.units.costs import Sentence
+from fairseq_dsp.units.floors import floors_of
+from fairseq_dsp.units.groups import part_of, with_all_of
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.score_file import read_scores
 
 SCORE = "fairseq_dsp.cli.score"
 HEADS_TEXT = "enc:11.11/dec:11.11/cross:11.11"
@@ -96,6 +103,85 @@ class TestKinds:
         options = ["--units", "heads,ffn", "--ffn-group", 8, "--iterative", 7]
         score(data, dense, tmp_path / "scores.json", *options, scorer="fisher")
         assert sorted(content(tmp_path / "scores.json")["order"]) == list(range(HEADS + 8))
+
+
+class TestBudgets:
+    def counts(self, path: Path) -> tuple[int, int]:
+        """Heads and neurons that a rewritten checkpoint keeps."""
+        layout = Layout.parse(load(path)["fairseq_dsp"]["layout"])
+        heads = part_of(layout, ["heads"]).count
+        return heads, layout.count - heads
+
+    @pytest.mark.parametrize("scorer", ["fisher", "joint-fisher", "random"])
+    @pytest.mark.parametrize("measure", ["parameters", "macs"])
+    def test_one_is_spent_on_all_kinds_and_met(self, measure, scorer, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer=scorer)
+        options = ["--scores", tmp_path / "scores.json", "--budget", f"{measure}=0.8"]
+        options += ["--sentence", "9,8,5"] if measure == "macs" else []
+        done = prune(dense, tmp_path / "small.pt", *options)
+        model, small = (load_model(read_checkpoint(str(path))) for path in (dense, tmp_path / "small.pt"))
+        layout = Layout.parse(load(tmp_path / "small.pt")["fairseq_dsp"]["layout"])
+        costs = costs_of(model, measure, Sentence(9, 8, 5), with_all_of(model.layout, layout.grid))
+        spent = costs.rest + costs.of(layout)
+        assert spent <= 0.8 * costs.dense < spent + costs.cheapest_off(layout)
+        if measure == "parameters":
+            assert small.weight_count() == spent
+        assert f"budget {measure}=0.8: at most" in done.out
+        assert generate(data, tmp_path / "small.pt", folder=tmp_path).hypotheses()
+
+    @pytest.mark.parametrize("scorer", ["magnitude", "fisher"])
+    def test_one_for_each_kind_is_met_by_every_scorer(self, scorer, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer=scorer)
+        prune(dense, tmp_path / "small.pt", "--scores", tmp_path / "scores.json", "--budget", "ffn=0.5,heads=5")
+        assert self.counts(tmp_path / "small.pt") == (5, 32)
+        found = read_scores(str(tmp_path / "scores.json"))
+        floors = floors_of(found.scored.surviving, 1)
+        wanted = found.keep_top_of_kinds({"heads": 5, "ffn": 32}, floors)
+        assert load(tmp_path / "small.pt")["fairseq_dsp"]["layout"] == str(wanted)
+
+    def test_a_count_of_all_units_is_met(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", "--ffn-group", 8, scorer="fisher")
+        prune(dense, tmp_path / "small.pt", "--scores", tmp_path / "scores.json", "--budget", 9)
+        assert sum(self.counts(tmp_path / "small.pt")) == 9
+
+    def test_kinds_that_are_not_named_or_not_scored_stay(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "both.json", "--units", "heads,ffn", scorer="fisher")
+        score(data, dense, tmp_path / "ffn.json", "--units", "ffn", scorer="fisher")
+        for name, file, budget, wanted in (
+            ("one", "both", "heads=5", (5, 0)),  # without neurons among its units: a file of heads alone
+            ("two", "both", "ffn=20", (HEADS, 20)),
+            ("three", "ffn", "20", (HEADS, 20)),
+            ("four", "ffn", "ffn=20", (HEADS, 20)),
+        ):
+            prune(dense, tmp_path / f"{name}.pt", "--scores", tmp_path / f"{file}.json", "--budget", budget)
+            assert self.counts(tmp_path / f"{name}.pt") == wanted
+        assert load(tmp_path / "one.pt")["fairseq_dsp"]["format"] == 1
+        prune(dense, tmp_path / "five.pt", "--scores", tmp_path / "ffn.json", "--budget", "parameters=0.9")
+        heads, neurons = self.counts(tmp_path / "five.pt")
+        assert heads == HEADS
+        assert 0 < neurons < 64
+
+    @pytest.mark.parametrize("budget", ["20", "0.5", "parameters=0.5"])
+    def test_one_for_kinds_that_do_not_compare_is_refused(self, budget, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer="magnitude")
+        options = ["--scores", tmp_path / "scores.json", "--budget", budget]
+        done = prune(dense, tmp_path / "no.pt", *options, ok=False)
+        assert_refused(
+            done, "`--budget` must give each kind of unit its own budget (heads=K,ffn=K)", f"but is {budget}"
+        )
+
+    @pytest.mark.parametrize(
+        ("budget", "words"),
+        [
+            ("heads=5", "`--budget` must name the kinds that are chosen (ffn), but names heads"),
+            ("ffn=65", "`--budget` must be between 0 and 64"),
+            ("parameters=0.01", "must be at least what no unit costs"),
+        ],
+    )
+    def test_that_cannot_be_met_are_refused(self, budget, words, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "ffn", scorer="magnitude")
+        options = ["--scores", tmp_path / "scores.json", "--budget", budget]
+        assert_refused(prune(dense, tmp_path / "no.pt", *options, ok=False), words)
 
 
 class TestRefusals:

@@ -1,0 +1,60 @@
+"""Costs by formula against models: parameters that a rewriting takes away, operations that torch counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import build_with, few_examples, grids, layouts_of, model_options  # noqa: F401
+
+from fairseq_dsp.benchmark.flops import count
+from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.units.costs import Costs, Sentence
+from fairseq_dsp.units.layout import Grid, Layout
+
+GRID = Grid.even(2, 3)
+LAYOUTS = layouts_of(GRID)
+SIZES = {"decoder_embed_dim": 18, "decoder_output_dim": 18, "decoder_input_dim": 18}
+
+
+@pytest.mark.parametrize("options", [{}, {"share_all_embeddings": True}, SIZES])
+@given(one=LAYOUTS, other=LAYOUTS)
+@few_examples
+def test_parameters_of_a_model_are_those_predicted_from_another(options, one, other):
+    model, another = build_with(one, **options), build_with(other, **options)
+    costs = costs_of(model, "parameters")
+    assert costs.rest + costs.of(one) == model.weight_count()
+    assert costs.rest + costs.of(other) == another.weight_count()
+    assert costs.dense == build_with(Layout.full(GRID), **options).weight_count()
+
+
+@pytest.mark.parametrize("options", [{}, SIZES, {"decoder_output_dim": 7}])
+@given(layout=LAYOUTS, lengths=st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3)))
+@few_examples
+def test_operations_are_those_that_torch_counts_in_a_search(options, layout, lengths):
+    source, target, beam = lengths
+    model = build_with(layout, **options).float()
+    costs = costs_of(model, "macs", Sentence(*lengths))
+    words = torch.full((1, source), 5)
+
+    def search() -> None:
+        encoded = model.encoder(words, torch.tensor([source]))
+        order = torch.zeros(beam, dtype=torch.long)
+        encoded = model.encoder.reorder_encoder_out(encoded, order)
+        caches: dict = {}
+        for step in range(target):
+            model.decoder(torch.full((beam, step + 1), 6), encoder_out=encoded, incremental_state=caches)
+
+    with torch.no_grad():
+        operations, _ = count(search)
+    assert operations == 2 * (costs.rest + costs.of(layout))
+
+
+@pytest.mark.parametrize("table", [(0, 1), (1, 2, 3, 4), (0, 3, 2, 4), (0, 1, 2, -3)])
+def test_a_table_rises_from_0_and_has_a_cost_for_every_number_of_units(table):
+    grid = Grid.of_heads((3,), (), ())
+    with pytest.raises(ValueError, match="must rise from 0"):
+        Costs("latency", grid, (table,), 0)
+    assert Costs("latency", grid, ((0, 5, 6, 7),), 0).price(0) is None
+    assert Costs("latency", grid, ((0, 5, 10, 15),), 0).price(0) == 5
