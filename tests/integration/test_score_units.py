@@ -55,7 +55,7 @@ class TestKinds:
         assert len(found["scores"]) == HEADS + 64
         assert (found["format"], found["units"]) == (2, ["heads", "ffn"])
         assert found["comparable"] == (scorer not in ("gradient", "magnitude"))
-        assert done.out.startswith(f"scored {HEADS} heads and 64 groups of ")
+        assert done.out.startswith(f"scored {HEADS} heads and 64 neuron groups of ")
         assert ("do not compare" in done.out) == (not found["comparable"])
 
     def test_groups_may_be_larger_and_a_kind_alone(self, data, dense, tmp_path):
