@@ -65,14 +65,10 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
             pairs = languages.pairs if asked is None else (asked,)
             if "://" not in args.data and (reasons := objections_to_dictionaries(languages, pairs, args, _FOLDER)):
                 raise Refusal(*reasons)
-            args.langs, args.lang_dict = (
-                list(languages.names),
-                None,
-            )  # the checkpoint says them, whatever becomes of a file
-        for side in (
-            "left_pad_source",
-            "left_pad_target",
-        ):  # fairseq evaluates text, and takes a checkpoint's True for False
+            # the checkpoint says them, whatever becomes of a file
+            args.langs, args.lang_dict = list(languages.names), None
+        # fairseq evaluates text, and takes a checkpoint's True for False
+        for side in ("left_pad_source", "left_pad_target"):
             setattr(args, side, str(getattr(args, side)))
         return super().setup_task(args, **kwargs)
 

@@ -70,7 +70,7 @@ class AttentionStatisticsScorer:
     a_ts is the weight with which query t attends to key s, n_t the number of keys that it sees, e_ts = 1 / n_t even attention and s_t the
     key at the query's own place. All lie from 0 to 1. A head with a larger value matters more: it looks at something, is sure, leaves
     nothing out, stays near. Confidence is as its authors define it; the others are after what goes by these names
-    (design note 16). No gradient is taken, and neither padding nor the size of batches changes a score.
+    (design note 17). No gradient is taken, and neither padding nor the size of batches changes a score.
 
     Args:
         statistic: the name of one.

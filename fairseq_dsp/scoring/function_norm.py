@@ -43,7 +43,7 @@ class FunctionNormScorer:
     nobody's. x is the stream that the sublayer adds to. The relative norm can be compared between layers and between pre-norm and post-norm models.
 
     After Lin et al. (2020), who rank residual modules by the norm of their function. Their equations could not be reached: the
-    mean over positions, the scale and the relative form are choices of this package (design note 16). No gradient is taken, and
+    mean over positions, the scale and the relative form are choices of this package (design note 17). No gradient is taken, and
     neither padding nor the size of batches changes a score.
 
     Args:

@@ -35,7 +35,7 @@ class OneShotScorer:
 
     x_h are the features of the head's attention over all sentences (`map_features`), which do not depend on their length, nor on the number
     of layers and heads; so a network scores models that it never saw. One pass, and no gradient. After Zhang et al. (2020), whose
-    network is a convolution over maps of 128 x 128 of BERT; what is ours is in design note 16.
+    network is a convolution over maps of 128 x 128 of BERT; what is ours is in design note 17.
 
     Args:
         scorer_model: the network's file.

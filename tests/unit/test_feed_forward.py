@@ -11,7 +11,17 @@ from fairseq.dataclass.configs import EMAConfig
 from fairseq.models.ema import EMA
 from hypothesis import given
 from hypothesis import strategies as st
-from models import assert_same, build_gated, build_with, few_examples, gradients, randomise, scores, scores_as_generated
+from models import (
+    assert_same,
+    build_gated,
+    build_with,
+    few_examples,
+    gradients,
+    randomise,
+    scores,
+    scores_as_generated,
+    sentences,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +32,7 @@ from fairseq_dsp.units.layout import Layout
 
 EMBED, GROUPS, GROUP = 6, 4, 3
 COOLDOWN = 10
+ALL = "1111111.1111111"
 
 
 class Layer(nn.Module):
@@ -195,6 +206,20 @@ class TestInAModel:
         with torch.inference_mode():
             scores(model.eval())
         assert gradients(model)
+
+
+@pytest.mark.parametrize("first", ["enc:111.111/dec:000.111/cross:111.111", "enc:000.111/dec:000.111/cross:000.111"])
+def test_what_a_pass_comes_to_first_asks_anew_whichever_sites_are_empty(first):
+    """An optimizer changes through `.data`, which no version counts: only a new pass sees it."""
+    layout = f"{first}/ffn-enc:{ALL}/ffn-dec:{ALL}"
+    model, (source, lengths, previous) = build_gated(kept=16, head_layout=layout, ffn_group=2), sentences()
+    scores(model)
+    model.head_gates.importance.data.neg_()
+    small = baked(model)
+    assert_same(model.encoder(source, lengths)["encoder_out"][0], small.encoder(source, lengths)["encoder_out"][0])
+    encoded = small.encoder(source, lengths)
+    model.head_gates.importance.data.neg_()
+    assert_same(model.decoder(previous, encoded)[0], baked(model).decoder(previous, encoded)[0])
 
 
 def test_a_sublayer_without_neurons_adds_its_bias():
