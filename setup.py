@@ -76,6 +76,7 @@ setup(
         "console_scripts": [
             "fairseq-dsp-prune = fairseq_dsp.cli.prune:cli_main",
             "fairseq-dsp-score = fairseq_dsp.cli.score:cli_main",
+            "fairseq-dsp-train-scorer = fairseq_dsp.cli.train_scorer:cli_main",
             "fairseq-dsp-average = fairseq_dsp.cli.average:cli_main",
             "fairseq-dsp-merge = fairseq_dsp.cli.merge:cli_main",
             "fairseq-dsp-export = fairseq_dsp.cli.export:cli_main",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fairseq_dsp.api.merging import merge_scores
     from fairseq_dsp.api.pruning import average, prune, read_layout
     from fairseq_dsp.api.reporting import draw_heads, report
+    from fairseq_dsp.api.scorer_training import train_scorer
     from fairseq_dsp.api.scoring import score, score_pairs
     from fairseq_dsp.api.translating import load
     from fairseq_dsp.errors import Refusal
@@ -50,6 +51,7 @@ __all__ = [
     "report",
     "score",
     "score_pairs",
+    "train_scorer",
 ]
 
 _PLACES = {
@@ -57,6 +59,7 @@ _PLACES = {
     "api.merging": ("merge_scores",),
     "api.pruning": ("average", "prune", "read_layout"),
     "api.reporting": ("draw_heads", "report"),
+    "api.scorer_training": ("train_scorer",),
     "api.scoring": ("score", "score_pairs"),
     "api.translating": ("load",),
     "errors": ("Refusal",),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from models import PAD, build_with, sentences
 from torch import Tensor
 
-from fairseq_dsp.checkpoints.batches import loss_of
+from fairseq_dsp.checkpoints.batches import loss_of, words_of
 from fairseq_dsp.modules.surgery import modules_at
+from fairseq_dsp.scoring.map_features import FEATURES
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.kinds import KIND_OF
 from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.scorer_model import ScorerModel
 
 GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
 ALL = Layout.full(GRID)
@@ -22,6 +25,20 @@ SOME = Layout.parse("enc:101.111/dec:000.011/cross:110.100")
 PAIRS = Layout.full(Grid.of_stacks(enc=(3, 3), dec=(3, 3), cross=(3, 3), ffn_enc=(2, 2), ffn_dec=(2, 2)))
 SINGLE = Layout.full(Grid.of_stacks(enc=(1, 1), dec=(1, 1), cross=(1, 1), ffn_enc=(14, 14), ffn_dec=(14, 14)))
 UNEVEN = Layout.parse("enc:101.111/dec:000.011/cross:110.100/ffn-enc:1011000.0000000/ffn-dec:1111111.0000001")
+
+# A trained scorer that nobody trained.
+NETWORK = ScorerModel(
+    version="0.1.0",
+    features=FEATURES,
+    means=tuple(0.1 * n for n in range(len(FEATURES))),
+    scales=tuple(1.0 + n for n in range(len(FEATURES))),
+    hidden=tuple(tuple(0.3 * (n - m) for n in range(len(FEATURES))) for m in range(3)),
+    biases=(0.1, -0.2, 0.3),
+    output=(1.0, -2.0, 0.5),
+    models=("dense.pt",),
+    steps=3,
+    seed=1,
+)
 
 
 def dense(layout: Layout = ALL) -> Any:
@@ -41,13 +58,16 @@ def batch_of(seed: int = 0) -> dict[str, Any]:
 
 
 def subject_of(model: Any, seeds: tuple[int, ...] = (0, 1), seed: int = 5) -> Subject:
-    return Subject(
-        grid=model.layout.surviving,
-        modules=modules_at(model, model.layout.grid),
-        batches=[batch_of(each) for each in seeds],
-        loss=lambda batch: loss_of(model, batch),
-        seed=seed,
-    )
+    return subject_over(model, [batch_of(each) for each in seeds], seed)
+
+
+def subject_over(model: Any, batches: list[dict[str, Any]], seed: int = 5) -> Subject:
+    return Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), seed)
+
+
+def subject_without_model(grid: Grid) -> Subject:
+    """For scorers that look at the grid alone."""
+    return Subject(grid, {}, [], lambda batch: batch, 1, lambda batch: {}, {})
 
 
 def sentence_of(batch: dict[str, Any], row: int) -> dict[str, Any]:

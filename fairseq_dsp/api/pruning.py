@@ -35,6 +35,9 @@ _RESCALE_BATCHES, _RESCALE_TOKENS, _SEED = 25, 4096, 1
 # What was measured: design note 13.
 _STAGES = 4
 
+# Scorers for a choice in stages: what they score by depends on what is left, and on no option that there is none of here.
+_STAGED = [name for name in READERS if not SCORERS[name].options]
+
 
 def read_layout(source: str | os.PathLike[str]) -> Layout:
     """Which heads there are and which of them are kept.
@@ -172,9 +175,9 @@ def _stages(scorer: str | None, number: int | str | None, others: dict[str, Any]
         if number is not None:
             raise Refusal(f"`--stages` must come with `--scorer`, but `--scorer` is not given and it is {number}.")
         return None
-    if scorer not in READERS:
+    if scorer not in _STAGED:
         reasons.append(
-            f"`--scorer` must be one of {', '.join(READERS)}, whose scores depend on what is left, but is {scorer}."
+            f"`--scorer` must be one of {', '.join(_STAGED)}, whose scores depend on what is left, but is {scorer}."
         )
     for option, value in others.items():
         if value is not None:

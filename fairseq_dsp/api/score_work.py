@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fairseq_dsp.api.watching import Watch
-from fairseq_dsp.checkpoints.batches import draw_batches, loss_of
+from fairseq_dsp.checkpoints.batches import draw_batches, loss_of, words_of
 from fairseq_dsp.checkpoints.building import ungated
 from fairseq_dsp.checkpoints.pair_batches import pairs_of_batches, set_languages
 from fairseq_dsp.config import flag, whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
-from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.plugin.languages import language_pairs
 from fairseq_dsp.plugin.widths import objections_to_neurons
-from fairseq_dsp.scoring import SCORERS, finite_scores, removal_order
+from fairseq_dsp.scoring import SCORER_OPTIONS, SCORERS, Scorer, finite_scores, make_scorer, removal_order
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of, with_groups
 from fairseq_dsp.units.heads import HEADS
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SUBSETS = ("train", "valid")
 READERS = [name for name, scorer in SCORERS.items() if scorer.reads_data]
 _DEFAULTS: dict[str, Any] = {"subset": "train", "batches": 100, "max_tokens": 4096, "seed": 1}
-_LEAST = {"batches": 1, "max_tokens": 1, "iterative": 1, "seed": 0}
+_LEAST = {"batches": 1, "max_tokens": 1, "iterative": 1, "steps": 1, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Work:
         drawn = self.draw(None) if drawn is None else drawn
         found, options = drawn.batches, self.options
         part = part_of(self.layout, options["kinds"])
-        scores, order = _scored(self.model, part, self.scorer, found, options, watch)
+        scorer = make_scorer(self.scorer, options["own"])
+        scores, order = _scored(self.model, part, scorer, found, options, watch)
         return ScoreFile(
             version=__version__,
             scorer=self.scorer,
@@ -100,6 +101,7 @@ class Work:
             units=tuple(options["kinds"]),
             comparable=SCORERS[self.scorer].comparable,
             pairs=drawn.pairs,
+            options={name: os.path.basename(text) for name, text in options["own"].items() if text is not None} or None,
         )
 
 
@@ -107,24 +109,32 @@ def checked_options(
     scorer: str,
     data: Any,
     given: dict[str, Any],
+    own: dict[str, str | os.PathLike[str] | None],
     of_units: tuple[str | None, int | str | None],
     check: Callable[[], Any] | None,
 ) -> tuple[Any, dict[str, Any]]:
-    """The output, checked, and the options with their defaults; `kinds` of units and `group`, neurons a unit.
+    """The output, checked, and the options with their defaults; `kinds` of units, `group`, neurons a unit, and `own`.
 
     Args:
+        own: of scorers: those that only some take.
         of_units: `--units` and `--ffn-group`.
         check: makes the output, or refuses it.
 
     Raises:
         Refusal: options that cannot be honoured, all at once.
     """
-    reasons = _ignored(scorer, given)
-    options, wrong = _read(given)
+    texts = {name: None if value is None else os.fspath(value) for name, value in own.items()}
+    reasons = _ignored(scorer, given | texts)
+    if scorer in SCORERS:
+        with noted(reasons):
+            make_scorer(scorer, texts)
+    options, wrong = read_options(given, _DEFAULTS)
     reasons += wrong
     (units, ffn_group), kinds = of_units, list[str]()
     with noted(reasons):
         kinds = _kinds(units)
+        if kinds != [HEADS.name] and scorer in SCORERS and SCORERS[scorer].heads_alone:
+            raise Refusal(f"`--units` must be heads for `--scorer {scorer}`, which reads attention, but is {units}.")
         if ffn_group is not None and NEURONS.name not in kinds:
             raise Refusal(f"`--ffn-group` must come with `--units {NEURONS.name}`, but is {ffn_group}.")
     group = None
@@ -140,7 +150,7 @@ def checked_options(
         target = None if check is None else check()
     if reasons:
         raise Refusal(*reasons)
-    return target, options | {"kinds": kinds, "group": group}
+    return target, options | {"kinds": kinds, "group": group, "own": texts}
 
 
 def _kinds(text: str | None) -> list[str]:
@@ -175,13 +185,12 @@ def _layout_with(model: DspTransformerModel, kinds: list[str], group: int | None
 
 
 def _scored(
-    model: Any, layout: Layout, name: str, batches: list[dict[str, Any]], options: dict[str, Any], watch: Watch
+    model: Any, layout: Layout, scorer: Scorer, batches: list[dict[str, Any]], options: dict[str, Any], watch: Watch
 ) -> tuple[torch.Tensor, list[int] | None]:
     """Scores of the layout's units, [n], and the order of their removal where they are scored again in between."""
     grid, step = layout.surviving, options["iterative"]
-    scorer = SCORERS[name]()
     rounds = 1 if step is None else max(-(-grid.total // step), 1)
-    with watch(f"{name}, batches", rounds * len(batches)) as done:
+    with watch(f"{scorer.name}, batches", rounds * len(batches)) as done:
         subject = subject_of(model, _Watched(batches, done), options["seed"], grid)
         if step is None:
             return finite_scores(scorer, subject, torch.ones(grid.total)), None
@@ -197,14 +206,7 @@ def subject_of(model: Any, batches: Iterable[Any], seed: int, grid: Grid | None 
         grid: units to score, of those that the model has; all of its layout if None.
     """
     model.eval()
-    grid = grid or model.layout.surviving
-    return Subject(
-        grid=grid,
-        modules=modules_at(model, grid),
-        batches=batches,
-        loss=lambda batch: loss_of(model, batch),
-        seed=seed,
-    )
+    return Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), seed, grid)
 
 
 class _Watched:
@@ -219,17 +221,17 @@ class _Watched:
             self.done()
 
 
-def _read(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The options with their defaults and as numbers, and why some cannot be honoured. Of all batches None are named."""
-    found = {name: _DEFAULTS.get(name) if value is None else value for name, value in options.items()}
+def read_options(options: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Options with their defaults and as numbers, and why some cannot be honoured. Of all batches None are named."""
+    found = {name: defaults.get(name) if value is None else value for name, value in options.items()}
     reasons: list[str] = []
     if found["subset"] not in SUBSETS:
         why = ": heads chosen on a test set make its scores worthless" if "test" in str(found["subset"]) else ""
         reasons.append(f"`--subset` must be {' or '.join(SUBSETS)}, but is {found['subset']}{why}.")
-    for name, least in _LEAST.items():
+    for name in [name for name in _LEAST if name in found]:
         with noted(reasons):
             every = name == "batches" and found[name] == "all"
-            found[name] = None if every else whole_number(found[name], name, least)
+            found[name] = None if every else whole_number(found[name], name, _LEAST[name])
     if "lang_pairs" in found:
         with noted(reasons):
             found["lang_pairs"] = language_pairs(found["lang_pairs"])
@@ -252,4 +254,10 @@ def _ignored(name: str, options: dict[str, Any]) -> list[str]:
         found.append(
             f"`--seed` must not be given for `--scorer {name}`, which draws nothing, but is {options['seed']}."
         )
+    found += [
+        f"{flag(option)} belongs to {', '.join(of)}, but is {options[option]} for `--scorer {name}`."
+        for option in SCORER_OPTIONS
+        if option not in scorer.options and options[option] is not None
+        for of in [[f"`--scorer {each.name}`" for each in SCORERS.values() if option in each.options]]
+    ]
     return found

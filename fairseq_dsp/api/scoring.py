@@ -27,6 +27,9 @@ def score(
     target_lang: str | None = None,
     iterative: int | str | None = None,
     seed: int | str | None = None,
+    statistic: str | None = None,
+    norm: str | None = None,
+    scorer_model: str | os.PathLike[str] | None = None,
     cpu: bool = False,
     force: bool = False,
     watch: Watch = unwatched,
@@ -35,8 +38,8 @@ def score(
 
     Args:
         checkpoint: the model, dense or with gates, which are off while it is scored.
-        scorer: `gradient`, `fisher`, `joint-fisher`, `magnitude` or `random`.
-        data: the data folder; read by the first three alone.
+        scorer: `gradient`, `fisher`, `joint-fisher`, `function-norm`, `attention-statistics`, `one-shot`, `magnitude` or `random`.
+        data: the data folder; the last two read none.
         output: a file for the scores, JSON; None for none.
         units: kinds of units, with commas: `heads` (the default), `ffn`, groups of neurons of the feed-forward networks.
         ffn_group: how many neurons a group, by default 1, or as many as those in which neurons of the model were pruned.
@@ -47,6 +50,9 @@ def score(
         target_lang: its target language.
         iterative: score again after every so many units removed.
         seed: of the choice of batches and of random scores, by default 1.
+        statistic: of `attention-statistics`: `entropy`, `confidence`, `coverage` or `diagonal`.
+        norm: of `function-norm`: `absolute` (the default) or `relative` to the stream.
+        scorer_model: of `one-shot`: the file of `train_scorer`.
         cpu: use no GPU.
         force: overwrite `output`.
         watch: shows how far the work is: a context manager that is made with what is done and the number of its steps, and whose
@@ -60,8 +66,9 @@ def score(
     """
     given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
     given |= {"source_lang": source_lang, "target_lang": target_lang}
+    own = {"statistic": statistic, "norm": norm, "scorer_model": scorer_model}
     check = None if output is None else partial(checked_file, output, force)
-    target, options = checked_options(scorer, data, given, (units, ffn_group), check)
+    target, options = checked_options(scorer, data, given, own, (units, ffn_group), check)
     file = Work.of(checkpoint, scorer, data, options, cpu).score(None, watch)
     if target is not None:
         target.write(lambda handle: handle.write(file.text().encode()), "the score file")
@@ -82,6 +89,9 @@ def score_pairs(
     max_tokens: int | str | None = None,
     iterative: int | str | None = None,
     seed: int | str | None = None,
+    statistic: str | None = None,
+    norm: str | None = None,
+    scorer_model: str | os.PathLike[str] | None = None,
     cpu: bool = False,
     force: bool = False,
     watch: Watch = unwatched,
@@ -104,8 +114,9 @@ def score_pairs(
         Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
     """
     given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
+    own = {"statistic": statistic, "norm": norm, "scorer_model": scorer_model}
     check = None if output is None else partial(checked_folder, output, force, "folders of score files", is_scores)
-    target, options = checked_options(scorer, data, given | {"lang_pairs": lang_pairs}, (units, ffn_group), check)
+    target, options = checked_options(scorer, data, given | {"lang_pairs": lang_pairs}, own, (units, ffn_group), check)
     pairs = options["lang_pairs"]
     work = Work.of(checkpoint, scorer, data, options, cpu)
     files = {}

@@ -2,8 +2,8 @@
 
     [LABEL=]NAME[:option=value,…]
 
-NAME is one of `--head-selection`; a scorer, which cuts a dense model above a `cross_floor` (1, the only option of its); or a control: `dense`, `sufficient`, `cross-first`, or
-`shuffled:ARM`, which draws anew which heads of every site another arm of the list keeps.
+NAME is one of `--head-selection`; a scorer, which cuts a dense model above a `cross_floor` (1) and takes its own options beside that; or a
+control: `dense`, `sufficient`, `cross-first`, or `shuffled:ARM`, which draws anew which heads of every site another arm of the list keeps.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields
 
 from fairseq_dsp.benchmark.lookup import Head, sufficient_layout
 from fairseq_dsp.config import PruningConfig, flag
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.stratified import counts_of_layout, draw_stratified
-from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.scoring import SCORER_OPTIONS, SCORERS, make_scorer
 from fairseq_dsp.units.layout import Grid, Layout, Site
 
 DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED = "dense", "sufficient", "cross-first", "shuffled"
@@ -29,7 +29,7 @@ _OPTIONS = {option.name for option in fields(PruningConfig)} - {"head_selection"
 # Of the criterion: the share that is learned from the dense model (`--start dense`).
 OF_THE_TRAINING = (*OPTIMIZER_OPTIONS, "distillation")
 # a budget of its own must be a range, of which the arm deploys `--kept`
-_OPTIONS |= {*OF_THE_TRAINING, "unpruned_heads"}
+_OPTIONS |= {*OF_THE_TRAINING, *SCORER_OPTIONS, "unpruned_heads"}
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,16 @@ def parse_arm(text: str) -> Arm:
         if option not in _OPTIONS or not value
     ]
     cuts = name in SCORERS and name not in METHODS
-    taken = _OPTIONS if name in METHODS else {FLOOR} if cuts else set()
-    if any(option in _OPTIONS - taken for option, _ in options):
-        what = f"no options but {FLOOR}" if cuts else "no options"
+    taken = {FLOOR, *SCORERS[name].options} if cuts else _OPTIONS - {*SCORER_OPTIONS} if name in METHODS else set()
+    if alien := [option for option, _ in options if option in _OPTIONS - taken]:
+        what = f"no options but {' and '.join(sorted(taken))}" if cuts else "no options"
+        what = f"no {alien[0]}" if name in METHODS else what
         reasons.append(f"`--methods {name}` takes {what}, but is {text}.")
     if cuts and FLOOR not in dict(options):
         options.append((FLOOR, "1"))
+    if cuts and not reasons:
+        with noted(reasons):
+            make_scorer(name, dict(options))
     if reasons:
         raise Refusal(*reasons)
     return Arm(label, name, tuple(sorted(options)))

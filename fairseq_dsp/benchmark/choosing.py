@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,19 +20,18 @@ from fairseq_dsp.benchmark import lookup, roles
 from fairseq_dsp.benchmark.arms import DENSE, FLOOR, OF_THE_TRAINING, Arm, control_layout
 from fairseq_dsp.benchmark.choice_optimizer import optimizer_of, optimizer_options
 from fairseq_dsp.benchmark.lookup import SPECIAL, WORDS, Lookup, digits
-from fairseq_dsp.checkpoints.batches import loss_of
+from fairseq_dsp.checkpoints.batches import loss_of, words_of
 from fairseq_dsp.checkpoints.building import VocabularyTask
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.recipe import derive
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import budget_out_of_range, objections
 from fairseq_dsp.plugin.teacher import Teacher
-from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.scoring import make_scorer
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.floors import floors_of, objection_to_floor, parse_floor, top_k_above_floors
 from fairseq_dsp.units.heads import HEADS
@@ -264,15 +264,10 @@ class Bench:
         """The k heads of the dense model to which a scorer gives most, above the arm's floor."""
         model = self.build({"head_layout": str(Layout.full(self.setting.grid))}, self._dense_state()).eval()
         generator = torch.Generator().manual_seed(_SCORING_SEED + self.seed)
-        subject = Subject(
-            grid=self.setting.grid,
-            modules=modules_at(model, self.setting.grid),
-            batches=[self.lookup.batch(self.setting.batch, generator) for _ in range(10)],
-            loss=lambda batch: loss_of(model, batch),
-            seed=self.seed,
-        )
+        batches = [self.lookup.batch(self.setting.batch, generator) for _ in range(10)]
+        subject = Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), self.seed)
         grid = self.setting.grid
-        scores = SCORERS[arm.name]().score(subject, torch.ones(grid.total))
+        scores = make_scorer(arm.name, dict(arm.options)).score(subject, torch.ones(grid.total))
         return Layout.of_mask(grid, top_k_above_floors(scores, k, floors_of(grid, _floor(arm)) if k else ()))
 
 

@@ -37,13 +37,28 @@ _BATCH_OPTIONS = (
 
 def loss_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:
     """Negative log-likelihood of every sentence's target tokens, summed over them: [B]."""
+    log_probs = log_probs_of(model, batch)
+    target = batch["target"].to(log_probs.device)
+    likelihood = log_probs.gather(2, target.unsqueeze(2)).squeeze(2)
+    return -likelihood.masked_fill(target == model.decoder.padding_idx, 0.0).sum(dim=1)
+
+
+def log_probs_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Tensor:
+    """The logarithms of the probabilities of all next words: [B, T, words]."""
     device = model.encoder.embed_tokens.weight.device
     if device.type == "cuda":
         batch = utils.move_to_cuda(batch, device=device)
-    log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
-    target = batch["target"]
-    likelihood = log_probs.gather(2, target.unsqueeze(2)).squeeze(2)
-    return -likelihood.masked_fill(target == model.decoder.padding_idx, 0.0).sum(dim=1)
+    return model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
+
+
+def words_of(model: DspTransformerModel, batch: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What of the batch is no padding, and what is a symbol for the end of a sentence: two of [B, L] bool, by side."""
+    device = model.encoder.embed_tokens.weight.device
+    found = {}
+    for side, name in (("encoder", "src_tokens"), ("decoder", "prev_output_tokens")):
+        tokens, dictionary = batch["net_input"][name].to(device), getattr(model, side).dictionary
+        found[side] = tokens != dictionary.pad(), tokens == dictionary.eos()
+    return found
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from fairseq_dsp.cli.waiting import steps
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, as_command
 from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.scoring.attention_statistics import STATISTICS
 from fairseq_dsp.units.groups import part_of
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KINDS
@@ -25,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
         description="Scores the units of a finished fairseq transformer, its attention heads and the neurons of its feed-forward "
         "networks, for fairseq-dsp-prune --scores.",
     )
-    readers = " and ".join(READERS)
+    readers = ", ".join(READERS)
     parser.add_argument("data", metavar="DATA-BIN", nargs="?", help=f"the data folder; read by {readers} alone")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="the model, dense or with gates")
     parser.add_argument("--scorer", required=True, metavar="NAME", help="one of " + ", ".join(SCORERS))
@@ -50,6 +51,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--iterative", metavar="N", help="score again after every N units removed")
     parser.add_argument("--seed", help="of the choice of batches and of random scores (default: 1)")
+    parser.add_argument("--statistic", metavar="NAME", help="of attention-statistics: one of " + ", ".join(STATISTICS))
+    parser.add_argument(
+        "--norm", metavar="NAME", help="of function-norm: absolute (the default) or relative to the stream"
+    )
+    parser.add_argument("--scorer-model", metavar="FILE", help="of one-shot: a file of fairseq-dsp-train-scorer")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser

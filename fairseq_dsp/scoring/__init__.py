@@ -6,16 +6,20 @@ file, add its class to `_CLASSES`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.scoring.attention_statistics import AttentionStatisticsScorer
 from fairseq_dsp.scoring.fisher import FisherScorer
+from fairseq_dsp.scoring.function_norm import FunctionNormScorer
 from fairseq_dsp.scoring.gradient import GradientScorer
 from fairseq_dsp.scoring.joint_fisher import JointFisherScorer
 from fairseq_dsp.scoring.magnitude import MagnitudeScorer
+from fairseq_dsp.scoring.one_shot import OneShotScorer
 from fairseq_dsp.scoring.random import RandomScorer
 from fairseq_dsp.scoring.subject import Subject
 
@@ -28,12 +32,16 @@ class Scorer(Protocol):
         comparable: whether scores of different kinds may be compared, so that one budget may be spent on all of them.
         reads_data: whether the scores depend on sentences, and on which units are left.
         takes_seed: whether something is drawn, the sentences or the scores.
+        heads_alone: whether it scores heads and no other kind of unit.
+        options: names of its own options, which its constructor takes as texts, None where they are not given, and refuses.
     """
 
     name: ClassVar[str]
     comparable: ClassVar[bool]
     reads_data: ClassVar[bool]
     takes_seed: ClassVar[bool]
+    heads_alone: ClassVar[bool]
+    options: ClassVar[tuple[str, ...]]
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         """The units' scores: [n] float64; larger matters more.
@@ -43,8 +51,28 @@ class Scorer(Protocol):
         """
 
 
-_CLASSES: tuple[type[Scorer], ...] = (GradientScorer, FisherScorer, JointFisherScorer, MagnitudeScorer, RandomScorer)
+_CLASSES: tuple[type[Scorer], ...] = (
+    GradientScorer,
+    FisherScorer,
+    JointFisherScorer,
+    FunctionNormScorer,
+    AttentionStatisticsScorer,
+    OneShotScorer,
+    MagnitudeScorer,
+    RandomScorer,
+)
 SCORERS = {scorer.name: scorer for scorer in _CLASSES}
+SCORER_OPTIONS = tuple(dict.fromkeys(option for scorer in _CLASSES for option in scorer.options))
+
+
+def make_scorer(name: str, options: Mapping[str, str | None]) -> Scorer:
+    """The scorer of a name with those of the options that are its own.
+
+    Raises:
+        Refusal: it cannot have them, or needs one that is missing.
+    """
+    kind: Callable[..., Scorer] = SCORERS[name]
+    return kind(**{option: options.get(option) for option in SCORERS[name].options})
 
 
 def finite_scores(scorer: Scorer, subject: Subject, live: Tensor) -> Tensor:

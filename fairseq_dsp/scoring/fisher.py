@@ -37,6 +37,8 @@ class FisherScorer:
     comparable: ClassVar[bool] = True
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
+    heads_alone: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         if subject.grid.noun == "heads":

@@ -27,6 +27,8 @@ class GradientScorer:
     comparable: ClassVar[bool] = False
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
+    heads_alone: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         scores = mean_over_sentences(subject, live, lambda derivatives: derivatives.abs().sum(dim=0)) * live

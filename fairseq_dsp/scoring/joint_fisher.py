@@ -35,6 +35,8 @@ class JointFisherScorer:
     comparable: ClassVar[bool] = True
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
+    heads_alone: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         units = subject.grid.total

@@ -29,6 +29,8 @@ class MagnitudeScorer:
     comparable: ClassVar[bool] = False
     reads_data: ClassVar[bool] = False
     takes_seed: ClassVar[bool] = False
+    heads_alone: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         scores = torch.zeros(subject.grid.total, dtype=torch.float64)

@@ -19,6 +19,8 @@ class RandomScorer:
     comparable: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
     takes_seed: ClassVar[bool] = True
+    heads_alone: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         return torch.from_numpy(np.random.default_rng(subject.seed % 2**64).random(subject.grid.total))

@@ -104,6 +104,11 @@ def _objections(file: ScoreFile, first: ScoreFile) -> list[str]:
         )
     if file.scorer != first.scorer:
         found.append(f"must be by the same scorer as the first ({first.scorer}), but is by {file.scorer}.")
+    elif file.options != first.options:
+        said = [", ".join(f"{name} {value}" for name, value in (each.options or {}).items()) for each in (first, file)]
+        found.append(
+            f"must be by the same options of the scorer as the first ({said[0] or 'none'}), but is by {said[1] or 'none'}."
+        )
     if file.order is not None:
         found.append("must be of one scoring, but is of several in between which heads were removed (`--iterative`).")
     if min(file.scores, default=0.0) < 0 or not sum(file.scores) > 0:

@@ -12,6 +12,10 @@ Where neurons are units too the format is 2. It says of which kinds the scored u
 compared; `scores` and `order` count the units of these kinds, and earlier versions refuse it:
 
     "units": ["heads", "ffn"], "comparable": true
+
+Options of the scorer's own that were given stand at the end, in either format:
+
+    "options": {"norm": "relative"}
 """
 
 from __future__ import annotations
@@ -37,8 +41,7 @@ from fairseq_dsp.units.layout import Layout, is_layout
 FORMATS = (1, 2)
 _ADDED = ("units", "comparable")
 _OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
-
-_LATER = ("weights", "pairs")  # left out where there are none
+_LATER = ("weights", "pairs", "options")  # left out where there are none
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class ScoreFile:
         units: kinds of the units that are scored, in the order of a grid.
         comparable: whether scores of different kinds may be compared.
         pairs: language pairs of the sentences, as `en-de`; None where the model has but one.
+        options: of the scorer's own, as given, of files their names alone; None where none is given.
     """
 
     version: str
@@ -80,6 +84,7 @@ class ScoreFile:
     units: tuple[str, ...] = (HEADS.name,)
     comparable: bool = True
     pairs: tuple[str, ...] | None = None
+    options: dict[str, str] | None = None
 
     @property
     def format(self) -> int:
@@ -220,6 +225,10 @@ def _is_fingerprint(value: Any) -> bool:
     return all(isinstance(each, str) and re.fullmatch(rf"[0-9a-f]{{{2 * SIZE}}}", each) for each in value.values())
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, str) for each in value.values())
+
+
 def _are_kinds(value: Any) -> bool:
     known = [kind.name for kind in KINDS]
     return isinstance(value, list) and value != [] and [name for name in known if name in value] == value
@@ -282,4 +291,5 @@ _RULES: Rules = {
     "units": (f"a list of {', '.join(kind.name for kind in KINDS)}, in this order", _are_kinds),
     "comparable": ("true or false", lambda value: isinstance(value, bool)),
     "pairs": ("a list of language pairs", _are_pairs),
+    "options": ("texts by name", _is_texts),
 }

@@ -65,6 +65,7 @@ SMALLER = {
     ],
     ("fairseq-dsp-prune", ""): ["--force"],
     ("fairseq-dsp-score", ""): ["--force --batches 2"],
+    ("fairseq-dsp-train-scorer", ""): ["--force --steps 3 --batches 2"],
     ("fairseq-dsp-export", ""): ["--force"],
     ("fairseq-dsp-bench", ""): ["--pairs 1 --warmup 0 --no-memory --max-tokens 50 --output-length 2 --batch-size 1,2"],
     ("fairseq-dsp-report", ""): ["--force"],
@@ -129,7 +130,7 @@ def parsed(command: str) -> tuple[Callable[[], object], list[str], dict[str, str
     words = [word for word in words if word not in ("<", ">") and word not in files.values()]
     name, *words = words
     if name != "python":
-        module = MODULES.get(name, "fairseq_dsp.cli." + name.removeprefix("fairseq-dsp-"))
+        module = MODULES.get(name, "fairseq_dsp.cli." + name.removeprefix("fairseq-dsp-").replace("-", "_"))
         importlib.import_module(module)  # before the fork
         return lambda: importlib.import_module(module).cli_main(), words, files
     if words[0] == "-m":
@@ -203,6 +204,7 @@ def place(data: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
     for command in recipe().commands:
         act_in(folder, command)
     (folder / "checkpoint_best.pt").symlink_to("checkpoints/checkpoint_best.pt")
+    (folder / "other.pt").symlink_to("dense.pt")
     return folder
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from commands import HEADS, QUIET, Result, assert_refused, generate, heads_in, load, prune, run, train
+from scored import NETWORK
 
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.units.layout import Layout
@@ -20,8 +21,29 @@ SCORE = "fairseq_dsp.cli.score"
 ALL = "enc:11.11/dec:11.11/cross:11.11"
 
 
+def needed(scorer: str, folder: Path) -> list[Any]:
+    """What the scorer cannot do without; files lie in a folder of their own."""
+    if scorer == "attention-statistics":
+        return ["--statistic", "confidence"]
+    if scorer == "one-shot":
+        (folder.parent / f"{folder.name}-scorer.json").write_text(NETWORK.text())
+        return ["--scorer-model", folder.parent / f"{folder.name}-scorer.json"]
+    return []
+
+
 def score(data: Any, path: Any, output: Path, *extra: Any, scorer: str = "gradient", ok: bool = True) -> Result:
-    arguments = [data, "--path", path, "--scorer", scorer, "--output", output, "--cpu", *extra]
+    arguments = [
+        data,
+        "--path",
+        path,
+        "--scorer",
+        scorer,
+        "--output",
+        output,
+        "--cpu",
+        *needed(scorer, output.parent),
+        *extra,
+    ]
     done = run(SCORE, *arguments, folder=output.parent)
     assert not ok or done.code == 0, done.err[-3000:]
     return done
@@ -32,6 +54,21 @@ def content(path: Path) -> dict[str, Any]:
 
 
 class TestScoring:
+    @pytest.mark.parametrize(
+        ("scorer", "options", "said"),
+        [
+            ("attention-statistics", [], {"statistic": "confidence"}),
+            ("function-norm", [], None),
+            ("function-norm", ["--norm", "relative"], {"norm": "relative"}),
+            ("gradient", [], None),
+        ],
+    )
+    def test_says_the_options_of_the_scorer_s_own(self, scorer, options, said, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--subset", "valid", *options, scorer=scorer)
+        assert content(tmp_path / "scores.json").get("options") == said
+        prune(dense, tmp_path / "small.pt", "--scores", tmp_path / "scores.json", "--unpruned-heads", 3)
+        assert heads_in(tmp_path / "small.pt") == 3
+
     @pytest.mark.parametrize("scorer", SCORERS)
     def test_a_dense_checkpoint_of_stock_fairseq_and_pruning_by_it(self, scorer, data, dense, tmp_path):
         subset = ["--subset", "valid"] if SCORERS[scorer].reads_data else []
@@ -178,6 +215,43 @@ class TestRefusals:
     def test_of_an_option_is_one_sentence_and_nothing_is_written(self, options, words, data, dense, tmp_path):
         assert_refused(score(data, dense, tmp_path / "scores.json", *options, ok=False), *words)
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("scorer", "options", "words"),
+        [
+            (
+                "gradient",
+                ["--statistic", "entropy"],
+                ["`--statistic` belongs to `--scorer attention-statistics`, but is entropy"],
+            ),
+            (
+                "magnitude",
+                ["--norm", "relative"],
+                ["`--norm` belongs to `--scorer function-norm`", "`--scorer magnitude`"],
+            ),
+            ("function-norm", ["--norm", "big"], ["`--norm` must be absolute or relative, but is big."]),
+            ("gradient", ["--scorer-model", "x"], ["`--scorer-model` belongs to `--scorer one-shot`, but is x"]),
+            ("one-shot", [], ["`--scorer-model` must be given for `--scorer one-shot`"]),
+            (
+                "one-shot",
+                ["--scorer-model", "nowhere"],
+                ["`--scorer-model` must be a file, but nowhere cannot be read"],
+            ),
+            ("attention-statistics", ["--statistic", "kurtosis"], ["`--statistic`", "entropy, confidence", "kurtosis"]),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_of_options_of_other_scorers_and_of_values_that_there_are_none_of(
+        self, scorer, options, words, data, dense, tmp_path
+    ):
+        folder = [] if scorer == "magnitude" else [data]
+        arguments = [*folder, "--path", dense, "--scorer", scorer, "--output", tmp_path / "out", "--cpu", *options]
+        assert_refused(run(SCORE, *arguments, folder=tmp_path), *words)
+        assert not list(tmp_path.iterdir())
+
+    def test_of_no_statistic(self, data, dense, tmp_path):
+        arguments = [data, "--path", dense, "--scorer", "attention-statistics", "--output", tmp_path / "out", "--cpu"]
+        assert_refused(run(SCORE, *arguments, folder=tmp_path), "`--statistic` must be one of", "not given")
 
     def test_come_all_at_once(self, tmp_path):
         (tmp_path / "out").mkdir()

@@ -40,7 +40,13 @@ def content(path: Path) -> dict[str, Any]:
 
 
 class TestKinds:
-    @pytest.mark.parametrize("scorer", SCORERS)
+    @pytest.mark.parametrize("scorer", [name for name, scorer in SCORERS.items() if scorer.heads_alone])
+    def test_what_reads_attention_scores_heads_alone(self, scorer, data, dense, tmp_path):
+        done = score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer=scorer, ok=False)
+        words = f"`--units` must be heads for `--scorer {scorer}`, which reads attention, but is heads,ffn."
+        assert_refused(done, words, reasons=2)  # it lacks an option of its own too
+
+    @pytest.mark.parametrize("scorer", [name for name, scorer in SCORERS.items() if not scorer.heads_alone])
     def test_heads_and_neurons_one_by_one_are_scored_by_every_scorer(self, scorer, data, dense, tmp_path):
         done = score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer=scorer)
         found = content(tmp_path / "scores.json")

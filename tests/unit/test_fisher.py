@@ -9,15 +9,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import few_examples
-from scored import ALL, GRID, PAIRS, SINGLE, SOME, UNEVEN, batch_of, dense, sentence_of, slow_derivatives, subject_of
+from scored import (
+    ALL,
+    PAIRS,
+    SINGLE,
+    SOME,
+    UNEVEN,
+    batch_of,
+    dense,
+    sentence_of,
+    slow_derivatives,
+    subject_of,
+    subject_over,
+    subject_without_model,
+)
 from torch import Tensor
 
-from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.joint_cost import removal_by_joint_cost
-from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import hard_top_k
 
@@ -41,13 +51,7 @@ class TestFisher:
     def test_does_not_depend_on_how_sentences_are_put_into_batches(self):
         model = dense()
         found = SCORERS["fisher"]().score(subject_of(model, (0,)), torch.ones(18))
-        one_by_one = Subject(
-            grid=GRID,
-            modules=modules_at(model, GRID),
-            batches=[sentence_of(batch_of(0), row) for row in range(3)],
-            loss=lambda batch: loss_of(model, batch),
-            seed=1,
-        )
+        one_by_one = subject_over(model, [sentence_of(batch_of(0), row) for row in range(3)])
         torch.testing.assert_close(SCORERS["fisher"]().score(one_by_one, torch.ones(18)), found, rtol=1e-9, atol=1e-12)
 
     def test_of_heads_that_cannot_matter_is_zero(self):
@@ -118,7 +122,7 @@ class TestFisherOfSeveralKinds:
 class TestJointFisher:
     def test_of_more_units_than_a_table_of_pairs_holds_is_refused(self):
         grid = Grid.of_stacks(ffn_enc=(9000,), ffn_dec=(9000,))
-        subject = Subject(grid, {}, [], lambda batch: batch, 1)
+        subject = subject_without_model(grid)
         with pytest.raises(
             Refusal, match="`--scorer joint-fisher` must have at most 8192 units, .* but there are 18000"
         ):

@@ -90,6 +90,7 @@ def test_worst_protects_the_pair_whose_heads_the_sum_would_give_up():
         ),
         ({"weights": None}, "an earlier version"),
         ({"scorer": "fisher"}, "by the same scorer as the first"),
+        ({"options": {"norm": "relative"}}, "same options of the scorer as the first (none), but is by norm relative."),
         ({"order": (0, 1), "iterative": 1}, "--iterative"),
         ({"scores": (-1.0, 2.0)}, "none is negative"),
         ({"scores": (0.0, 0.0)}, "one is above 0"),

@@ -68,10 +68,21 @@ def reasons_of(path: str) -> tuple[str, ...]:
 class TestRoundTrip:
     no_data = replace(ONE_SHOT, scorer="random", subset=None, batches=None, max_tokens=None, sentences=None)
 
+    with_options = replace(MARKED, scorer="function-norm", options={"norm": "relative"})
+
     @pytest.mark.parametrize(
         "file",
-        [ONE_SHOT, ITERATIVE, no_data, MARKED, KINDS, NEURONS, replace(KINDS, order=tuple(range(8)), iterative=2)],
-        ids=["one shot", "iterative", "no data", "marked", "kinds", "neurons", "iterative kinds"],
+        [
+            ONE_SHOT,
+            ITERATIVE,
+            no_data,
+            MARKED,
+            KINDS,
+            NEURONS,
+            with_options,
+            replace(KINDS, order=tuple(range(8)), iterative=2),
+        ],
+        ids=["one shot", "iterative", "no data", "marked", "kinds", "neurons", "options", "iterative kinds"],
     )
     def test_keeps_everything(self, file, written):
         assert read_scores(written(file.text())) == file
@@ -276,6 +287,10 @@ class TestRefusals:
             ("weights", {"float32": "f" * 31}),
             ("weights", {"float32": "F" * 32}),
             ("weights", {"float32": "f" * 32, "float16": None}),
+            ("options", None),
+            ("options", {}),
+            ("options", {"norm": 1}),
+            ("options", ["relative"]),
         ],
     )
     def test_of_a_wrong_value_name_it(self, name, value, written):

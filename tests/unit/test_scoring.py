@@ -9,14 +9,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import build, few_examples, many_examples
-from scored import ALL, GRID, PAIRS, SOME, UNEVEN, batch_of, dense, sentence_of, slow_derivatives, subject_of
+from scored import (
+    ALL,
+    GRID,
+    PAIRS,
+    SOME,
+    UNEVEN,
+    batch_of,
+    dense,
+    sentence_of,
+    slow_derivatives,
+    subject_of,
+    subject_without_model,
+)
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.surgery import attentions, mask_heads, modules_at, shrink_model
 from fairseq_dsp.scoring import SCORERS, removal_order
-from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.subset import hard_top_k
 
@@ -152,7 +163,7 @@ class TestRemovalOrder:
         count = len(scores)
         grid = Grid.of_heads((count,), (), ())
         scorer = Scripted([float(score) for score in scores])
-        subject = Subject(grid, {}, [], lambda batch: batch, 1)
+        subject = subject_without_model(grid)
         first, order = removal_order(scorer, subject, count + more)
         assert len(scorer.asked) == 1
         assert first.tolist() == scores
@@ -164,14 +175,14 @@ class TestRemovalOrder:
     @given(st.integers(1, 7))
     def test_scores_again_after_every_few_and_only_what_is_left(self, step):
         scorer = Scripted([float(head) for head in range(7)])
-        _, order = removal_order(scorer, Subject(Grid.of_heads((7,), (), ()), {}, [], lambda batch: batch, 1), step)
+        _, order = removal_order(scorer, subject_without_model(Grid.of_heads((7,), (), ())), step)
         assert order == list(range(7))
         assert len(scorer.asked) == -(-7 // step)
         assert [int(live.sum()) for live in scorer.asked] == list(range(7, 0, -step))
 
     def test_follows_the_scores_as_they_change(self):
         scorer = Scripted([1, 2, 3, 4], [0, 9, 8, 7], [0, 5, 6, 0])
-        _, order = removal_order(scorer, Subject(Grid.of_heads((4,), (), ()), {}, [], lambda batch: batch, 1), 1)
+        _, order = removal_order(scorer, subject_without_model(Grid.of_heads((4,), (), ())), 1)
         assert order == [0, 3, 1, 2]
 
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -179,14 +190,12 @@ class TestRemovalOrder:
     def test_of_scores_that_are_no_numbers_is_refused_in_whatever_round(self, turn, value):
         answers = [[0.1, 0.2, 0.3, 0.4] for _ in range(4)]
         answers[turn][3] = float(value)
-        subject = Subject(Grid.of_heads((4,), (), ()), {}, [], lambda batch: batch, 1)
+        subject = subject_without_model(Grid.of_heads((4,), (), ()))
         with pytest.raises(Refusal, match=f"of `--scorer scripted` must be finite, .* with {4 - turn} of 4 heads left"):
             removal_order(Scripted(*answers), subject, 1)
 
     def test_of_a_model_without_heads_is_empty(self):
-        assert (
-            removal_order(Scripted([]), Subject(Grid.of_heads((), (), ()), {}, [], lambda batch: batch, 1), 2)[1] == []
-        )
+        assert removal_order(Scripted([]), subject_without_model(Grid.of_heads((), (), ())), 2)[1] == []
 
     def test_by_gradient_of_a_real_model_equals_one_scoring_at_once_and_differs_head_by_head(self):
         model = dense()

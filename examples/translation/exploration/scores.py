@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fairseq_dsp.api.scoring import subject_of
+from fairseq_dsp.api.score_work import subject_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.sentence_gates import loss_derivatives
