@@ -26,9 +26,11 @@ AUTO = "auto"
 
 
 # Of `PruningConfig`, what no command line of a model declares.
-UNDECLARED = ("seed", "importance_lr", "derived")
+UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
-LATER = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
+LATER = (
+    "recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived", "budget", "sentence", "prices",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,21 @@ class PruningConfig:
             "range": True,
         },
     )
+    budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "in place of --unpruned-heads: a number of heads, a share of them (0.25), or what the whole model may cost, "
+            "parameters=20M or macs=0.5 (multiply-adds a sentence; a share is of the dense model's)"
+        },
+    )
+    sentence: str | None = field(
+        default=None,
+        metadata={
+            "help": "what macs= is counted of: source and target tokens and the beam, as 25,24,5 (default: mean lengths of the "
+            "validation set, beam 5)"
+        },
+    )
+    prices: str | None = None  # what `--budget` comes to in this model, as `units/prices` writes it
     head_layout: str | None = field(
         default=None,
         metadata={
@@ -160,7 +177,7 @@ class PruningConfig:
     seed: int = 1
 
     @property
-    def budget(self) -> int | None:
+    def kept_heads(self) -> int | None:
         """K; None where it is not given, and where the method finds its own (`auto`)."""
         return self.unpruned_heads if isinstance(self.unpruned_heads, int) else None
 

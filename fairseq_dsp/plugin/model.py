@@ -29,6 +29,7 @@ from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, install_gates, make_prunable, remove_gates, shrink_model
+from fairseq_dsp.plugin.costing import prices_of
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
@@ -102,6 +103,9 @@ class DspTransformerModel(TransformerModel):
             method = method_class(config)
             model = super().build_model(args, task)
             model.unchecked = args
+            if config.budget is not None and config.prices is None:
+                set_option(args, "prices", prices_of(model, config))
+                config = PruningConfig.from_model_cfg(args)
             model._take_heads(args, config)
             if method.learned:
                 grid = model.layout.surviving
