@@ -77,6 +77,7 @@ setup(
             "fairseq-dsp-prune = fairseq_dsp.cli.prune:cli_main",
             "fairseq-dsp-score = fairseq_dsp.cli.score:cli_main",
             "fairseq-dsp-average = fairseq_dsp.cli.average:cli_main",
+            "fairseq-dsp-merge = fairseq_dsp.cli.merge:cli_main",
             "fairseq-dsp-export = fairseq_dsp.cli.export:cli_main",
             "fairseq-dsp-report = fairseq_dsp.cli.report:cli_main",
             "fairseq-dsp-bench = fairseq_dsp.cli.bench:cli_main",

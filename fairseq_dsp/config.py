@@ -24,18 +24,16 @@ _RANGE = re.compile(r"(\d{1,6})\.\.(\d{1,6})")
 # What `--unpruned-heads` takes for a number in a method that finds its own.
 AUTO = "auto"
 
-
 # Of `PruningConfig`, what no command line of a model declares.
 UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
-LATER = (
-    "recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived", "budget", "sentence", "prices",
-)  # fmt: skip
+LATER: tuple[str, ...] = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
+LATER += ("ffn_group", "budget", "sentence", "prices")
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Options of head pruning. Help texts are the metadata; `None` means "not given"."""
+    """Options of pruning. Help texts are the metadata; `None` means "not given"."""
 
     head_selection: str | None = field(
         default=None,
@@ -57,23 +55,25 @@ class PruningConfig:
     )
     budget: str | None = field(
         default=None,
-        metadata={
-            "help": "in place of --unpruned-heads: a number of heads, a share of them (0.25), or what the whole model may cost, "
-            "parameters=20M or macs=0.5 (multiply-adds a sentence; a share is of the dense model's)"
-        },
+        metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), parameters=20M or macs=0.5"},
     )
     sentence: str | None = field(
         default=None,
-        metadata={
-            "help": "what macs= is counted of: source and target tokens and the beam, as 25,24,5 (default: mean lengths of the "
-            "validation set, beam 5)"
-        },
+        metadata={"help": "what macs= is counted of: S,T,BEAM (default: validation set's mean lengths, 5)"},
     )
     prices: str | None = None  # what `--budget` comes to in this model, as `units/prices` writes it
     head_layout: str | None = field(
         default=None,
         metadata={
-            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…) or a checkpoint to take it from"
+            "help": "build a model with these heads only: a layout (enc:…/dec:…/cross:…, with /ffn-enc:…/ffn-dec:… for groups of neurons too) "
+            "or a checkpoint to take it from"
+        },
+    )
+    ffn_group: int | None = field(
+        default=None,
+        metadata={
+            "help": "how many neurons of a feed-forward network are one unit, for a --head-layout with ffn-enc and ffn-dec "
+            "(default: as many as its marks say)",
         },
     )
     head_counts: str | None = field(

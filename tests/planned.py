@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/translation"))
 
 from reproduction import plan, presets
-from reproduction.commands import Settings
+from reproduction.commands import Setup
 from reproduction.steps import Run, Step
 
 SEEDS = pytest.mark.parametrize("seed", [1, 2])
@@ -28,7 +28,7 @@ def runs(*methods: str, budgets: tuple[Any, ...] = (4, 2), **settings: Any) -> d
     )
     shared: dict[str, Any] = {"gpu": False, "precision": "fp32"}
     shared |= {name: value for name, value in settings.items() if name not in fields}
-    whole = Settings(preset, presets.schedule(preset, 100), "aa", "bb", "subword_nmt", **shared)
+    whole = Setup(preset, presets.schedule(preset, 100), "aa", "bb", "subword_nmt", **shared)
     made = plan.plan(whole, methods, budgets, (1, 2))
     assert len({run.name for run in made}) == len(made)
     for number, run in enumerate(made):

@@ -1,4 +1,4 @@
-"""A small model to score, and the derivatives of its loss by its heads' gates, one sentence and one gate at a time."""
+"""A small model to score, and the derivatives of its loss by its units' gates, one sentence and one gate at a time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from models import PAD, build_with, sentences
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
-from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.scoring.subject import Subject
+from fairseq_dsp.units.kinds import KIND_OF
 from fairseq_dsp.units.layout import Grid, Layout
 
 GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
 ALL = Layout.full(GRID)
 SOME = Layout.parse("enc:101.111/dec:000.011/cross:110.100")
 
+# Heads, and neurons in groups of 7, of 2 and one by one.
+PAIRS = Layout.full(Grid.of_stacks(enc=(3, 3), dec=(3, 3), cross=(3, 3), ffn_enc=(2, 2), ffn_dec=(2, 2)))
+SINGLE = Layout.full(Grid.of_stacks(enc=(1, 1), dec=(1, 1), cross=(1, 1), ffn_enc=(14, 14), ffn_dec=(14, 14)))
+UNEVEN = Layout.parse("enc:101.111/dec:000.011/cross:110.100/ffn-enc:1011000.0000000/ffn-dec:1111111.0000001")
+
 
 def dense(layout: Layout = ALL) -> Any:
-    return build_with(layout)
+    heads = max(layout.grid.of("enc"))
+    return build_with(layout, encoder_attention_heads=heads, decoder_attention_heads=heads)
 
 
 def batch_of(seed: int = 0) -> dict[str, Any]:
@@ -36,7 +43,7 @@ def batch_of(seed: int = 0) -> dict[str, Any]:
 def subject_of(model: Any, seeds: tuple[int, ...] = (0, 1), seed: int = 5) -> Subject:
     return Subject(
         grid=model.layout.surviving,
-        attentions=dict(attentions(model, model.layout.grid)),
+        modules=modules_at(model, model.layout.grid),
         batches=[batch_of(each) for each in seeds],
         loss=lambda batch: loss_of(model, batch),
         seed=seed,
@@ -56,22 +63,21 @@ def sentence_of(batch: dict[str, Any], row: int) -> dict[str, Any]:
 
 
 def slow_derivatives(model: Any, batches: list[dict[str, Any]], live: Tensor) -> Tensor:
-    """(L(gate + e) - L(gate - e)) / 2e of every head and sentence: [H, sentences]; 0 for a head that is not live."""
+    """(L(gate + e) - L(gate - e)) / 2e of every unit and sentence: [n, sentences]; 0 for a unit that is not live."""
     grid, step = model.layout.surviving, 1e-5
-    sites = [
-        (attention, head)
-        for _, attention in attentions(model, model.layout.grid)
-        for head in range(attention.num_heads)
-    ]
-    weights = [attention.out_proj.weight.detach().clone() for attention, _ in sites]
+    readers = []  # of every unit: the map that reads what it computed, and which columns of its weight are the unit's
+    for site, module in modules_at(model, grid).items():
+        reader = module.out_proj if KIND_OF[site.stack].name == "heads" else module.fc2
+        width = reader.weight.size(1) // max(grid.size(site), 1)
+        readers += [(reader, slice(unit * width, (unit + 1) * width)) for unit in range(grid.size(site))]
+    weights = [reader.weight.detach().clone() for reader, _ in readers]
 
     def loss_with(gates: list[float], sentence: dict[str, Any]) -> float:
         with torch.no_grad():
-            for (attention, _), weight in zip(sites, weights, strict=True):
-                attention.out_proj.weight.copy_(weight)
-            for (attention, head), gate in zip(sites, gates, strict=True):
-                span = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
-                attention.out_proj.weight[:, span] *= gate
+            for (reader, _), weight in zip(readers, weights, strict=True):
+                reader.weight.copy_(weight)
+            for (reader, columns), gate in zip(readers, gates, strict=True):
+                reader.weight[:, columns] *= gate
             log_probs = model(**sentence["net_input"])[0].log_softmax(-1)
         target = sentence["target"][0]
         return -sum(float(log_probs[0, position, word]) for position, word in enumerate(target.tolist()))
@@ -87,6 +93,6 @@ def slow_derivatives(model: Any, batches: list[dict[str, Any]], live: Tensor) ->
             derivatives.append((loss_with(up, pair) - loss_with(down, pair)) / (2 * step) if live[head] else 0.0)
         rows.append(derivatives)
     with torch.no_grad():
-        for (attention, _), weight in zip(sites, weights, strict=True):
-            attention.out_proj.weight.copy_(weight)
+        for (reader, _), weight in zip(readers, weights, strict=True):
+            reader.weight.copy_(weight)
     return torch.tensor(rows, dtype=torch.float64)

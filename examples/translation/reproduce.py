@@ -23,7 +23,7 @@ from pathlib import Path
 
 import sample_corpus
 import torch
-from reproduction.commands import Settings
+from reproduction.commands import Setup
 from reproduction.data import INFO, Data, read_data
 from reproduction.experiment import RESULT, Experiment
 from reproduction.measure import hardware
@@ -105,16 +105,16 @@ def reproduce(args: argparse.Namespace) -> int:
         raise Refusal("`--dry-run` must come with `--data`: without, the sample corpus would have to be written.")
     else:
         data = sample_data(out)
-    settings = Settings(
+    setup = Setup(
         preset=preset, schedule=schedule(preset, data.updates_an_epoch(preset.max_tokens)), source=data.source,
         target=data.target, remove_bpe=data.remove_bpe, gpu=bool(gpus),
         precision=args.precision or ("bf16" if gpus else "fp32"), raw=data.raw,
     )  # fmt: skip
-    runs = plan(settings, args.methods or preset.methods, budgets, args.seeds or preset.seeds)
+    runs = plan(setup, args.methods or preset.methods, budgets, args.seeds or preset.seeds)
     if args.dry_run:
         print("\n".join(shlex.join(step.words) for run in runs for step in run.steps))
         return 0
-    prepare_output(out, settings, data)
+    prepare_output(out, setup, data)
     waiting = [run for run in runs if not (out / "runs" / run.name / RESULT).is_file()]
     if waiting:
         refuse_full_disk(out, bytes_needed(waiting, preset, data, args.jobs, args.keep_checkpoints))
@@ -123,9 +123,9 @@ def reproduce(args: argparse.Namespace) -> int:
     place = Place(out, data.folder, threads, experiment.say)
     with place.locked():
         experiment.say(
-            f"{settings.schedule.updates_an_epoch} updates an epoch, {preset.epochs} epochs, warm-up "
-            f"{settings.schedule.warmup}, cooldown {settings.schedule.cooldown}, batches of {preset.max_tokens} tokens, "
-            f"learning rate {preset.learning_rate:g}, {' '.join(settings.schedule.importance)}"
+            f"{setup.schedule.updates_an_epoch} updates an epoch, {preset.epochs} epochs, warm-up "
+            f"{setup.schedule.warmup}, cooldown {setup.schedule.cooldown}, batches of {preset.max_tokens} tokens, "
+            f"learning rate {preset.learning_rate:g}, {' '.join(setup.schedule.importance)}"
         )
         return experiment.run(place)
 
@@ -158,14 +158,14 @@ def find_gpus(asked: str | None) -> list[str]:
     return wanted
 
 
-def prepare_output(out: Path, settings: Settings, data: Data) -> None:
+def prepare_output(out: Path, setup: Setup, data: Data) -> None:
     """Makes the folder, or checks that an earlier call's runs are comparable with these.
 
     Raises:
         Refusal: they are not.
         OSError: the folder cannot be made.
     """
-    now = {**asdict(settings.preset), "gpu": settings.gpu, "precision": settings.precision}
+    now = {**asdict(setup.preset), "gpu": setup.gpu, "precision": setup.precision}
     now = {name: value for name, value in now.items() if name not in ("methods", "budgets", "seeds")}
     now |= {f"data: {name}": value for name, value in data.info.items()}
     now = json.loads(json.dumps(now))

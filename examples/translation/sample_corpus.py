@@ -20,7 +20,10 @@ pronoun             one form                                class and number of 
 A translator therefore has to move words over long distances and to look up the class of a remote noun.
 Words are separated by single spaces, and no further tokenization is needed.
 
-Usage: ``python sample_corpus.py --output DIR [--pairs 6000] [--seed 1]``
+``--languages 3`` adds Osmir (``qos``): the verb opens the clause, after its negation, and particle and adverb close it; adjectives
+and determiner stand before the noun; number is marked on nouns and determiners alone.
+
+Usage: ``python sample_corpus.py --output DIR [--pairs 6000] [--seed 1] [--languages 3]``
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ import without_fairseq  # noqa: F401  before the imports below
 from fairseq_dsp.errors import as_command, refused_disk
 from fairseq_dsp.files.output import checked_file, refuse_no_name
 
-SOURCE, TARGET = "qar", "qte"
+SOURCE, TARGET, THIRD = "qar", "qte", "qos"
 HELD_OUT = 500  # sentence pairs in each of valid and test
 NOUNS, ADJECTIVES, VERBS, ADVERBS = 40, 14, 16, 8  # stems per word class
 DETERMINERS, PARTICLES = 3, 3
@@ -63,12 +66,15 @@ class Lexicon:
 
 ARVEL = Lexicon("ptkmnlrs", "aeio")
 TEVARI = Lexicon("bdgvzhjw", "aeou")
+OSMIR = Lexicon("fcqxptmn", "uy")
 
 # Every stem is four letters long, so the shorter function words cannot be mistaken for one.
 ARVEL_NOT, ARVEL_AND, ARVEL_WHO, ARVEL_PRONOUN = "min", "tas", "ker", "sil"
 TEVARI_NOT, TEVARI_AND, TEVARI_WHO, TEVARI_OBJECT, TEVARI_PRONOUN = "vud", "gaz", "joh", "wo", "ha"
+OSMIR_NOT, OSMIR_AND, OSMIR_WHO, OSMIR_PRONOUN = "fex", "nuc", "pif", "xo"
 ARVEL_NUMBER = ("", "k")  # singular, plural
 TEVARI_NUMBER = ("", "s")
+OSMIR_NUMBER = ("", "z")
 TEVARI_CLASS_NUMBER = (("l", "n", "r"), ("lim", "num", "ram"))  # [plural][noun class]
 
 
@@ -210,35 +216,62 @@ def _tevari(sentence: Sentence) -> list[str]:
     return words
 
 
+def _osmir_noun_phrase(phrase: NounPhrase) -> list[str]:
+    number = OSMIR_NUMBER[phrase.plural]
+    words = [OSMIR.adjectives[adjective] for adjective in phrase.adjectives]
+    words += [OSMIR.determiners[phrase.determiner] + number, OSMIR.nouns[phrase.noun] + number]
+    return words if phrase.relative is None else [*words, OSMIR_WHO, *_osmir_clause(phrase.relative, [])]
+
+
+def _osmir_clause(predicate: Predicate, subject: list[str]) -> list[str]:
+    return [
+        *([OSMIR_NOT] if predicate.negated else []),
+        OSMIR.verbs[predicate.verb],
+        *subject,
+        *_osmir_noun_phrase(predicate.obj),
+        *_optional(OSMIR.particles, predicate.particle),
+        *_optional(OSMIR.adverbs, predicate.adverb),
+    ]
+
+
+def _osmir(sentence: Sentence) -> list[str]:
+    words = _osmir_clause(sentence.first, _osmir_noun_phrase(sentence.subject))
+    second = sentence.second
+    return words if second is None else [*words, OSMIR_AND, *_osmir_clause(second, [OSMIR_PRONOUN])]
+
+
 # --- Corpus -------------------------------------------------------------------------------------------------
-def generate_pairs(count: int, seed: int) -> list[tuple[str, str]]:
+_SPELLED = {SOURCE: _arvel, TARGET: _tevari, THIRD: _osmir}
+
+
+def generate_pairs(count: int, seed: int, target: str = TARGET) -> list[tuple[str, str]]:
     """Return ``count`` (source, target) pairs, the same for the same seed; no sentence occurs twice."""
     rng = random.Random(seed)
     pairs: dict[str, str] = {}
     while len(pairs) < count:
         sentence = _draw_sentence(rng)
-        pairs[" ".join(_arvel(sentence))] = " ".join(_tevari(sentence))
+        pairs[" ".join(_arvel(sentence))] = " ".join(_SPELLED[target](sentence))
     return list(pairs.items())
 
 
-def write_corpus(directory: Path | str, pairs: int = 6000, seed: int = 1) -> None:
-    """Write ``train``, ``valid`` and ``test`` files, where ``pairs`` is the size of the training set.
+def write_corpus(directory: Path | str, pairs: int = 6000, seed: int = 1, languages: int = 2) -> None:
+    """Write ``train``, ``valid`` and ``test`` files, where ``pairs`` is the size of the training set of a language pair.
 
-    The test and validation sets hold ``HELD_OUT`` pairs each and depend on the seed alone.
+    The test and validation sets hold ``HELD_OUT`` pairs each and depend on the seed alone. Of three languages, the files of a
+    pair have its name in theirs (``train.qar-qos.qos``), and the pairs share their sources.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    everything = generate_pairs(2 * HELD_OUT + pairs, seed)
-    splits = {
-        "test": everything[:HELD_OUT],
-        "valid": everything[HELD_OUT : 2 * HELD_OUT],
-        "train": everything[2 * HELD_OUT :],
-    }
     files = []
-    for split, chosen in splits.items():
-        for side, language in enumerate((SOURCE, TARGET)):
-            text = "".join(pair[side] + "\n" for pair in chosen)
-            files.append((checked_file(directory / f"{split}.{language}", force=True), text.encode()))
+    for target in (TARGET, THIRD)[: languages - 1]:
+        everything = generate_pairs(2 * HELD_OUT + pairs, seed, target)
+        held_out = {"test": everything[:HELD_OUT], "valid": everything[HELD_OUT : 2 * HELD_OUT]}
+        splits = held_out | {"train": everything[2 * HELD_OUT :]}
+        infix = f".{SOURCE}-{target}" if languages > 2 else ""
+        for split, chosen in splits.items():
+            for side, language in enumerate((SOURCE, target)):
+                text = "".join(pair[side] + "\n" for pair in chosen)
+                files.append((checked_file(directory / f"{split}{infix}.{language}", force=True), text.encode()))
     for file, content in files:
         file.write(lambda handle, content=content: handle.write(content), "the corpus")
 
@@ -250,14 +283,15 @@ def main() -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description="Write the sample corpus (Arvel to Tevari).")
+    parser = argparse.ArgumentParser(description="Write the sample corpus (Arvel to Tevari, and to Osmir).")
     parser.add_argument("--output", required=True, help="directory to write to")
     parser.add_argument("--pairs", type=int, default=6000, help="training pairs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the sentences (default: %(default)s)")
+    parser.add_argument("--languages", type=int, choices=(2, 3), default=2, help="default: %(default)s")
     arguments = parser.parse_args()
     refuse_no_name(arguments.output)
     with refused_disk(arguments.output):
-        write_corpus(arguments.output, arguments.pairs, arguments.seed)
+        write_corpus(arguments.output, arguments.pairs, arguments.seed, arguments.languages)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python serve_ctranslate2.py MODEL --bpe-codes codes < tokenised.de > tokenised.en
     python serve_ctranslate2.py MODEL --bpe-codes codes --moses de en < raw.de > raw.en
+    python serve_ctranslate2.py MULTILINGUAL --bpe-codes codes --source-lang en --target-lang de < tokenised.en > tokenised.de
 
 Whatever was done to the text before fairseq-preprocess has to be done here too: nothing but splitting at spaces, BPE of
 subword-nmt (--bpe-codes), and before that the Moses tokeniser (--moses).
@@ -35,6 +36,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder that fairseq-dsp-export wrote")
     parser.add_argument("--bpe-codes", metavar="FILE", help="codes of subword-nmt; the translation's BPE is joined")
     parser.add_argument("--moses", nargs=2, metavar=("SRC", "TGT"), help="tokenise and detokenise these languages")
+    for side in ("source", "target"):
+        parser.add_argument(f"--{side}-lang", metavar="LANGUAGE", help="of a model of several language pairs")
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32, help="sentences that are translated together")
     parser.add_argument(
@@ -100,6 +103,16 @@ def objections(args: argparse.Namespace, limits: dict[str, Any]) -> list[str]:
         found.append(
             f"`--max-length` must be at most the {positions} positions of the model, but is {args.max_length}."
         )
+    pairs, given = limits.get("language_pairs"), (args.source_lang, args.target_lang)
+    if pairs and "-".join(each or "?" for each in given) not in pairs:
+        asked = " and ".join(each or "not given" for each in given)
+        found.append(
+            f"`--source-lang` and `--target-lang` must be a language pair of the model ({', '.join(pairs)}), but are {asked}."
+        )
+    if not pairs and any(given):
+        found.append(
+            "`--source-lang` and `--target-lang` must be for a model of several language pairs, but this one has no tokens of them."
+        )
     return found
 
 
@@ -131,8 +144,11 @@ def _serve() -> None:
         reasons.append(str(error))
     if reasons or text is None or translator is None:
         parser.error("\n".join(reasons))
-    longest = limits.get("max_source_positions", sys.maxsize) - 1  # the end of the sentence has a position too
-    most = args.max_length or min(WORDS, limits.get("max_target_positions", WORDS))
+    before = limits.get("language_pairs", {}).get(f"{args.source_lang}-{args.target_lang}", {})
+    start, prefix = before.get("source", []), before.get("target", [])  # tokens of languages
+    # the end of the sentence has a position too
+    longest = limits.get("max_source_positions", sys.maxsize) - 1 - len(start)
+    most = args.max_length or min(WORDS, limits.get("max_target_positions", WORDS) - len(prefix))
     padding, number, code = limits.get("padding"), 0, 0
     for lines in batches(sys.stdin, args.batch_size):
         # the text is no padding, whatever it says; fairseq takes words that are none of its dictionary's for unknown
@@ -141,7 +157,11 @@ def _serve() -> None:
         try:
             # 0: CTranslate2 would cut longer inputs without a word
             translated = translator.translate_batch(
-                fitting, beam_size=args.beam, max_decoding_length=most, max_input_length=0
+                [[*start, *source] for source in fitting],
+                [prefix] * len(fitting) if prefix else None,
+                beam_size=args.beam,
+                max_decoding_length=most + len(prefix),
+                max_input_length=0,
             )
         except RuntimeError as error:
             parser.exit(2, f"{parser.prog}: error: line {number + 1} to line {number + len(lines)}: {error} {ADVICE}\n")
@@ -152,7 +172,8 @@ def _serve() -> None:
                 said = f"line {number} must have at most {longest} words, which the model has positions for, but has {len(source)}"
                 print(f"{parser.prog}: error: {said}: its translation is empty.", file=sys.stderr)
                 code = 2
-            print(text.join(next(results).hypotheses[0]) if 0 < len(source) <= longest else "", flush=True)
+            done = text.join(next(results).hypotheses[0][len(prefix) :]) if 0 < len(source) <= longest else ""
+            print(done, flush=True)
     sys.exit(code)
 
 

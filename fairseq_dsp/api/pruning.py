@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.api.scoring import READERS, subject_of
+from fairseq_dsp.api.score_work import READERS, subject_of
 from fairseq_dsp.checkpoints.averaging import average as mean_of
-from fairseq_dsp.checkpoints.batches import draw_batches, set_languages
+from fairseq_dsp.checkpoints.batches import draw_batches
 from fairseq_dsp.checkpoints.choosing import Demand
+from fairseq_dsp.checkpoints.pair_batches import set_languages
 from fairseq_dsp.checkpoints.rewriting import Rewrite, Stages, rewrite
 from fairseq_dsp.config import whole_number
 from fairseq_dsp.errors import Refusal, noted
@@ -22,6 +23,8 @@ from fairseq_dsp.files.output import checked_file
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.scoring import SCORERS, finite_scores
 from fairseq_dsp.units.costs import LATENCY, MACS
+from fairseq_dsp.units.groups import part_of
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.request import parse_budget, parse_sentence
 from fairseq_dsp.units.score_file import ScoreFile, read_scores
@@ -187,7 +190,7 @@ def _stages(scorer: str | None, number: int | str | None, others: dict[str, Any]
         raise Refusal(*reasons)
 
     def score(model: Any, batches: list[dict[str, Any]]) -> Tensor:
-        subject = subject_of(model, batches, _SEED)
+        subject = subject_of(model, batches, _SEED, part_of(model.layout, [HEADS.name]).surviving)
         return finite_scores(SCORERS[scorer](), subject, torch.ones(subject.grid.total))
 
     assert isinstance(number, int)

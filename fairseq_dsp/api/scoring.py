@@ -1,30 +1,15 @@
-"""Scores of a finished model's heads. Called by `fairseq-dsp-score`."""
+"""Scores of a finished model's units. Called by `fairseq-dsp-score`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
-import torch
-
+from fairseq_dsp.api.score_work import Work, checked_options
 from fairseq_dsp.api.watching import Watch, unwatched
-from fairseq_dsp.checkpoints.batches import draw_batches, loss_of, set_languages
-from fairseq_dsp.checkpoints.building import ungated
-from fairseq_dsp.config import flag, whole_number
-from fairseq_dsp.errors import Refusal, noted
-from fairseq_dsp.files.data_folder import refuse_no_folder
-from fairseq_dsp.files.output import checked_file
-from fairseq_dsp.modules.surgery import attentions
-from fairseq_dsp.scoring import SCORERS, finite_scores, removal_order
-from fairseq_dsp.scoring.subject import Subject
+from fairseq_dsp.files.output import checked_file, checked_folder
 from fairseq_dsp.units.score_file import ScoreFile
-from fairseq_dsp.version import __version__
-
-SUBSETS = ("train", "valid")
-READERS = [name for name, scorer in SCORERS.items() if scorer.reads_data]
-_DEFAULTS: dict[str, Any] = {"subset": "train", "batches": 100, "max_tokens": 4096, "seed": 1}
-_LEAST = {"batches": 1, "max_tokens": 1, "iterative": 1, "seed": 0}
 
 
 def score(
@@ -33,6 +18,8 @@ def score(
     data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
+    units: str | None = None,
+    ffn_group: int | str | None = None,
     subset: str | None = None,
     batches: int | str | None = None,
     max_tokens: int | str | None = None,
@@ -44,19 +31,21 @@ def score(
     force: bool = False,
     watch: Watch = unwatched,
 ) -> ScoreFile:
-    """How much each head of a finished model matters: `fairseq-dsp-score`.
+    """How much each unit of a finished model matters: `fairseq-dsp-score`.
 
     Args:
         checkpoint: the model, dense or with gates, which are off while it is scored.
         scorer: `gradient`, `fisher`, `joint-fisher`, `magnitude` or `random`.
         data: the data folder; read by the first three alone.
         output: a file for the scores, JSON; None for none.
+        units: kinds of units, with commas: `heads` (the default), `ffn`, groups of neurons of the feed-forward networks.
+        ffn_group: how many neurons a group, by default 1, or as many as those in which neurons of the model were pruned.
         subset: `train` (the default) or `valid`; never the test set.
         batches: how many, drawn with the seed, or `all`; by default 100.
         max_tokens: tokens in a batch, by default 4096.
         source_lang: of `data`, where the checkpoint and the folder do not tell it. Likewise:
         target_lang: its target language.
-        iterative: score again after every so many heads removed.
+        iterative: score again after every so many units removed.
         seed: of the choice of batches and of random scores, by default 1.
         cpu: use no GPU.
         force: overwrite `output`.
@@ -70,118 +59,75 @@ def score(
         Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
     """
     given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
-    reasons = _ignored(scorer, given | {"source_lang": source_lang, "target_lang": target_lang})
-    options, wrong = _read(given)
-    reasons += wrong
-    if scorer not in SCORERS or SCORERS[scorer].reads_data:
-        with noted(reasons):
-            if data is None:
-                raise Refusal(f"DATA-BIN must be given for `--scorer {scorer}`: a folder of fairseq-preprocess.")
-            refuse_no_folder(os.fspath(data), "DATA-BIN")
-    target = None
-    with noted(reasons):
-        target = None if output is None else checked_file(output, force)
-    if reasons:
-        raise Refusal(*reasons)
-    model, task_options, weights = ungated(os.fspath(checkpoint))
-    drawn: list[dict[str, Any]] = []
-    if SCORERS[scorer].reads_data:
-        assert data is not None
-        set_languages(task_options, source_lang, target_lang)
-        which = (options[name] for name in ("subset", "batches", "max_tokens", "seed"))
-        drawn = draw_batches(model, task_options, os.fspath(data), *which)
-    model.to("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    scores, order = _scored(model, scorer, drawn, options, watch)
-    file = ScoreFile(
-        version=__version__,
-        scorer=scorer,
-        layout=model.layout,
-        scores=tuple(scores.tolist()),
-        order=None if order is None else tuple(order),
-        iterative=options["iterative"],
-        subset=options["subset"] if drawn else None,
-        batches=len(drawn) or None,
-        max_tokens=options["max_tokens"] if drawn else None,
-        sentences=sum(len(batch["target"]) for batch in drawn) or None,
-        seed=options["seed"],
-        checkpoint=os.path.basename(checkpoint),
-        weights=weights,
-    )
+    given |= {"source_lang": source_lang, "target_lang": target_lang}
+    check = None if output is None else partial(checked_file, output, force)
+    target, options = checked_options(scorer, data, given, (units, ffn_group), check)
+    file = Work.of(checkpoint, scorer, data, options, cpu).score(None, watch)
     if target is not None:
         target.write(lambda handle: handle.write(file.text().encode()), "the score file")
     return file
 
 
-def _scored(
-    model: Any, name: str, batches: list[dict[str, Any]], options: dict[str, Any], watch: Watch
-) -> tuple[torch.Tensor, list[int] | None]:
-    """Scores of the model's heads, [H], and the order of their removal where they are scored again in between."""
-    grid, step = model.layout.surviving, options["iterative"]
-    scorer = SCORERS[name]()
-    rounds = 1 if step is None else max(-(-grid.total // step), 1)
-    with watch(f"{name}, batches", rounds * len(batches)) as done:
-        subject = subject_of(model, _Watched(batches, done), options["seed"])
-        if step is None:
-            return finite_scores(scorer, subject, torch.ones(grid.total)), None
-        return removal_order(scorer, subject, step)
-
-
-def subject_of(model: Any, batches: Iterable[Any], seed: int) -> Subject:
-    """A model without gates, as it is now and in evaluation mode, for a scorer.
+def score_pairs(
+    checkpoint: str | os.PathLike[str],
+    scorer: str,
+    data: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    lang_pairs: str | Sequence[str],
+    units: str | None = None,
+    ffn_group: int | str | None = None,
+    subset: str | None = None,
+    batches: int | str | None = None,
+    max_tokens: int | str | None = None,
+    iterative: int | str | None = None,
+    seed: int | str | None = None,
+    cpu: bool = False,
+    force: bool = False,
+    watch: Watch = unwatched,
+) -> dict[str, ScoreFile]:
+    """How much each unit of a multilingual model matters to each language pair: `fairseq-dsp-score --lang-pairs`.
 
     Args:
-        batches: of fairseq.
-        seed: of what is drawn.
+        checkpoint: of fairseq's task `translation_multi_simple_epoch`, or ours, dense or with gates.
+        scorer: see `score`; one that reads data. Likewise for all that is not said here.
+        data: the data folder.
+        output: a folder for the score files, `scores.en-de.json` and so on; None for none.
+        lang_pairs: pairs that the model was trained on, with commas between.
+        batches: how many of each pair.
+        force: replace `output`, a folder of score files.
+
+    Returns:
+        the scores by pair, for `prune` and `fairseq-dsp-merge`.
+
+    Raises:
+        Refusal: the request cannot be honoured, with the sentences of the command; nothing has been written.
     """
-    model.eval()
-    return Subject(
-        grid=model.layout.surviving,
-        attentions=dict(attentions(model, model.layout.grid)),
-        batches=batches,
-        loss=lambda batch: loss_of(model, batch),
-        seed=seed,
-    )
+    given = {"subset": subset, "batches": batches, "max_tokens": max_tokens, "iterative": iterative, "seed": seed}
+    check = None if output is None else partial(checked_folder, output, force, "folders of score files", is_scores)
+    target, options = checked_options(scorer, data, given | {"lang_pairs": lang_pairs}, (units, ffn_group), check)
+    pairs = options["lang_pairs"]
+    work = Work.of(checkpoint, scorer, data, options, cpu)
+    files = {}
+    with watch(f"{scorer}, language pairs", len(pairs)) as done:
+        for drawn in [work.draw([pair]) for pair in pairs]:  # all are read before the first is scored
+            file = work.score(drawn, unwatched)
+            assert file.pairs is not None
+            files[file.pairs[0]] = file
+            done()
+    if target is not None:
+        with target.written("the score files") as folder:
+            for pair, file in files.items():
+                with open(os.path.join(folder, file_of_pair(pair)), "w", encoding="utf-8") as handle:
+                    handle.write(file.text())
+    return files
 
 
-class _Watched:
-    """Batches that tell when one of them is done."""
-
-    def __init__(self, batches: list[Any], done: Callable[[], Any]) -> None:
-        self.batches, self.done = batches, done
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            yield batch
-            self.done()
+def file_of_pair(pair: str) -> str:
+    """The name of a pair's score file in a folder of them."""
+    return f"scores.{pair}.json"
 
 
-def _read(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The options with their defaults and as numbers, and why some cannot be honoured. Of all batches None are named."""
-    found = {name: _DEFAULTS.get(name) if value is None else value for name, value in options.items()}
-    reasons: list[str] = []
-    if found["subset"] not in SUBSETS:
-        why = ": heads chosen on a test set make its scores worthless" if "test" in str(found["subset"]) else ""
-        reasons.append(f"`--subset` must be {' or '.join(SUBSETS)}, but is {found['subset']}{why}.")
-    for name, least in _LEAST.items():
-        with noted(reasons):
-            every = name == "batches" and found[name] == "all"
-            found[name] = None if every else whole_number(found[name], name, least)
-    return found, reasons
-
-
-def _ignored(name: str, options: dict[str, Any]) -> list[str]:
-    """Sentences on options that the scorer has no use for, or on a scorer that there is none of. A folder not read does no harm."""
-    if name not in SCORERS:
-        return [f"`--scorer` must be one of {', '.join(SCORERS)}, but is {name}."]
-    scorer = SCORERS[name]
-    aliens = [] if scorer.reads_data else ["iterative", "subset", "batches", "max_tokens", "source_lang", "target_lang"]
-    found = [
-        f"{flag(alien)} belongs to {' and '.join(READERS)}: `--scorer {name}` reads no sentences, but it is {options[alien]}."
-        for alien in aliens
-        if options[alien] is not None
-    ]
-    if not scorer.takes_seed and options["seed"] is not None:
-        found.append(
-            f"`--seed` must not be given for `--scorer {name}`, which draws nothing, but is {options['seed']}."
-        )
-    return found
+def is_scores(folder: str) -> bool:
+    """Whether a folder holds score files of language pairs and nothing else."""
+    return all(name.startswith("scores.") and name.endswith(".json") for name in os.listdir(folder))

@@ -24,10 +24,11 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
 from fairseq_dsp.modules.surgery import grid_of
+from fairseq_dsp.plugin.languages import languages_of, objections_to_differences, objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.objections import objections_to_task
 from fairseq_dsp.plugin.options import TransformerOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Grid, Layout
 
 RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
@@ -51,23 +52,37 @@ class Candidate:
     random: bool = False
     ctranslate2: str = ""
 
-    def build(self, words: tuple[int, int] | None = None, reads_data: bool = False) -> nn.Module:
+    def build(self, words: tuple[int, int] | None = None) -> nn.Module:
         """The model, float32, on the CPU, in evaluation mode, gates in place; for CTranslate2, one of ours with the same heads.
 
         Args:
             words: sizes of the source and target dictionary, for a model with random weights that names none.
-            reads_data: the model will be given sentences of a data folder.
 
         Raises:
-            Refusal: no such checkpoint or architecture, a layout that does not fit, or a task that reads data otherwise.
+            Refusal: no such checkpoint or architecture, or a layout that does not fit.
         """
         if not self.random:
             state = read_checkpoint(self.text)
-            if reads_data and (reasons := objections_to_task(state["cfg"].task, "`--data`")):
-                raise Refusal(*(f"{self.text}: {reason}" for reason in reasons))
             return (load_model(state) if self.ctranslate2 else _load(state, self.text)).float().eval()
         ours = self.ctranslate2 and family_of(self.text.partition(":")[0]) == "transformer"
         return _build_random(f"dsp_{self.text}" if ours else self.text, words).eval()
+
+
+def several_languages(candidates: list[Candidate]) -> str | None:
+    """The first checkpoint of several language pairs, whose task makes sentences of a data folder for all; None where none is one.
+
+    Raises:
+        Refusal: another candidate takes other sentences.
+    """
+    paths = [candidate.text for candidate in candidates if not candidate.random]
+    states = {path: read_checkpoint(path) for path in dict.fromkeys(paths)}
+    tasks = {path: state["cfg"].task for path, state in states.items()}
+    if reasons := [f"{path}: {each}" for path, task in tasks.items() for each in objections_to_task(task, "`--data`")]:
+        raise Refusal(*reasons)
+    found = {path: languages_of(task) for path, task in tasks.items()}
+    if reasons := objections_to_differences(found):
+        raise Refusal(*reasons)
+    return next((path for path, languages in found.items() if languages is not None), None)
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,8 @@ def facts_of(model: nn.Module) -> Facts:
             phases += ("heads fixed",)
     counted = sum(p.numel() for p in weights)
     words = (len(model.encoder.embed_tokens.weight), len(model.decoder.embed_tokens.weight))
-    return Facts(counted, layout.count, layout.grid.total, str(layout), words, phases, gates is not None)
+    heads, there = layout.by_kind()[HEADS.noun]
+    return Facts(counted, heads, there, str(layout), words, phases, gates is not None)
 
 
 def dictionaries_of(model: nn.Module) -> tuple[Dictionary, Dictionary]:

@@ -26,7 +26,7 @@ from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.recipe import derive
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.modules.surgery import KEPT_MASK, attentions
+from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import budget_out_of_range, objections
@@ -34,6 +34,7 @@ from fairseq_dsp.plugin.teacher import Teacher
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.floors import floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Grid, Layout
 
 _SIDES = ("encoder", "decoder")
@@ -256,7 +257,7 @@ class Bench:
             model = self.build({"head_layout": str(Layout.full(self.setting.grid))})
             self.train(model, self.setting.dense_updates, self.setting.dense_lr, {})
             state = model.state_dict()
-            self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(KEPT_MASK)}
+            self._dense = {name: value.clone() for name, value in state.items() if not name.endswith(HEADS.marks)}
         return self._dense
 
     def _scored(self, arm: Arm, k: int) -> Layout:
@@ -265,7 +266,7 @@ class Bench:
         generator = torch.Generator().manual_seed(_SCORING_SEED + self.seed)
         subject = Subject(
             grid=self.setting.grid,
-            attentions=dict(attentions(model, self.setting.grid)),
+            modules=modules_at(model, self.setting.grid),
             batches=[self.lookup.batch(self.setting.batch, generator) for _ in range(10)],
             loss=lambda batch: loss_of(model, batch),
             seed=self.seed,

@@ -35,7 +35,7 @@ from fairseq_dsp.version import __version__
 
 
 @dataclass(frozen=True)
-class Plan:
+class Timing:
     """How often and by which clock.
 
     Args:
@@ -117,7 +117,11 @@ class _Entry:
 
 
 def compare(
-    candidates: list[tuple[str, Candidate, Facts]], settings: Settings, plan: Plan, case: Case, watch: Watch = unwatched
+    candidates: list[tuple[str, Candidate, Facts]],
+    settings: Settings,
+    timing: Timing,
+    case: Case,
+    watch: Watch = unwatched,
 ) -> list[Row]:
     """Measures all models in turn; the first is the baseline.
 
@@ -139,10 +143,12 @@ def compare(
         for entry in watch("getting ready", entries):
             runs.append(_prepare(entry, settings, case))
             counts.append(count(runs[-1].call))
-        measures = [lambda run=run: timed(run.call, plan.clock, settings.device) / run.times for run in runs]
-        seconds = take_turns(measures, plan.pairs, plan.warmup, watch)
+        measures = [lambda run=run: timed(run.call, timing.clock, settings.device) / run.times for run in runs]
+        seconds = take_turns(measures, timing.pairs, timing.warmup, watch)
         profiles = [
-            None if entry.candidate.ctranslate2 or not plan.profile else seconds_by_operator(run.call, settings.device)
+            None
+            if entry.candidate.ctranslate2 or not timing.profile
+            else seconds_by_operator(run.call, settings.device)
             for entry, run in watch("profiles", list(zip(entries, runs, strict=True)))
         ]
     sizes = [(run.times, run.tokens) for run in runs]
@@ -150,7 +156,7 @@ def compare(
     if settings.device == "cuda":
         torch.cuda.empty_cache()
     peaks = [
-        None if entry.candidate.ctranslate2 or not plan.memory else peak(entry.candidate, settings, case, entry.phase)
+        None if entry.candidate.ctranslate2 or not timing.memory else peak(entry.candidate, settings, case, entry.phase)
         for entry in watch("peak memory", entries)
     ]
     flops = [total / times for (total, _), (times, _) in zip(counts, sizes, strict=True)]
@@ -192,7 +198,7 @@ def _prepare(entry: _Entry, settings: Settings, case: Case) -> Run:
     return WORKLOADS[case.workload].prepare(model, settings, case, entry.phase)
 
 
-def signature(settings: Settings, plan: Plan) -> dict[str, Any]:
+def signature(settings: Settings, timing: Timing) -> dict[str, Any]:
     """Where and how it was measured."""
     return {
         "machine": torch.cuda.get_device_name() if settings.device == "cuda" else processor_name(),
@@ -202,8 +208,8 @@ def signature(settings: Settings, plan: Plan) -> dict[str, Any]:
         "fairseq": fairseq.__version__,
         "fairseq_dsp": __version__,
         "dtype": settings.dtype,
-        "clock": plan.clock,
-        "pairs": plan.pairs,
+        "clock": timing.clock,
+        "pairs": timing.pairs,
         "sentences": f"{settings.length} words" if settings.data is None else settings.subset,
         "date": datetime.date.today().isoformat(),
     }

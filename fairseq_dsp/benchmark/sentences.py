@@ -10,9 +10,13 @@ from fairseq.data.language_pair_dataset import collate
 from torch import Tensor
 
 from fairseq_dsp.benchmark.settings import Settings
+from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset, set_languages
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.data_folder import DataFolder
+from fairseq_dsp.plugin.languages import languages_of
 
+PREFIX = "prefix"  # of a batch: the tokens that its translations begin with, [B, 1]
 _PAD, _END, _FIRST_WORD = 1, 2, 4
 
 Pair = tuple[Tensor, Tensor]
@@ -24,6 +28,9 @@ def dictionary_sizes(settings: Settings) -> tuple[int, int]:
     Raises:
         Refusal: no such folder or dictionaries.
     """
+    if settings.task_of is not None:
+        task, _ = _task_of_several(settings)
+        return len(task.source_dictionary), len(task.target_dictionary)
     source, target = _folder(settings).dictionaries()
     return len(source), len(target)
 
@@ -42,7 +49,11 @@ def batch_of(settings: Settings, sentences: int) -> dict[str, Any]:
             f"`--batch-size` must be at most the {len(pairs)} sentences of {settings.data}, but is {sentences}."
         )
     start = (len(pairs) - sentences) // 2
-    return _collate(pairs[start : start + sentences])
+    chosen = pairs[start : start + sentences]
+    batch = _collate(chosen)
+    if settings.task_of is not None and _task_of_several(settings)[0].args.langtoks["main"][1]:
+        batch[PREFIX] = torch.stack([chosen[number][1][:1] for number in batch["id"].tolist()])
+    return batch
 
 
 def batch_of_tokens(settings: Settings) -> dict[str, Any]:
@@ -75,11 +86,17 @@ def _synthetic(settings: Settings, sentences: int) -> Iterator[Pair]:
 
 
 def _sorted_pairs(settings: Settings) -> list[Pair]:
-    """All pairs of the subset, by length of the source, then of the target."""
-    folder = _folder(settings)
-    dictionaries = folder.dictionaries()
-    sides = folder.sides(settings.subset, list(map(len, dictionaries)))
-    pairs = [(sides[0][index].long(), sides[1][index].long()) for index in range(len(sides[0]))]
+    """All pairs of the subset, by length of the source, then of the target; of a model of several languages, with their tokens."""
+    if settings.task_of is not None:
+        task, options = _task_of_several(settings)
+        dataset = pairs_dataset(task, options, settings.subset, "`--data`")
+        items = (dataset[index] for index in range(len(dataset)))
+        pairs = [(item["source"], item["target"]) for item in items]
+    else:
+        folder = _folder(settings)
+        dictionaries = folder.dictionaries()
+        sides = folder.sides(settings.subset, list(map(len, dictionaries)))
+        pairs = [(sides[0][index].long(), sides[1][index].long()) for index in range(len(sides[0]))]
     if not pairs:
         raise Refusal(f"`--subset` must have sentences, but {settings.subset} of {settings.data} has none.")
     return sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
@@ -88,6 +105,25 @@ def _sorted_pairs(settings: Settings) -> list[Pair]:
 def _folder(settings: Settings) -> DataFolder:
     assert settings.data is not None
     return DataFolder(settings.data, settings.source_lang, settings.target_lang)
+
+
+def _task_of_several(settings: Settings) -> tuple[Any, Any]:
+    """fairseq's task of the checkpoint over the data folder, and its options.
+
+    Raises:
+        Refusal: the folder does not fit, or its tokens stand where the batches made here have none.
+    """
+    assert settings.data is not None
+    assert settings.task_of is not None
+    state = read_checkpoint(settings.task_of)
+    options = state["cfg"].task
+    set_languages(options, settings.source_lang, settings.target_lang)
+    if languages_of(options).replaces_ends:
+        raise Refusal(
+            "`--data` is not measured with a model of `--lang-tok-replacing-bos-eos`, but the checkpoint has it."
+        )
+    words = tuple(len(state["model"][f"{side}.embed_tokens.weight"]) for side in ("encoder", "decoder"))
+    return multilingual_task(options, settings.data, chosen_pairs(options, None), words, "`--data`"), options
 
 
 def _collate(pairs: list[Pair]) -> dict[str, Any]:

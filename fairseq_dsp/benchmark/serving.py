@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from types import SimpleNamespace
+from typing import Any
 
 from fairseq_dsp.benchmark.candidates import dictionaries_of, options_of
-from fairseq_dsp.benchmark.sentences import batch_of
+from fairseq_dsp.benchmark.sentences import PREFIX, batch_of
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.workloads import Run
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.export.ctranslate2 import objections
+from fairseq_dsp.export.ctranslate2 import objections_to_export
 from fairseq_dsp.export.specification import Vocabularies, build_spec, import_ctranslate2
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.options import TransformerOptions
@@ -31,7 +32,9 @@ def translate(model: DspTransformerModel, settings: Settings, case: Case, weight
     source, target = dictionaries_of(model)
     words = Vocabularies(list(source.symbols), list(target.symbols))
     options = options_of(model)
-    reasons = objections(model, SimpleNamespace(task=SimpleNamespace(_name="translation"), model=options), words)
+    reasons = objections_to_export(
+        model, SimpleNamespace(task=SimpleNamespace(_name="translation"), model=options), words
+    )
     if reasons:
         raise Refusal(*reasons)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,13 +48,19 @@ def translate(model: DspTransformerModel, settings: Settings, case: Case, weight
             )
         except ValueError as error:
             raise Refusal(f"`--ctranslate2 {weights}` cannot be had on this machine: {error}") from error
-    tokens = batch_of(settings, case.batch or 1)["net_input"]["src_tokens"]
+    batch = batch_of(settings, case.batch or 1)
+    tokens = batch["net_input"]["src_tokens"]
     special = (source.pad(), source.eos())
     sentences = [[source.symbols[word] for word in sentence if word not in special] for sentence in tokens.tolist()]
-    limits = {"max_decoding_length": 200}  # and of the source everything (0), where CTranslate2 would cut at 1,024
+    limits: dict[str, Any] = {
+        "max_decoding_length": 200
+    }  # and of the source everything (0), where CTranslate2 would cut at 1,024
     if settings.output_length is not None:
         # fairseq's end of a sentence is a step too
         limits = dict.fromkeys(("min_decoding_length", "max_decoding_length"), settings.output_length + 1)
+
+    if PREFIX in batch:
+        limits["target_prefix"] = [[target.symbols[word] for word in start] for start in batch[PREFIX].tolist()]
 
     def call() -> list[list[str]]:
         results = translator.translate_batch(sentences, beam_size=case.beam or 1, max_input_length=0, **limits)

@@ -20,6 +20,7 @@ class Settings:
         subset: of `data`.
         source_lang: of `data`; None for that of its only language pair. Likewise:
         target_lang: the target language.
+        task_of: a checkpoint of several language pairs, whose task makes the sentences of `data`; None where no model is one.
         words: sizes of the source and the target dictionary, as far as all models have them.
     """
 
@@ -33,6 +34,7 @@ class Settings:
     subset: str = "test"
     source_lang: str | None = None
     target_lang: str | None = None
+    task_of: str | None = None
     words: tuple[int, int] = (8848, 6632)
 
 

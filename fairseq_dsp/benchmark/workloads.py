@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fairseq_dsp.benchmark.candidates import Facts, dictionaries_of
-from fairseq_dsp.benchmark.sentences import batch_of, batch_of_tokens, to_device
+from fairseq_dsp.benchmark.sentences import PREFIX, batch_of, batch_of_tokens, to_device
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.training import trainer_of, update
 from fairseq_dsp.plugin.model import DspTransformerModel
@@ -101,10 +101,11 @@ def generate(model: nn.Module, settings: Settings, case: Case, phase: str) -> Ru
     limits = {"max_len_b": 200} if length is None else {"max_len_b": length, "min_len": length}
     generator = SequenceGenerator([model], dictionaries_of(model)[1], beam_size=case.beam or 1, max_len_a=0, **limits)
     batch = to_device(batch_of(settings, case.batch or 1), settings.device)
-    found: list[Any] = generator.generate([model], batch)
+    start = batch.get(PREFIX)
+    found: list[Any] = generator.generate([model], batch, prefix_tokens=start)
 
     def call() -> None:
-        generator.generate([model], batch)
+        generator.generate([model], batch, prefix_tokens=start)
 
     return Run(call, tokens=sum(len(hypotheses[0]["tokens"]) for hypotheses in found))
 

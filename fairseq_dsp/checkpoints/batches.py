@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from fairseq.data import (
 )
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_dsp.config import get_option, set_option
+from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset
+from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
+from fairseq_dsp.plugin.languages import languages_of, objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.objections import objections_to_task
 
 _BATCH_OPTIONS = (
     "source_lang",
@@ -52,22 +54,41 @@ def loss_per_token(model: DspTransformerModel, batches: list[dict[str, Any]]) ->
 
 
 def draw_batches(
-    model: DspTransformerModel, options: Any, data: str, subset: str, count: int | None, max_tokens: int, seed: int
+    model: DspTransformerModel,
+    options: Any,
+    data: str,
+    subset: str,
+    count: int | None,
+    max_tokens: int,
+    seed: int,
+    pairs: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Batches of a data set, as fairseq makes them for the model.
+    """Batches of a data set, as the task that trained the model makes them.
 
     Args:
-        options: of the task that trained the model.
+        options: of that task.
         data: folder of fairseq-preprocess, or several with colons between.
         subset: the data set's name.
         count: how many batches, drawn with the seed; None for all.
         max_tokens: most tokens of a batch on either side, padding included.
+        pairs: of a model of several language pairs, those that are read; None for that of the options' two languages, or all.
 
     Raises:
-        Refusal: the model is no bilingual one, or the folder does not fit it, is damaged, or has no sentence that is short enough.
+        Refusal: the task is not known, or the folder does not fit the model, is damaged, or has no sentence that is short enough.
     """
-    task, folder = translation_task(model, options, data, "DATA-BIN", "`--scorer`, where it reads data,")
-    dataset = _dataset(task, folder.sides(subset, [len(task.src_dict), len(task.tgt_dict)]))
+    task: Any
+    who = "`--scorer`, where it reads data,"
+    if reasons := objections_to_task(options, who):
+        raise Refusal(*reasons)
+    if languages_of(options) is None:
+        if pairs is not None:
+            raise Refusal(f"`--lang-pairs` must be for a model of several language pairs, but is {','.join(pairs)}.")
+        task, folder = translation_task(model, options, data, "DATA-BIN", who)
+        dataset: FairseqDataset = _dataset(task, folder.sides(subset, [len(task.src_dict), len(task.tgt_dict)]))
+    else:
+        words = (len(model.encoder.embed_tokens.weight), len(model.decoder.embed_tokens.weight))
+        task = multilingual_task(options, data, chosen_pairs(options, pairs), words, "DATA-BIN")
+        dataset = pairs_dataset(task, options, subset, "DATA-BIN")
     longest = utils.resolve_max_positions(task.max_positions(), model.max_positions(), max_tokens)
     iterator = task.get_batch_iterator(
         dataset,
@@ -81,12 +102,6 @@ def draw_batches(
     if not batches:
         raise Refusal(f"`--subset {subset}` must have sentences of at most {longest} tokens, but has none.")
     return batches
-
-
-def set_languages(options: Any, source: str | None, target: str | None) -> None:
-    """Writes the languages that a user gives into the options of a checkpoint's task, which tells those that are not given."""
-    for name, given in (("source_lang", source), ("target_lang", target)):
-        set_option(options, name, given or get_option(options, name))
 
 
 def translation_task(
@@ -103,7 +118,7 @@ def translation_task(
     Raises:
         Refusal: the model is of another task, or the folder has no such language pair or other dictionaries than the model.
     """
-    if reasons := objections_to_task(options, who):
+    if reasons := objections_to_task(options, who, several=False):
         raise Refusal(*reasons)
     kept = {option: get_option(options, option) for option in _BATCH_OPTIONS}
     cfg = TranslationConfig(data=data, **{option: value for option, value in kept.items() if value is not None})

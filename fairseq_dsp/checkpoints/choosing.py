@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import MACS, Costs, Sentence
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.floors import Floors, fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of, with_part
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KIND_OF
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.request import OPTION, BudgetRequest, written
@@ -44,21 +47,28 @@ def choose_layout(
     """
     if text is not None:
         layout = resolve_layout(text, "--layout")
-        if not layout.within(model.layout):
-            raise Refusal(f"`--layout` must name heads that the model has ({model.layout}), but is {layout}.")
+        if has_neurons(layout.grid) and not has_neurons(model.layout.grid):
+            group_of(layout.grid, model.neurons, "--layout")  # refuses what does not fit
+        there = with_all_of(model.layout, layout.grid)
+        if not layout.within(there):
+            raise Refusal(f"`--layout` must name {there.grid.noun} that the model has ({there}), but is {layout}.")
         if budget is not None and budget != layout.count:
             raise Refusal(
                 f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."
             )
         return layout
     if scores is not None:
-        if budget is not None and scores.layout != model.layout:
-            _refuse_other_scores(model, scores)
+        if budget is not None:
+            _refuse_other_units(model, scores)
+        if HEADS.name not in scores.units:
+            raise Refusal(
+                f"`--unpruned-heads` must come with scores of heads, but {', '.join(scores.units)} were scored."
+            )
         refuse_budget(model, budget, floor, "--scores")
         assert budget is not None
-        _refuse_other_scores(model, scores)
-        floors = floors_of(model.layout.surviving, parse_floor(floor))
-        return scores.keep_top(budget, floors)
+        _refuse_other_weights(model, scores)
+        kept = scores.keep_top_of_kinds({HEADS.name: budget}, floors_of(heads_of(model).surviving, parse_floor(floor)))
+        return as_grouped(kept, model)
     gates = model.head_gates
     if gates is None:
         total = model.layout.grid.total
@@ -66,7 +76,7 @@ def choose_layout(
             return model.layout  # trained with these heads from the start: only the training state goes
         what = "was rewritten already" if rewritten else "has no importance variables"
         raise Refusal(
-            f"the checkpoint {what} and keeps {model.layout.count} of {total} heads: say which to keep with `--layout`, or how "
+            f"the checkpoint {what} and keeps {model.layout.counted()}: say which to keep with `--layout`, or how "
             "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
         )
     if budget is None:
@@ -79,27 +89,46 @@ def choose_layout(
     return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
 
 
-def _refuse_other_scores(model: DspTransformerModel, scores: ScoreFile) -> None:
-    """Raises:
-    Refusal: the scores are of other heads, or of other weights.
-    """
-    if scores.layout != model.layout:
-        raise Refusal(
-            f"`--scores` must be of a model with the same heads ({model.layout}), but are of {scores.layout}."
-        )
-    if (objection := scores.objection_to_weights(fingerprint(model.weights()), "`--scores`")) is not None:
-        raise Refusal(objection)
-
-
 def refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | None, by: str) -> None:
     """Raises:
     Refusal: scores cannot choose so many heads of the model.
     """
     if budget is None:
         raise Refusal(f"`--unpruned-heads` must be given with `{by}`: how many heads to keep.")
-    if not 0 <= budget <= model.layout.count:
-        raise Refusal(budget_out_of_range(budget, model.layout.count))
-    if floor is not None and (objection := objection_to_floor(model.layout.surviving, parse_floor(floor), budget)):
+    heads = heads_of(model)
+    if not 0 <= budget <= heads.count:
+        raise Refusal(budget_out_of_range(budget, heads.count))
+    if floor is not None and (objection := objection_to_floor(heads.surviving, parse_floor(floor), budget)):
+        raise Refusal(objection)
+
+
+def heads_of(model: DspTransformerModel) -> Layout:
+    """The part of a model's layout that `--unpruned-heads` counts."""
+    return part_of(model.layout, [HEADS.name])
+
+
+def as_grouped(kept: Layout, model: DspTransformerModel) -> Layout:
+    """The layout without its neurons, where all stay and none are units of the model yet: such a model is one of heads alone."""
+    heads = part_of(kept, [HEADS.name])
+    return kept if has_neurons(model.layout.grid) or with_all_of(heads, kept.grid) != kept else heads
+
+
+def _refuse_other_units(model: DspTransformerModel, scores: ScoreFile) -> None:
+    """Raises:
+    Refusal: the scores are of other units.
+    """
+    there = with_all_of(model.layout, scores.layout.grid)
+    if scores.layout != there:
+        raise Refusal(
+            f"`--scores` must be of a model with the same {there.grid.noun} ({there}), but are of {scores.layout}."
+        )
+
+
+def _refuse_other_weights(model: DspTransformerModel, scores: ScoreFile) -> None:
+    """Raises:
+    Refusal: the scores are of other weights.
+    """
+    if (objection := scores.objection_to_weights(fingerprint(model.weights()), "`--scores`")) is not None:
         raise Refusal(objection)
 
 
@@ -172,51 +201,76 @@ def choose_under(
     Raises:
         Refusal: the budget cannot be met, or there is nothing to choose by.
     """
-    there, request = model.layout.surviving, demand.request
+    layout, request = model.layout, demand.request
     if scores is not None:
-        _refuse_other_scores(model, scores)
+        _refuse_other_units(model, scores)
+        _refuse_other_weights(model, scores)
+        layout = scores.layout
+        if not request.by_kind and (objection := scores.objection_to_one_budget(OPTION, request.text)) is not None:
+            raise Refusal(objection)
+        kinds, values = list(scores.units), scores.ranking().tolist()
     elif model.head_gates is None:
         raise Refusal(
             f"`{OPTION}` must come with `--scores` (of fairseq-dsp-score) for a checkpoint without importance variables, but is "
             f"{request.text}."
         )
+    else:
+        kinds, values = _kinds_of(layout.grid), model.head_gates.importance.tolist()
     if request.measure == MACS and demand.sentence is None:
         languages = [get_option(task, name) for name in ("source_lang", "target_lang")]
         demand = Demand(request, sentence_of_validation(get_option(task, "data"), *languages))
-    costs = costs_of(model, request.measure, demand.sentence)
-    if request.measure == COUNT:
-        limit = count_of(request, there)
-    else:
-        limit = request.limit(costs)
     if request.measure != MACS:
         demand = Demand(request)
-    if floor is None and scores is not None and limit > 0:
-        floor = "1"
-    floors = _floors(there, floor, costs, limit, request)
-    layout = model.layout
-    if scores is not None and scores.order is None:
-        kept = keep_best(scores.scores, layout, costs, limit, floors)
-    elif scores is not None:
-        kept = keep_first(scores.ranking().tolist(), layout, costs, limit, floors)
-    else:
-        kept = keep_first(model.head_gates.importance.tolist(), layout, costs, limit, model.head_gates.floors)
-    return Account(demand, costs, limit, kept)
+    limits = _limits(request, layout, kinds)
+    named = [name for names, _ in limits for name in names]
+    costs = costs_of(model, request.measure, demand.sentence, layout)
+    if request.measure == COUNT:
+        costs = costs.counting(lambda site: KIND_OF[site.stack].name in named)
+    kept, scored = layout, part_of(layout, kinds).surviving
+    for names, count in limits:
+        part = part_of(layout, names)
+        own = costs.of_part(layout, part.grid)
+        limit = request.limit(own) if count is None else count
+        floors: Floors = ()
+        if HEADS.name in names and scores is not None:
+            floors = _floors(part.surviving, "1" if floor is None and limit > 0 else floor, own, limit, request)
+        elif HEADS.name in names and model.head_gates is not None:
+            floors = model.head_gates.floors
+        choose = keep_best if scores is not None and scores.is_sum else keep_first
+        kept = with_part(kept, choose(_of_kinds(values, scored, names), part, own, limit, floors))
+    counts = [count for _, count in limits if count is not None]
+    return Account(demand, costs, sum(counts) if counts else request.limit(costs), kept)
 
 
-def count_of(request: BudgetRequest, grid: Grid) -> int:
-    """K of a budget in units.
+def _kinds_of(grid: Grid) -> list[str]:
+    return list(dict.fromkeys(KIND_OF[site.stack].name for site, count in grid.counts if count))
+
+
+def _of_kinds(values: Sequence[float], grid: Grid, names: Sequence[str]) -> list[float]:
+    """The values of the units of these kinds, of those of all units of a grid."""
+    spans = [span for site, span in grid.spans() if KIND_OF[site.stack].name in names]
+    return [value for span in spans for value in values[span]]
+
+
+def _limits(request: BudgetRequest, layout: Layout, kinds: Sequence[str]) -> list[tuple[list[str], int | None]]:
+    """Which kinds are chosen together, and how many of their units; None for a budget in another measure.
 
     Raises:
-        Refusal: it names kinds of which the grid has no units, or more units than there are.
+        Refusal: the budget names kinds of which there is nothing to choose by, or more units than there are.
     """
+    if request.measure != COUNT:
+        return [(list(kinds), None)]
     if request.amount is not None:
-        return request.count(grid.total)
-    kinds = {KIND_OF[site.stack].name for site, count in grid.counts if count}
-    if [name for name, _ in request.by_kind] != sorted(kinds) or len(kinds) > 1:
+        return [(list(kinds), request.count(part_of(layout, kinds).count))]
+    if strangers := [name for name, _ in request.by_kind if name not in kinds]:
         raise Refusal(
-            f"`{OPTION}` must name the kinds that are chosen ({', '.join(sorted(kinds)) or 'none'}), but is {request.text}."
+            f"`{OPTION}` must name the kinds that are chosen ({', '.join(kinds) or 'none'}), but names {', '.join(strangers)}: "
+            f"{request.text}."
         )
-    return BudgetRequest(request.text, COUNT, request.by_kind[0][1]).count(grid.total)
+    return [
+        ([name], BudgetRequest(request.text, COUNT, amount).count(part_of(layout, [name]).count))
+        for name, amount in sorted(request.by_kind, key=lambda item: kinds.index(item[0]))
+    ]
 
 
 def _floors(there: Grid, floor: str | None, costs: Costs, limit: int, request: BudgetRequest) -> Floors:

@@ -1,6 +1,7 @@
-"""Least squares after a cut: what is kept of a sublayer takes over, as far as it can, what the removed heads said.
+"""Least squares after a cut: what is kept of a sublayer takes over, as far as it can, what the removed units said.
 
-Called by `rewriting`. No shape changes: the new weights take the place of the output projection's.
+Called by `rewriting`. No shape changes: the new weights take the place of those of the map that reads what the units computed, the
+output projection of an attention and fc2 of a feed-forward network.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.modules.surgery import attentions, places_within, shrink_model, site_name
+from fairseq_dsp.modules.surgery import places_within, reader_name, shrink_model
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.floors import floors_of, top_k_above_floors
+from fairseq_dsp.units.groups import part_of, with_part
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kind import unit_places
+from fairseq_dsp.units.kinds import STACK_OF
 from fairseq_dsp.units.layout import Layout, Site
 
 
 @dataclass
 class Moments:
-    """First and second moments of a sublayer's contexts, what its output projection reads, over tokens without padding.
+    """First and second moments of what a sublayer's units computed, contexts or activations, over tokens without padding.
 
     Attributes:
-        total: [n] float64, their sum; n = heads of the sublayer · d.
+        total: [n] float64, their sum; n = heads of the sublayer · d, or neurons.
         products: [n, n] float64, the sum of their outer products.
         tokens: how many there are.
     """
@@ -46,18 +50,21 @@ class Moments:
 
 
 @torch.no_grad()
-def context_moments(model: DspTransformerModel, batches: Iterable[dict[str, Any]]) -> dict[Site, Moments]:
-    """The moments of every site that has heads.
+def input_moments(
+    model: DspTransformerModel, batches: Iterable[dict[str, Any]], sites: Iterable[Site]
+) -> dict[Site, Moments]:
+    """The moments of what is read at the sites.
 
     Args:
         model: without gates, in evaluation mode.
         batches: of fairseq.
+        sites: of the model; each has units.
     """
     found: dict[Site, Moments] = {}
     padding: dict[str, Tensor] = {}
 
-    def note(site: Site, projection: Any, inputs: tuple[Tensor]) -> None:
-        context = inputs[0][~padding["enc" if site.stack == "enc" else "dec"].T].double().cpu()  # [tokens, n]
+    def note(site: Site, reader: Any, inputs: tuple[Tensor]) -> None:
+        context = inputs[0][~padding[STACK_OF[site.stack].side].T].double().cpu()  # [tokens, n]
         sums = Moments(context.sum(dim=0), context.T @ context, len(context))
         if site in found:
             found[site].total += sums.total
@@ -66,13 +73,15 @@ def context_moments(model: DspTransformerModel, batches: Iterable[dict[str, Any]
         else:
             found[site] = sums
 
-    sites = [(site, attention) for site, attention in attentions(model, model.layout.grid) if attention.num_heads]
-    handles = [attention.out_proj.register_forward_pre_hook(functools.partial(note, site)) for site, attention in sites]
+    handles = [
+        model.get_submodule(reader_name(site)).register_forward_pre_hook(functools.partial(note, site))
+        for site in sites
+    ]
     try:
         for batch in batches:
             inputs = batch["net_input"]
-            padding["enc"] = inputs["src_tokens"] == model.encoder.padding_idx
-            padding["dec"] = inputs["prev_output_tokens"] == model.decoder.padding_idx
+            padding["encoder"] = inputs["src_tokens"] == model.encoder.padding_idx
+            padding["decoder"] = inputs["prev_output_tokens"] == model.decoder.padding_idx
             model(**inputs)
     finally:
         for handle in handles:
@@ -81,11 +90,11 @@ def context_moments(model: DspTransformerModel, batches: Iterable[dict[str, Any]
 
 
 def rescaled_projection(weight: Tensor, bias: Tensor, moments: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The output projection of the kept columns that is nearest to the whole one.
+    """The map that reads the kept columns and is nearest to the one that reads all, such as an output projection.
 
         min over W', b' of E || W c + b - W' c_S - b' ||^2:   W' = W C_:S (C_SS)^+,   b' = b + W m - W' m_S
 
-    c are the contexts, m their mean, C their covariance and S the kept columns (least squares after Kwon et al. 2022, who
+    c are the contexts (activations), m their mean, C their covariance and S the kept columns (least squares after Kwon et al. 2022, who
     keep W and fit a factor a head; the pseudo-inverse serves contexts that never vary).
 
     Args:
@@ -110,21 +119,21 @@ def rescale_state(
     current: Layout,
     moments: dict[Site, Moments],
 ) -> None:
-    """Gives a cut state, in place, the output projections that are nearest to those of the whole one.
+    """Gives a cut state, in place, the reading maps that are nearest to those of the whole one.
 
     Args:
-        state: of the model whose contexts the moments are.
-        small: what `surgery.shrink_state` made of it; only sites that lost a head change.
-        layout: heads that `small` has.
-        current: heads that `state` has.
+        state: of the model that the moments are of.
+        small: what `surgery.shrink_state` made of it; only sites that lost a unit change.
+        layout: units that `small` has.
+        current: units that `state` has.
+        moments: of these sites at least.
     """
     for site, found in moments.items():
         existing, places = current.units(site), places_within(site, layout, current)
         if len(places) == len(existing):
             continue
-        weight, bias = (f"{site_name(site)}.out_proj.{kind}" for kind in ("weight", "bias"))
-        dim = state[weight].size(1) // len(existing)
-        columns = unit_places(places, dim)
+        weight, bias = (f"{reader_name(site)}.{kind}" for kind in ("weight", "bias"))
+        columns = unit_places(places, state[weight].size(1) // len(existing))
         small[weight], small[bias] = rescaled_projection(state[weight], state[bias], found, columns)
 
 
@@ -159,9 +168,12 @@ def cut_in_stages(
         score: of the heads that the model has at the time, [H], larger matters more.
         floor: cross-attention heads that stay in every stage; see `floors`.
     """
-    total = model.layout.count
+    total = part_of(model.layout, [HEADS.name]).count
     for stage in range(stages):
         goal = k if stage == stages - 1 else round(total * (k / total) ** ((stage + 1) / stages))
-        left = model.layout.surviving
-        chosen = top_k_above_floors(score(model).detach().double().cpu(), goal, floors_of(left, floor) if k else ())
-        cut_and_rescale(model, model.layout.narrow(chosen), context_moments(model.eval(), batches))
+        heads = part_of(model.layout, [HEADS.name])
+        floors = floors_of(heads.surviving, floor) if k else ()
+        chosen = top_k_above_floors(score(model).detach().double().cpu(), goal, floors)
+        layout = with_part(model.layout, heads.narrow(chosen))
+        lost = [site for site in layout.grid.sites if layout.marks(site) != model.layout.marks(site)]
+        cut_and_rescale(model, layout, input_moments(model.eval(), batches, lost))

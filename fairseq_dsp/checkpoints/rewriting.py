@@ -12,29 +12,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.agreement import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.choosing import Account, Demand, choose_layout, choose_under, refuse_budget
-from fairseq_dsp.checkpoints.rescaling import context_moments, cut_in_stages, rescale_state
+from fairseq_dsp.checkpoints.choosing import Account, Demand, as_grouped, choose_layout, choose_under, refuse_budget
+from fairseq_dsp.checkpoints.rescaling import cut_in_stages, input_moments, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
+from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.units.floors import parse_floor
+from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import ScoreFile
 from fairseq_dsp.version import __version__
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
-
-# Largest difference between log-probabilities of masked and rewritten model, both in float32.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ def rewrite(
         layout_text: heads to keep, or a checkpoint to take them from; None for the model's own choice.
         budget: K, another number of heads than the trained one; None for the trained one.
         scores: choose the K heads by these instead of the model's importance variables.
-        sentences: fairseq's batches for a model and the options of its task. With them the output projections are fitted so
-            that the heads that stay say what all said; see `rescaling`.
+        sentences: fairseq's batches for a model and the options of its task. With them the output projections, and fc2 where neurons
+            go, are fitted so that the units that stay say what all said; see `rescaling`.
         floor: `--cross-floor`: cross-attention heads that stay whatever the scores say; None for none.
         stages: choose the K heads so, with `sentences`.
         demand: `--budget`, in place of K.
@@ -117,23 +116,30 @@ def rewrite(
     account = None
     if demand is not None:
         account = choose_under(model, state["cfg"].task, demand, scores, floor)
-        layout = account.layout
+        layout = as_grouped(account.layout, model)
     elif stages is None:
         layout = choose_layout(model, layout_text, budget, PROVENANCE in state, scores, floor)
     else:
         assert sentences is not None
+        if has_neurons(model.layout.grid):
+            raise Refusal(
+                "`--scorer` must be for a model of heads alone, but the checkpoint's feed-forward networks are cut too."
+            )
         refuse_budget(model, budget, floor, "--scorer")
         assert budget is not None
         batches = sentences(model.float().eval(), state["cfg"].task)
         fitted = _in_stages(state, batches, budget, stages, floor)
         layout = fitted.layout
+    current = with_all_of(model.layout, layout.grid)
+    if has_neurons(layout.grid) and (reasons := objections_to_neurons(state["cfg"].model)):
+        raise Refusal(*reasons)
     weights = dict(state["model"])
     model.upgrade_state_dict(weights)
-    small_weights = shrink_state(weights, layout, model.layout)
+    small_weights = shrink_state(weights, layout, current)
 
     cfg = copy.deepcopy(state["cfg"])
     provenance = {
-        "format": FORMAT,
+        "format": FORMAT if has_neurons(layout.grid) else 1,
         "version": __version__,
         **_chosen_by(PruningConfig.from_model_cfg(cfg.model), layout_text is not None, scores or stages),
         "kept": layout.count,
@@ -148,6 +154,8 @@ def rewrite(
         if option.name not in ("seed", "importance_lr"):  # of the training, under fairseq's own names
             set_option(cfg.model, option.name, option.default)
     set_option(cfg.model, "head_layout", str(layout))
+    if has_neurons(layout.grid):
+        set_option(cfg.model, "ffn_group", group_of(layout.grid, model.neurons, "--layout"))
     if get_option(cfg.task, "unpruned_heads") is not None:
         set_option(cfg.task, "unpruned_heads", None)
     small = load_model({"cfg": cfg, "model": small_weights})
@@ -155,8 +163,10 @@ def rewrite(
     if sentences is not None:
         batches = batches or sentences(model.float().eval(), state["cfg"].task)
         dense_loss = loss_per_token(model, batches)
-        moments = context_moments(model, batches) if fitted is None else {}
-    mask_heads(model, layout, model.layout)
+        if fitted is None:
+            lost = [site for site in layout.grid.sites if layout.marks(site) != current.marks(site)]
+            moments = input_moments(model, batches, lost)
+    mask_heads(model, layout, current)
     difference = largest_difference(model, small)
     if not difference <= TOLERANCE:
         raise Refusal(
@@ -167,7 +177,7 @@ def rewrite(
         cut_loss = loss_per_token(small, batches)
         small_weights = dict(small_weights)
         if fitted is None:
-            rescale_state(weights, small_weights, layout, model.layout, moments)
+            rescale_state(weights, small_weights, layout, current, moments)
         else:
             found = fitted.state_dict()
             for name in (name for name in small_weights if ".out_proj." in name):
@@ -199,26 +209,6 @@ def _in_stages(
     copied = load_model({"cfg": copy.deepcopy(state["cfg"]), "model": weights}).float().eval()
     cut_in_stages(copied, batches, budget, stages.number, lambda left: stages.score(left, batches), parse_floor(floor))
     return copied
-
-
-def largest_difference(model: DspTransformerModel, other: DspTransformerModel) -> float:
-    """Largest difference of log-probabilities on a random batch with padding, in float32.
-
-    Both models are left in float32 and evaluation mode.
-    """
-    generator = torch.Generator().manual_seed(0)
-    words = [len(side.embed_tokens.weight) for side in (model.encoder, model.decoder)]
-    longest = min(7, *model.max_positions())
-    source, target = (torch.randint(min(4, n - 1), n, (3, longest), generator=generator) for n in words)
-    lengths = torch.tensor([longest, max(longest - 2, 1), max(longest - 4, 1)])
-    source[torch.arange(longest) >= lengths[:, None]] = model.encoder.padding_idx
-    outputs = []
-    with torch.no_grad():
-        for each in (model, other):
-            each.float().eval()
-            net_output = each(source, lengths, target)
-            outputs.append(each.get_normalized_probs(net_output, log_probs=True, sample={"target": target}))
-    return (outputs[0] - outputs[1]).abs().max().item()
 
 
 def _chosen_by(config: PruningConfig, by_hand: bool, scores: ScoreFile | Stages | None) -> dict[str, Any]:

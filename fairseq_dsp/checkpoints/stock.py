@@ -18,13 +18,22 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fairseq_dsp.checkpoints.building import VocabularyTask
-from fairseq_dsp.config import architecture_of, get_option, given_options
+from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset, set_languages
+from fairseq_dsp.config import PruningConfig, architecture_of, get_option, given_options
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.guards.versions import drop_fused_encoder_copies
+from fairseq_dsp.plugin.languages import (
+    BILINGUAL,
+    BILINGUAL_BUDGET,
+    MULTILINGUAL,
+    MULTILINGUAL_BUDGET,
+    languages_of,
+)
 from fairseq_dsp.plugin.options import completed
 
 STOCK_NAMES = {
-    "translation_dsp": "translation",
+    BILINGUAL_BUDGET: BILINGUAL,
+    MULTILINGUAL_BUDGET: MULTILINGUAL,
     "label_smoothed_cross_entropy_dsp": "label_smoothed_cross_entropy",
     "dsp_adam": "adam",
     "LabelSmoothedCrossEntropyDspCriterion": "LabelSmoothedCrossEntropyCriterion",
@@ -32,6 +41,7 @@ STOCK_NAMES = {
 }
 
 _PREFIX = "dsp_"
+_OURS = {field.name for field in fields(PruningConfig)} - {"seed"}
 
 
 def stock_cfg(cfg: DictConfig) -> dict[str, Any]:
@@ -56,8 +66,11 @@ def stock_cfg(cfg: DictConfig) -> dict[str, Any]:
         theirs = plain.get(group) or {}
         if theirs.get("_name") in STOCK_NAMES:
             name = STOCK_NAMES[theirs["_name"]]
-            known = {field.name for field in fields(dataclasses[name])}
+            # of a legacy task, whose options are no dataclass, they are all of fairseq-train's
+            known = {field.name for field in fields(dataclasses[name])} if name in dataclasses else set(theirs) - _OURS
             plain[group] = {key: value for key, value in theirs.items() if key in known} | {"_name": name}
+            if name not in dataclasses:
+                plain[group]["task"] = name
     if plain.get("common"):
         plain["common"]["user_dir"] = None
     return plain
@@ -85,6 +98,9 @@ def read_vocabularies(
     Raises:
         Refusal: no such folder or file, or the languages cannot be told.
     """
+    if languages_of(cfg.task) is not None:
+        task = _task_of_several(cfg, data, source_lang, target_lang)
+        return task.source_dictionary.symbols, task.target_dictionary.symbols
     source, target = (dictionary.symbols for dictionary in _folder(cfg, data, source_lang, target_lang).dictionaries())
     return source, target
 
@@ -92,19 +108,34 @@ def read_vocabularies(
 def read_sentences(
     cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None, subset: str
 ) -> list[tuple[list[int], list[int]]]:
-    """Sentence pairs of a data set, as numbers of words, without the ends of sentences. Arguments as of `read_vocabularies`.
+    """Sentence pairs of a data set, as numbers of words, without the ends of sentences; of a model of several language pairs, of those
+    that are asked for or of all, with their tokens. Arguments as of `read_vocabularies`.
 
     Raises:
         Refusal: the folder holds no such data set, or it is damaged.
     """
-    folder = _folder(cfg, data, source_lang, target_lang)
-    dictionaries = folder.dictionaries()
-    source, target = folder.sides(subset, list(map(len, dictionaries)))
-    ends = {dictionary.eos() for dictionary in dictionaries}
+    if languages_of(cfg.task) is not None:
+        task = _task_of_several(cfg, data, source_lang, target_lang)
+        dataset = pairs_dataset(task, cfg.task, subset, "`--data`")
+        items = [dataset[number] for number in range(len(dataset))]
+        ends, source, target = (
+            {task.source_dictionary.eos()},
+            *([item[side] for item in items] for side in ("source", "target")),
+        )
+    else:
+        folder = _folder(cfg, data, source_lang, target_lang)
+        dictionaries = folder.dictionaries()
+        source, target = folder.sides(subset, list(map(len, dictionaries)))
+        ends = {dictionary.eos() for dictionary in dictionaries}
     words = [
         [[word for word in side[n].tolist() if word not in ends] for n in range(len(side))] for side in (source, target)
     ]
     return list(zip(*words, strict=True))
+
+
+def _task_of_several(cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None) -> Any:
+    set_languages(cfg.task, source_lang, target_lang)
+    return multilingual_task(cfg.task, data, chosen_pairs(cfg.task, None), None, "`--data`")
 
 
 def _folder(cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None) -> DataFolder:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fairseq_dsp.benchmark.candidates import RANDOM_SYNTAX, Candidate, Facts, facts_of, labels
-from fairseq_dsp.benchmark.comparison import Plan, compare, signature
+from fairseq_dsp.benchmark.candidates import RANDOM_SYNTAX, Candidate, Facts, facts_of, labels, several_languages
+from fairseq_dsp.benchmark.comparison import Timing, compare, signature
 from fairseq_dsp.benchmark.measuring import CLOCKS
 from fairseq_dsp.benchmark.sentences import dictionary_sizes
 from fairseq_dsp.benchmark.settings import Case, Settings
@@ -98,29 +98,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Refusal: the request cannot be honoured. FILE holds what was measured before.
     """
     args = get_parser().parse_args(arguments)
-    settings, plan, cases = _read(args)
+    settings, timing, cases = _read(args)
     torch.set_num_threads(settings.threads)
-    words = dictionary_sizes(settings) if settings.data else None
     given = args.models
+    if settings.data:
+        settings = replace(settings, task_of=several_languages(given))
+    words = dictionary_sizes(settings) if settings.data else None
     if args.ctranslate2:
         given = given + [replace(candidate, ctranslate2=args.ctranslate2) for candidate in given]
-    facts = [
-        facts_of(candidate.build(words, reads_data=words is not None))
-        for candidate in watched("reading the models", given, len(given))
-    ]
+    facts = [facts_of(candidate.build(words)) for candidate in watched("reading the models", given, len(given))]
     settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
     candidates = list(zip(labels(given), given, facts, strict=True))
-    sign = signature(settings, plan)
+    sign = signature(settings, timing)
     plain = {"markup": False, "emoji": False}  # a path may hold what looks like either
     console = Console(**plain) if Console().is_terminal else Console(width=_UNFOLDED, **plain)
     records: list[dict[str, Any]] = []
     for number, case in enumerate(cases, 1):
         watch = watch_within(f"{title_of(case)} (case {number} of {len(cases)})")
-        rows = compare(candidates, settings, plan, case, watch)
+        rows = compare(candidates, settings, timing, case, watch)
         records += [row.record(case, sign) for row in rows]
         if rows:
             show(console, case, rows)
-            if plan.profile:
+            if timing.profile:
                 show_profile(console, rows)
         if args.json:  # after every case: whatever ends the measuring, what was measured is kept
             lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -154,7 +153,7 @@ def _common_words(measured: list[tuple[Candidate, Facts]], words: tuple[int, int
     return min(sources), min(targets)
 
 
-def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
+def _read(args: argparse.Namespace) -> tuple[Settings, Timing, list[Case]]:
     """The request as plain data.
 
     Raises:
@@ -217,4 +216,4 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Plan, list[Case]]:
         for batch in (batches if WORKLOADS[name].takes_batch else [None])
         for beam in (beams if WORKLOADS[name].takes_beam else [None])
     ]
-    return settings, Plan(pairs, warmup, args.clock, not args.no_memory, args.profile), cases
+    return settings, Timing(pairs, warmup, args.clock, not args.no_memory, args.profile), cases

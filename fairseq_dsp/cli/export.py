@@ -85,4 +85,4 @@ def _export_ctranslate2(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace, layout: Layout, size: str) -> None:
     sizes = f"{megabytes(args.input)} -> {size} megabytes"
-    print(f"{args.input} -> {args.output}: {layout.count} of {layout.grid.total} heads, {sizes}")
+    print(f"{args.input} -> {args.output}: {layout.counted()}, {sizes}")

@@ -13,20 +13,21 @@ from fairseq_dsp.api.pruning import prune
 from fairseq_dsp.checkpoints.rewriting import Rewrite
 from fairseq_dsp.cli.arguments import add_languages, megabytes
 from fairseq_dsp.errors import as_command
-from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
+from fairseq_dsp.units.kinds import KINDS
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fairseq-dsp-prune",
-        description="Rewrites a fairseq transformer checkpoint so that only the chosen attention heads exist.",
+        description="Rewrites a fairseq transformer checkpoint so that only the chosen attention heads (and neurons) exist.",
     )
     parser.add_argument("input", metavar="IN", help="checkpoint trained with a head budget, or any dense transformer's")
     parser.add_argument("output", metavar="OUT", help="where to write the small checkpoint")
     parser.add_argument(
         "--layout",
         metavar="TEXT|CHECKPOINT",
-        help="keep these heads: enc:…/dec:…/cross:…, 1 or 0 for every head; or those that another checkpoint keeps",
+        help="keep these heads: enc:…/dec:…/cross:…, 1 or 0 for every head, and with /ffn-enc:…/ffn-dec:… for every group of neurons too; "
+        "or those that another checkpoint keeps",
     )
     parser.add_argument("--unpruned-heads", metavar="K", help="keep the K most important heads, not the trained budget")
     parser.add_argument(
@@ -93,15 +94,16 @@ def cli_main() -> None:
 
 def report(done: Rewrite, source: str, target: str) -> None:
     """Prints the before/after table, the grid of kept heads and the layout."""
-    full = Layout.full(done.layout.grid).by_type()
     kept = done.layout.by_type()
     print(f"{source} -> {target}")  # not the table's title, which would be folded within a path
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
-    for stack in HEAD_STACKS:
-        table.add_row(f"{STACK_NAMES[stack]} heads", str(full[stack][1]), str(kept[stack][0]))
-    table.add_row("heads", str(done.layout.grid.total), str(done.layout.count))
+    for kind in KINDS:
+        for stack in (stack for stack in kind.stacks if stack.name in kept):
+            table.add_row(f"{stack.title} {kind.noun}", *map(str, kept[stack.name][::-1]))
+        if kind.noun in (counts := done.layout.by_kind()):
+            table.add_row(kind.noun, *map(str, counts[kind.noun][::-1]))
     table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
     table.add_row("megabytes on disk", megabytes(source), megabytes(target))
     console = Console(markup=False, emoji=False)  # a path may hold what looks like either

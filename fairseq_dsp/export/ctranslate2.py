@@ -23,7 +23,7 @@ from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, 
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import OutputFolder
-from fairseq_dsp.plugin.objections import objections_to_task
+from fairseq_dsp.plugin.languages import languages_of, objections_to_task
 from fairseq_dsp.plugin.options import TransformerOptions
 from fairseq_dsp.units.layout import Layout
 
@@ -104,11 +104,13 @@ def convert(
     model = load_model(state).float()
     model.bake()
     words = Vocabularies(*read_vocabularies(state["cfg"], data, source_lang, target_lang))
-    reasons = objections(model, state["cfg"], words)
+    reasons = objections_to_export(model, state["cfg"], words)
     if reasons:
         raise Refusal(*reasons)
+    languages = languages_of(state["cfg"].task)
+    starts = languages is not None and languages.target_token
     with target.written("the model") as folder:
-        _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words), folder, None)
+        _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words, languages), folder, None)
         difference = largest_difference(model, words, folder)
         if not difference <= TOLERANCE:
             raise Refusal(
@@ -119,17 +121,19 @@ def convert(
         if quantization not in (None, "float32"):
             positions = model.max_positions()[1]
             sources, references, lacking = _real_sentences(model, state["cfg"], words, data, source_lang, target_lang)
-            before = translate(_translator(folder, "float32"), sources, positions)
+            prefixes = [reference[:1] for reference in references] if starts else None
+            words_of = [" ".join(reference[1:] if starts else reference) for reference in references]
+            before = translate(_translator(folder, "float32"), sources, positions, prefixes)
             shutil.rmtree(folder)
             os.mkdir(folder)
-            _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words), folder, quantization)
+            _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words, languages), folder, quantization)
             quantized = largest_difference(model, words, folder, "default")
-            after = translate(_translator(folder, "default"), sources, positions)
-            effect = compare(before, after, references) if sources else lacking
+            after = translate(_translator(folder, "default"), sources, positions, prefixes)
+            effect = compare(before, after, words_of) if sources else lacking
     return Conversion(model.layout, stack_heads(model), difference, quantized, effect)
 
 
-def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> list[str]:
+def objections_to_export(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> list[str]:
     """Why CTranslate2 cannot represent the model: sentences; empty if it can.
 
     Args:
@@ -137,6 +141,12 @@ def objections(model: DspTransformerModel, cfg: Any, words: Vocabularies) -> lis
         cfg: the checkpoint's.
     """
     found = objections_to_task(cfg.task, "`--format ctranslate2`")
+    languages = languages_of(cfg.task)
+    if languages is not None and languages.replaces_ends:
+        found.append(
+            "`--format ctranslate2` cannot represent `--lang-tok-replacing-bos-eos`, with which every language has ends of its own, but "
+            "the model has it."
+        )
     activation = TransformerOptions.of(cfg.model).activation
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -189,7 +199,9 @@ def largest_difference(
     worst = 0.0
     for (source, target), result in zip(pairs, results, strict=True):
         theirs = torch.tensor(result.log_probs)
-        worst = max(worst, (score(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item())
+        worst = max(
+            worst, (log_probabilities(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item()
+        )
     return worst
 
 
@@ -204,7 +216,7 @@ def _real_sentences(
     data: str,
     source_lang: str | None,
     target_lang: str | None,
-) -> tuple[list[list[str]], list[str], str]:
+) -> tuple[list[list[str]], list[list[str]], str]:
     """Sources and references from all over the validation set, as tokens, and why there are none."""
     try:
         pairs = read_sentences(cfg, data, source_lang, target_lang, SUBSET)
@@ -215,11 +227,11 @@ def _real_sentences(
     source, target = words.tokens()
     chosen = evenly(fitting, MOST_SENTENCES)
     sources = [[source[word] for word in pair[0]] for pair in chosen]
-    references = [" ".join(target[word] for word in pair[1]) for pair in chosen]
+    references = [[target[word] for word in pair[1]] for pair in chosen]
     return sources, references, f"{SUBSET} of {data} has no sentence of 1 to {longest} words."
 
 
-def score(model: nn.Module, source: list[int], target: list[int]) -> Tensor:
+def log_probabilities(model: nn.Module, source: list[int], target: list[int]) -> Tensor:
     """fairseq's log-probability of every word of the target and of its end: [len(target) + 1].
 
     Args:

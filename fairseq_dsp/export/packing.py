@@ -23,6 +23,7 @@ from fairseq_dsp.modules.attention import PrunableAttention
 
 # Size of a head where none is kept. Not 1: kernels for whole numbers like multiples of 4.
 EMPTY_SIZE = 8
+NEURONS_AT_ONCE = 16
 
 Affine = tuple[Tensor, Tensor | None]
 
@@ -78,6 +79,19 @@ def pack(attention: PrunableAttention, heads: int) -> PackedAttention:
         groups=groups,
         aligning=kept * copies,
     )
+
+
+def pad_neurons(layer: nn.Module) -> tuple[Affine, Affine]:
+    """fc1 and fc2 of a layer with zero neurons up to a multiple of `NEURONS_AT_ONCE`, at least one such multiple.
+
+    CTranslate2 takes a width of its own for every layer, but none of zero, and its kernels for whole numbers multiples of 16.
+    """
+    width = layer.fc1.out_features
+    more = -width % NEURONS_AT_ONCE if width else NEURONS_AT_ONCE
+    bias = layer.fc1.bias
+    rows = nn.functional.pad(layer.fc1.weight.detach(), (0, 0, 0, more))
+    columns = nn.functional.pad(layer.fc2.weight.detach(), (0, more))
+    return (rows, None if bias is None else nn.functional.pad(bias.detach(), (0, more))), (columns, layer.fc2.bias)
 
 
 def _heads(projection: nn.Module, kept: int, size: int, copies: int, heads: int) -> Affine:

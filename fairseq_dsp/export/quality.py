@@ -63,15 +63,20 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
     return [items[place * len(items) // count] for place in range(count)]
 
 
-def translate(translator: Any, sources: list[list[str]], positions: int) -> list[str]:
+def translate(
+    translator: Any, sources: list[list[str]], positions: int, prefixes: list[list[str]] | None = None
+) -> list[str]:
     """The best translation of each.
 
     Args:
         translator: CTranslate2's.
         positions: that the decoder has.
+        prefixes: words that each begins with, which are left out of it.
     """
     limits = {"max_decoding_length": min(_LONGEST, positions), "max_input_length": 0}
-    return [" ".join(found.hypotheses[0]) for found in translator.translate_batch(sources, beam_size=_BEAM, **limits)]
+    skipped = 0 if prefixes is None else 1
+    results = translator.translate_batch(sources, prefixes, beam_size=_BEAM, **limits)
+    return [" ".join(found.hypotheses[0][skipped:]) for found in results]
 
 
 def compare(float32: list[str], quantized: list[str], references: list[str]) -> Effect:

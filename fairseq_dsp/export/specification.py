@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.export.packing import Affine, PackedAttention, pack
+from fairseq_dsp.export.packing import Affine, PackedAttention, pack, pad_neurons
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.units.layout import Site
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
 
+    from fairseq_dsp.plugin.languages import Languages
     from fairseq_dsp.plugin.model import DspTransformerModel
     from fairseq_dsp.plugin.options import TransformerOptions
 
@@ -63,12 +64,15 @@ def import_ctranslate2() -> Any:
     return ctranslate2
 
 
-def build_spec(model: DspTransformerModel, options: TransformerOptions, words: Vocabularies) -> TransformerSpec:
+def build_spec(
+    model: DspTransformerModel, options: TransformerOptions, words: Vocabularies, languages: Languages | None = None
+) -> TransformerSpec:
     """CTranslate2's specification of the model, with all weights, as copies in float32.
 
     Args:
         model: baked, in float32.
         options: what the model's cfg says.
+        languages: of a model of several language pairs.
     """
     api = import_ctranslate2()
     encoder, decoder = model.encoder, model.decoder
@@ -132,8 +136,17 @@ def build_spec(model: DspTransformerModel, options: TransformerOptions, words: V
     spec.config.decoder_start_token = spec.config.eos_token
     # CTranslate2 does not ask for these; whoever serves the model has to know them, the end of a sentence counts
     limits = dict(zip(("max_source_positions", "max_target_positions"), model.max_positions(), strict=True))
-    spec.config.add_attribute("fairseq_dsp", {**limits, "padding": words.padding})
+    facts = {**limits, "padding": words.padding}
+    if languages is not None:
+        pairs = {pair: _before(languages, *pair.split("-")) for pair in languages.pairs}
+        facts["language_pairs"] = pairs
+    spec.config.add_attribute("fairseq_dsp", facts)
     return spec
+
+
+def _before(languages: Languages, source: str, target: str) -> dict[str, list[str]]:
+    """Words that stand before every source and every translation of a language pair."""
+    return {"source": languages.before_source(source, target), "target": languages.before_target(target)}
 
 
 def stack_heads(model: DspTransformerModel) -> tuple[int, int]:
@@ -179,8 +192,9 @@ def _set_attention(spec: Any, norm: nn.Module, packed: PackedAttention, fused: i
 
 
 def _set_feed_forward(spec: Any, layer: nn.Module) -> None:
-    _set_linear(spec.linear_0, (layer.fc1.weight, layer.fc1.bias))
-    _set_linear(spec.linear_1, (layer.fc2.weight, layer.fc2.bias))
+    rows, columns = pad_neurons(layer)
+    _set_linear(spec.linear_0, rows)
+    _set_linear(spec.linear_1, columns)
     _set_norm(spec.layer_norm, layer.final_layer_norm)
 
 

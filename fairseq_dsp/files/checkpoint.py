@@ -20,9 +20,9 @@ from fairseq_dsp.guards.versions import config_of_checkpoint, settle_device_mark
 if TYPE_CHECKING:
     from fairseq_dsp.files.output import OutputFile
 
-# The entry of a rewritten checkpoint that says where it came from, and the version of what it means. A checkpoint without it
-# is format 1 too: training writes none.
-PROVENANCE, FORMAT = "fairseq_dsp", 1
+# The entry of a rewritten checkpoint that says where it came from, and the last version of what it means. Format 1 is of heads alone,
+# and of a checkpoint without this entry, for training writes none; in format 2 neurons may be gone too.
+PROVENANCE, FORMAT = "fairseq_dsp", 2
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +23,13 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.idle import tie
-from fairseq_dsp.modules.live_heads import LiveHeads, live_part
 from fairseq_dsp.modules.masks import additive_mask, join_padding
 from fairseq_dsp.modules.shared_sources import neighbours_of_search, number, order_of_search
+from fairseq_dsp.modules.site_gates import Gates, Record, linear_of
 from fairseq_dsp.modules.slicing import keep_units
 from fairseq_dsp.units.heads import HEADS
 
 _instances = itertools.count()
-
-
-class Gates(Protocol):
-    """What a site asks for its gates, anew in every forward pass."""
-
-    def __call__(self) -> Tensor:
-        """The gates of the site's heads: [h], float32."""
-
-    def live_heads(self, searching: bool) -> tuple[int, ...] | None:
-        """The heads whose gate is 1, where all gates are constant 0 or 1 and a head of gate 0 need not be computed; else None.
-        `searching`: the first step of a search asks, whose source has been encoded with the same heads."""
 
 
 class PrunableAttention(nn.Module):
@@ -54,6 +42,7 @@ class PrunableAttention(nn.Module):
         num_heads: h, heads that exist.
         head_dim: d, the size of a head; independent of h.
         gates: what yields the gates [h], or None.
+        slices: what a head owns of which projection.
     """
 
     def __init__(self, attention: nn.Module) -> None:
@@ -67,7 +56,7 @@ class PrunableAttention(nn.Module):
         self.out_proj = attention.out_proj
         self.dropout_module = attention.dropout_module
         self.gates: Gates | None = None
-        self.live: LiveHeads | None = None
+        self.slices = HEADS.slices(self.head_dim)
         # fairseq keeps one flat dictionary of caches for the whole decoder
         self.cache_key = f"prunable_attention_{next(_instances)}.attn_state"
 
@@ -77,7 +66,7 @@ class PrunableAttention(nn.Module):
         Args:
             heads: which of the heads that exist now to keep, in increasing order; may be empty.
         """
-        keep_units(self, HEADS.slices(self.head_dim), heads)
+        keep_units(self, self.slices, heads)
         self.num_heads = len(heads)
 
     def forward(
@@ -108,24 +97,19 @@ class PrunableAttention(nn.Module):
         Returns:
             output [T, B, C] and the weights; None for weights where they are not asked for or no head is left.
         """
+        live: Record | None = None
         if self.gates is not None:
-            part = live_part(self, incremental_state)
-            if part is not None:
-                return part.attend(
-                    self, query, key, value, key_padding_mask, incremental_state, need_weights, static_kv, attn_mask,
-                    need_head_weights,
-                )  # fmt: skip
+            live = self.gates.live(self, incremental_state)
         length, batch, _ = query.size()
-        if self.num_heads == 0:
-            return self._bias(query, key), None
+        if self.num_heads == 0 or (live is not None and live["q_proj.weight"].size(0) == 0):
+            return self._bias(query, key, live), None
+        q = self._split(self.q_proj(query) if live is None else linear_of(query, live, "q_proj"))
         k, v, key_padding_mask = self._keys_and_values(
-            query, key, value, key_padding_mask, incremental_state, static_kv
+            query, key, value, key_padding_mask, incremental_state, static_kv, live
         )
-        q = self._split(self.q_proj(query))
         kv_batch = k.size(0)
         if kv_batch != batch:  # beams of a sentence share its keys: lay them side by side as further queries
-            q = q.view(kv_batch, -1, self.num_heads, length, self.head_dim).transpose(1, 2)
-            q = q.reshape(kv_batch, self.num_heads, -1, self.head_dim)
+            q = q.view(kv_batch, -1, q.size(1), length, self.head_dim).transpose(1, 2).flatten(2, 3)
             if attn_mask is not None:
                 attn_mask = attn_mask.repeat(q.size(2) // length, 1)
         mask = additive_mask(attn_mask, key_padding_mask, q)
@@ -137,22 +121,23 @@ class PrunableAttention(nn.Module):
             dropout = self.dropout_module.p if dropped else 0.0
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         if kv_batch != batch:
-            context = self._unfold_beams(context, batch, length)
+            context = _unfold_beams(context, length)
             if weights is not None:
-                weights = self._unfold_beams(weights, batch, length)
-        context = context.permute(2, 0, 1, 3).reshape(length, batch, self.num_heads * self.head_dim)
-        output, live = self._project(context)
+                weights = _unfold_beams(weights, length)
+        output, on = self._project(context.permute(2, 0, 1, 3).flatten(2), live)
         if weights is None:
             return output, None
         weights = weights.transpose(0, 1)  # [h, B, T, S]
-        if live is not None:  # a masked head has no say in an alignment
-            weights = weights[live]
+        if on is not None:  # a masked head has no say in an alignment
+            weights = weights[on]
         if weights.size(0) == 0:
             return output, None
         return output, weights if need_head_weights else weights.mean(dim=0)
 
-    def _project(self, context: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Output projection [T, B, C] of the gated heads, and which heads are live if a mask has removed some: [h] bool."""
+    def _project(self, context: Tensor, live: Record | None) -> tuple[Tensor, Tensor | None]:
+        """Output projection [T, B, C] of the gated heads, and which are on where a mask has removed some: [h] bool."""
+        if live is not None:
+            return linear_of(context, live, "out_proj"), None
         if self.gates is None:
             return self.out_proj(context), None
         gates = self.gates()
@@ -166,9 +151,9 @@ class PrunableAttention(nn.Module):
             weight = (weight * columns).to(weight.dtype)
         return F.linear(context, weight, self.out_proj.bias), None if self.training else gates != 0
 
-    def _bias(self, query: Tensor, key: Tensor | None) -> Tensor:
+    def _bias(self, query: Tensor, key: Tensor | None, live: Record | None) -> Tensor:
         """What a sublayer without heads still adds: its output bias. The norms around it act as always."""
-        bias = self.out_proj.bias
+        bias = self.out_proj.bias if live is None else live.get("out_proj.bias")
         if bias is None:
             return torch.zeros_like(query)
         if not torch.jit.is_scripting():
@@ -186,6 +171,7 @@ class PrunableAttention(nn.Module):
         key_padding_mask: Tensor | None,
         incremental_state: dict[str, dict[str, Tensor | None]] | None,
         static_kv: bool,
+        live: Record | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values [B, h, S, d], cached steps included, and the padding mask [B, S] that belongs to them."""
         cache = self._get_input_buffer(incremental_state)
@@ -203,7 +189,10 @@ class PrunableAttention(nn.Module):
                 key = value = key[:, ::repeats]
                 if key_padding_mask is not None:
                     key_padding_mask = key_padding_mask[::repeats]
-        k, v = self._split(self.k_proj(key)), self._split(self.v_proj(value))
+        if live is None:
+            k, v = self._split(self.k_proj(key)), self._split(self.v_proj(value))
+        else:
+            k, v = self._split(linear_of(key, live, "k_proj")), self._split(linear_of(value, live, "v_proj"))
         if past_key is not None and past_value is not None:
             key_padding_mask = join_padding(
                 cache.get("prev_key_padding_mask"), key_padding_mask, k.size(0), past_key.size(2), k.size(2)
@@ -225,12 +214,7 @@ class PrunableAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """[T, B, h·d] -> [B, h, T, d]."""
-        return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
-
-    def _unfold_beams(self, x: Tensor, batch: int, length: int) -> Tensor:
-        """[sentences, h, beams·T, n] -> [sentences·beams, h, T, n]."""
-        x = x.view(x.size(0), self.num_heads, -1, length, x.size(3)).transpose(1, 2)
-        return x.reshape(batch, self.num_heads, length, x.size(4))
+        return x.view(x.size(0), x.size(1), x.size(2) // self.head_dim, self.head_dim).permute(1, 2, 0, 3)
 
     def __prepare_scriptable__(self) -> PrunableAttention:
         """What `torch.jit.script` asks first. Of gates it would say, on a page about types, no more than that it fails."""
@@ -283,3 +267,8 @@ class PrunableAttention(nn.Module):
             if joint is not None:
                 for projection, part in zip("qkv", joint.chunk(3), strict=True):
                     state_dict[f"{name}.{projection}_proj.{kind}"] = part
+
+
+def _unfold_beams(x: Tensor, length: int) -> Tensor:
+    """[sentences, h, beams·T, n] -> [sentences·beams, h, T, n]."""
+    return x.view(x.size(0), x.size(1), -1, length, x.size(3)).transpose(1, 2).flatten(0, 1)

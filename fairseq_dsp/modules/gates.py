@@ -1,6 +1,6 @@
 """`HeadGates`: the importance variables of a model and the gates they yield. Built by `model`, read by every site.
 
-One module a model owns all variables; an attention holds a `SiteGates`, a plain object that asks it for a slice (a
+One module a model owns all variables; a sublayer holds a `SiteGates`, a plain object that asks it for a slice (a
 shared module on every layer would appear in the state once a layer). In training the gates are drawn once a forward
 pass of the model. In evaluation they are a pure function of the parameters, because `fairseq-generate` calls encoder
 and decoder and never the model.
@@ -8,7 +8,6 @@ and decoder and never the model.
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any
 
@@ -180,6 +179,10 @@ class HeadGates(nn.Module):
                 self._evaluated = known
         return known[1]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy that is made in the middle of a pass draws for itself: a draw belongs to the graph of its pass."""
+        return {**super().__getstate__(), "_drawn": None}
+
     def train(self, mode: bool = True) -> HeadGates:
         """As in torch; an optimizer changes through `.data` what evaluation has read."""
         self._evaluated = None
@@ -201,69 +204,6 @@ class HeadGates(nn.Module):
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Moves between devices with the model, but stays in float32 where it is halved."""
         return super()._apply(lambda own: own.to(fn(torch.empty(0, device=own.device)).device), recurse)
-
-
-class SiteGates:
-    """The gates of one site, as its attention asks for them.
-
-    Args:
-        owner: the model's gates.
-        span: the site's slice of the flat order.
-        leads: the site is the first that a pass comes to, in the encoder or in the decoder, which may be called alone.
-    """
-
-    def __init__(self, owner: HeadGates, span: slice, leads: bool) -> None:
-        self.owner = owner
-        self.span = span
-        self.leads = leads
-        self.handed: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        return self.handed if self.handed is not None else self.owner.gates()[self.span]
-
-    def live_heads(self, searching: bool) -> tuple[int, ...] | None:
-        """The site's heads that are decided to be kept, once that is decided; see `attention.Gates`."""
-        if self.handed is not None and self.owner.varies:
-            return None  # activations are recomputed, maybe while others are on than in that pass
-        marks = self.owner.constant_marks(anew=self.leads and not searching)
-        return None if marks is None else tuple(head for head, mark in enumerate(marks[self.span]) if mark)
-
-
-class GatedCheckpoint:
-    """Forward of a layer whose activations are recomputed (`--checkpoint-activations`).
-
-    fairseq's checkpointing runs the layer twice and backpropagates the second run by itself. Gates read from outside
-    would lead every layer's private backward pass into the one draw they share. So they are handed in as an input:
-    the layer sees the same values in both runs, and the draw gets one gradient.
-
-    Args:
-        forward: the layer's checkpointed forward, a partial of fairseq's wrapper over (inner forward, offload).
-        sites: the gates of the layer's attentions.
-    """
-
-    def __init__(self, forward: functools.partial, sites: list[SiteGates]) -> None:
-        self.sites = sites
-        self.wrapper = forward.func
-        self.inner, *self.rest = forward.args
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.sites[0].owner.training:  # constants, which every run reads alike and nothing differentiates
-            return self.ungated()(*args, **kwargs)
-        return self.wrapper(self._forward_with, *self.rest, *(site() for site in self.sites), *args, **kwargs)
-
-    def ungated(self) -> functools.partial:
-        """The checkpointed forward as fairseq made it."""
-        return functools.partial(self.wrapper, self.inner, *self.rest)
-
-    def _forward_with(self, *args: Any, **kwargs: Any) -> Any:
-        count = len(self.sites)
-        for site, gates in zip(self.sites, args[:count], strict=True):
-            site.handed = gates
-        try:
-            return self.inner(*args[count:], **kwargs)
-        finally:
-            for site in self.sites:
-                site.handed = None
 
 
 def stamp_of(*tensors: Tensor) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Gradients of zero for what a result does not depend on. Called by `attention` and `live_heads`."""
+"""Gradients of zero for what a result does not depend on. Called by `attention` and `site_gates`."""
 
 from __future__ import annotations
 

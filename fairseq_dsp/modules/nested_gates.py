@@ -65,9 +65,9 @@ class NestedGates(HeadGates):
         return self._ranks()[1]
 
     def _ranks(self) -> tuple[Tensor, tuple[int, ...]]:
-        """Places of all heads in the order, [H], and the order; read once for as long as the importance does not change."""
+        """Places of all heads in the order, [H], and the order; read once when the importance does not move any more."""
         stamp = stamp_of(self.importance)
-        if self._ranked is None or self._ranked[0] != stamp:
+        if self._ranked is None or self._ranked[0] != stamp or not self.is_fixed:
             values = self.importance.detach().tolist()
             best = sorted(range(len(values)), key=lambda head: (-values[head], head))
             first = {
@@ -81,6 +81,7 @@ class NestedGates(HeadGates):
 
     def _draw(self) -> Tensor:
         if not self.is_fixed:
+            self._ranked = None  # an optimizer moves the importance through `.data`, which no stamp tells
             return super()._draw()
         assert self.budget_now is not None
         gates = (self._ranks()[0] < self.budget_now.count).to(self.importance.dtype)

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.attention import PrunableAttention
-from fairseq_dsp.modules.gates import STATE_PREFIX, GatedCheckpoint, HeadGates, SiteGates
+from fairseq_dsp.modules.feed_forward import gate_neurons, ungate_neurons
+from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
+from fairseq_dsp.modules.site_gates import ConstantGates, GatedCheckpoint, Gates, SiteGates
+from fairseq_dsp.modules.slicing import keep_units
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kind import Slice, unit_places
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
 from fairseq_dsp.units.layout import Grid, Layout, Site
-
-KEPT_MASK = HEADS.marks
+from fairseq_dsp.units.neurons import NEURONS
 
 
 def site_name(site: Site) -> str:
@@ -31,6 +33,16 @@ def site_name(site: Site) -> str:
 def marks_name(site: Site) -> str:
     """Name of the site's marks in a state."""
     return f"{site_name(site)}.{KIND_OF[site.stack].marks}"
+
+
+def reader_name(site: Site) -> str:
+    """Name of the map that reads what the site's units computed, such as `decoder.layers.3.encoder_attn.out_proj`."""
+    return f"{site_name(site)}.{KIND_OF[site.stack].readers[0]}"
+
+
+def is_marked(model: nn.Module, grid: Grid) -> bool:
+    """Whether a model has marks: it has been given a layout, which may keep all."""
+    return any(hasattr(model.get_submodule(site_name(site)), KIND_OF[site.stack].marks) for site in grid.sites)
 
 
 def places_within(site: Site, layout: Layout, current: Layout | None) -> list[int]:
@@ -65,9 +77,22 @@ def grid_of(model: nn.Module) -> Grid:
 
 
 def attentions(model: nn.Module, grid: Grid) -> Iterator[tuple[Site, PrunableAttention]]:
-    """Every site of the grid with its attention."""
+    """Every site of heads of the grid with its attention."""
     for site in grid.sites:
-        yield site, model.get_submodule(site_name(site))
+        if KIND_OF[site.stack] is HEADS:
+            yield site, model.get_submodule(site_name(site))
+
+
+def modules_at(model: nn.Module, grid: Grid) -> dict[Site, nn.Module]:
+    """The module of every site of the grid: an attention, or the layer that a feed-forward network belongs to."""
+    return {site: model.get_submodule(site_name(site)) for site in grid.sites}
+
+
+def neurons_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """F of every layer of a transformer, ours or fairseq's own, by stack."""
+    return {
+        stack.name: tuple(layer.fc1.out_features for layer in _layers(model, stack.side)) for stack in NEURONS.stacks
+    }
 
 
 def shrink_model(model: nn.Module, layout: Layout, current: Layout | None = None) -> None:
@@ -81,12 +106,18 @@ def shrink_model(model: nn.Module, layout: Layout, current: Layout | None = None
         layout: heads to keep, in original ids; within `current`.
         current: heads that the model has now; all of them if None.
     """
-    for site, attention in attentions(model, layout.grid):
+    for site in layout.grid.sites:
+        module, kind = model.get_submodule(site_name(site)), KIND_OF[site.stack]
+        there = len((current or Layout.full(layout.grid)).units(site))
         places = places_within(site, layout, current)
-        if len(places) < attention.num_heads:
-            attention.keep_heads(places)
-        marks = torch.tensor(layout.marks(site), dtype=torch.float32, device=attention.out_proj.weight.device)
-        attention.register_buffer(KEPT_MASK, marks)
+        reader = module.get_submodule(kind.readers[0])
+        if len(places) < there:
+            if isinstance(module, PrunableAttention):
+                module.keep_heads(places)
+            else:
+                keep_units(module, kind.slices(reader.in_features // there), places)
+        marks = torch.tensor(layout.marks(site), dtype=torch.float32, device=reader.weight.device)
+        module.register_buffer(kind.marks, marks)
 
 
 def shrink_state(state: dict[str, Tensor], layout: Layout, current: Layout | None = None) -> dict[str, Tensor]:
@@ -148,41 +179,67 @@ def _slices_in_state(state: dict[str, Tensor], site: Site, units: int) -> Iterat
 def layout_of_state(state: dict[str, Any], grid: Grid) -> Layout | None:
     """The layout that a state's marks give; None for a state without marks (a dense one).
 
+    Of a kind of unit that is not marked there are all: a state of marked heads has all its neurons, whether the grid has them or
+    not. Neurons that are marked are read in the state's own groups.
+
     Raises:
         Refusal: marks that are no marks, or not this grid's: an average of different layouts, or another model.
     """
-    names = [marks_name(site) for site in grid.sites]
-    if not any(name in state for name in names):
+    neurons = _marked_neurons(state)
+    marked = (
+        {HEADS} if any(marks_name(site) in state for site, _ in grid.counts if KIND_OF[site.stack] is HEADS) else set()
+    )
+    if neurons:
+        marked.add(NEURONS)
+        grid = Grid((*(item for item in grid.counts if KIND_OF[item[0].stack] is HEADS), *neurons))
+    if not marked:
         return None
-    if not all(
-        name in state and state[name].numel() == grid.size(site) for name, site in zip(names, grid.sites, strict=True)
-    ):
-        raise Refusal("the checkpoint's kept heads do not fit this model: another number of layers or heads.")
-    marks = torch.cat([state[name].float().cpu() for name in names]) if names else torch.zeros(0)
+    found = [torch.zeros(0)]
+    for site, count in grid.counts:
+        marks = state.get(marks_name(site)) if KIND_OF[site.stack] in marked else torch.ones(count)
+        if marks is None or marks.numel() != count:
+            raise Refusal("the checkpoint's kept heads do not fit this model: another number of layers or heads.")
+        found.append(marks.float().cpu().flatten())
+    marks = torch.cat(found)
     if ((marks - marks.round()).abs() > 0.02).any():  # bfloat16 is within; one stranger among 49 checkpoints is not
         raise Refusal("the checkpoint mixes models that keep different heads: average checkpoints of one layout only.")
     return Layout.of_mask(grid, marks.round())
+
+
+def _marked_neurons(state: dict[str, Any]) -> tuple[tuple[Site, int], ...]:
+    """The sites of neurons that a state marks, with the number of groups of each.
+
+    Raises:
+        Refusal: of a side some layers are marked, and some before them are not.
+    """
+    marked = {name for name in state if name.endswith(f".{NEURONS.marks}")}
+    sites = [Site(stack.name, layer) for stack in NEURONS.stacks for layer in range(len(marked))]
+    found = [(site, state[marks_name(site)].numel()) for site in sites if marks_name(site) in marked]
+    for stack in NEURONS.stacks:
+        layers = [site.layer for site, _ in found if site.stack == stack.name]
+        if len(found) != len(marked) or layers != list(range(len(layers))):
+            raise Refusal(
+                "the checkpoint must mark the kept neurons of all layers or of none, but marks those of some."
+            )
+    return tuple(found)
 
 
 def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
     """Makes every site ask `gates` for its slice. `grid` counts the heads that the model has now."""
     model.head_gates = gates
     model.register_forward_pre_hook(gates.before_forward)
-    model.register_forward_hook(gates.after_forward)
+    model.register_forward_hook(gates.after_forward, always_call=True)
+    gates.to(next(model.encoder.parameters()).device)
     by_layer: dict[nn.Module, list[SiteGates]] = {}
-    sites = dict(attentions(model, grid))
     begun: set[str] = set()
-    for attention in sites.values():
-        gates.to(attention.out_proj.weight.device)
-        break
-    for site, span in grid.spans():
+    for site, span in sorted(grid.spans(), key=lambda item: item[0].layer):  # as a pass of each side comes to them
         if span.stop == span.start:
             continue
         side = STACK_OF[site.stack].side
-        sites[site].gates = SiteGates(gates, span, leads=side not in begun)
+        of_site = SiteGates(gates, span, leads=side not in begun)
+        _gate(model, site, of_site, span.stop - span.start)
         begun.add(side)
-        layer = getattr(model, side).layers[site.layer]
-        by_layer.setdefault(layer, []).append(sites[site].gates)
+        by_layer.setdefault(getattr(model, side).layers[site.layer], []).append(of_site)
     for layer, site_gates in by_layer.items():
         if hasattr(layer, "precheckpoint_forward"):
             layer.forward = GatedCheckpoint(layer.forward, site_gates)
@@ -191,28 +248,16 @@ def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
 def remove_gates(model: nn.Module, grid: Grid) -> None:
     """Undoes `install_gates`. The model keeps its heads, ungated. `grid` names the sites."""
     for _, attention in attentions(model, grid):
-        attention.gates = attention.live = None
+        attention.gates = None
     for side in ("encoder", "decoder"):
         for layer in _layers(model, side):
+            ungate_neurons(layer)
             if isinstance(layer.__dict__.get("forward"), GatedCheckpoint):
                 layer.forward = layer.forward.ungated()
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is model.head_gates]:
             del hooks[key]
     model.head_gates = None
-
-
-class ConstantGates:
-    """Gates that never change: the masked model that a rewritten one is compared with."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-
-    def __call__(self) -> Tensor:
-        return self.mask
-
-    def live_heads(self, searching: bool) -> None:
-        """None: all heads are computed and multiplied, so that a comparison compares two computations."""
 
 
 def mask_heads(model: nn.Module, layout: Layout, current: Layout) -> None:
@@ -222,10 +267,22 @@ def mask_heads(model: nn.Module, layout: Layout, current: Layout) -> None:
         layout: heads to leave on, in original ids; within `current`.
         current: heads that the model has.
     """
-    for site, attention in attentions(model, layout.grid):
-        keep = set(layout.units(site))
-        marks = [float(head in keep) for head in current.units(site)]
-        attention.gates = ConstantGates(torch.tensor(marks, device=attention.out_proj.weight.device)) if marks else None
+    device = next(model.encoder.parameters()).device
+    for site in layout.grid.sites:
+        keep, there = set(layout.units(site)), current.units(site)
+        marks = torch.tensor([float(unit in keep) for unit in there], device=device)
+        _gate(model, site, ConstantGates(marks) if there else None, len(there))
+
+
+def _gate(model: nn.Module, site: Site, gates: Gates | None, units: int) -> None:
+    """Makes a site ask for its gates, in place of whatever it asked before."""
+    module = model.get_submodule(site_name(site))
+    if isinstance(module, PrunableAttention):
+        module.gates = gates
+    elif gates is None:
+        ungate_neurons(module)
+    else:
+        gate_neurons(module, gates, units)
 
 
 def _layers(model: nn.Module, side: str) -> list[nn.Module]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.config import PruningConfig, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.plugin.initial_layout import given_layout
+from fairseq_dsp.plugin.options import Options
+from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import MACS, PARAMETERS, Costs, Sentence, operation_costs, parameter_costs
+from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.prices import write_prices
 from fairseq_dsp.units.request import BudgetRequest, parse_budget, parse_sentence
 
@@ -18,24 +23,29 @@ from fairseq_dsp.units.request import BudgetRequest, parse_budget, parse_sentenc
 BEAM = 5
 
 
-def costs_of(model: Any, measure: str, sentence: Sentence | None = None) -> Costs:
+def costs_of(model: Any, measure: str, sentence: Sentence | None = None, layout: Layout | None = None) -> Costs:
     """Costs of all units of the model's architecture.
 
     Args:
         model: a `DspTransformerModel`.
         measure: `count`, `parameters` or `macs`.
         sentence: that operations are counted of.
+        layout: the units that it has, neurons among them or not; as it is gated or was pruned if None.
 
     Raises:
         Refusal: the model has parts whose operations are not known.
     """
-    grid = model.layout.grid
+    layout = layout or model.layout
+    grid = layout.grid
     if measure == COUNT:
         return Costs.of_units(COUNT, grid, dict.fromkeys(grid.sites, 1), 0)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
     widths = {site: attention.head_dim for site, attention in attentions(model, grid)}
+    if has_neurons(grid):
+        group = group_of(grid, model.neurons, "--ffn-group")
+        widths |= {site: group for site in grid.sites if site not in widths}
     if measure == PARAMETERS:
-        return parameter_costs(grid, shapes, widths, model.weight_count(), model.layout)
+        return parameter_costs(grid, shapes, widths, model.weight_count(), layout)
     assert measure == MACS
     assert sentence is not None
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
@@ -45,8 +55,11 @@ def costs_of(model: Any, measure: str, sentence: Sentence | None = None) -> Cost
     return operation_costs(grid, shapes, widths, sentence)
 
 
-def prices_of(model: Any, config: PruningConfig) -> str:
-    """What `--budget` comes to in a fresh model that has all of its heads: see `units/prices`.
+def prices_of(model: Any, config: PruningConfig, grid: Grid) -> str:
+    """What `--budget` comes to in a fresh model that has all of its units: see `units/prices`.
+
+    Args:
+        grid: the units of its architecture.
 
     Raises:
         Refusal: the model costs more without any head, or the sentence that operations are counted of is not known.
@@ -56,10 +69,26 @@ def prices_of(model: Any, config: PruningConfig) -> str:
         raise Refusal(
             "`--sentence` must be given for `--budget macs=`, for there is no validation set to take the lengths from."
         )
-    costs = costs_of(model, request.measure, None if config.sentence is None else parse_sentence(config.sentence))
+    sentence = None if config.sentence is None else parse_sentence(config.sentence)
+    costs = costs_of(model, request.measure, sentence, Layout.full(grid))
     if request.measure == COUNT:
-        return write_prices(costs, _heads_of(request, model.layout.grid.total))
+        if request.amount is None and has_neurons(grid):
+            raise Refusal(f"`--budget` must be one number for all units of a training, but is {request.text}.")
+        return write_prices(costs, _heads_of(request, grid.total))
     return write_prices(costs, request.limit(costs))
+
+
+def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
+    """The options with what their budget comes to, which is written into the cfg of a fresh model.
+
+    Raises:
+        Refusal: as of `prices_of`, or the layout does not fit the model.
+    """
+    if config.budget is None or config.prices is not None:
+        return config
+    grid = given_layout(model.layout.grid, model.neurons, config, resolve_layout).grid
+    set_option(args, "prices", prices_of(model, config, grid))
+    return PruningConfig.from_model_cfg(args)
 
 
 def settle_budget(
@@ -77,7 +106,8 @@ def settle_budget(
     if config.budget is None or config.prices is not None:
         return {}
     request = parse_budget(config.budget)
-    if request.measure == COUNT and total is not None and config.unpruned_heads is None:
+    heads_alone = config.ffn_group is None and config.head_layout is None
+    if request.measure == COUNT and heads_alone and total is not None and config.unpruned_heads is None:
         return {"unpruned_heads": _heads_of(request, total), "budget": None}
     if request.measure == MACS and config.sentence is None:
         counted = sentence_of_validation(data, source, target)

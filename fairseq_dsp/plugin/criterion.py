@@ -128,7 +128,7 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def _of_each(self, gates: NestedGates, of_pass: Any) -> tuple[Any, Any, dict[str, Any]]:
         """The mean over the budgets that an update trains; the largest may teach the others (`--self-distillation`)."""
-        passes, teacher = gates.nested.passes_at(gates.update), self.teacher
+        passes, before = gates.nested.passes_at(gates.update), (self.teacher, self.share)
         losses, logs = [], []
         try:
             for k in passes:
@@ -139,7 +139,7 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
                 if gates.nested.self_distillation and self._said is not None:
                     self.teacher, self.share = Said(self._said), gates.nested.self_distillation
         finally:
-            self.teacher, self._said = teacher, None
+            (self.teacher, self.share), self._said = before, None
         for name in ("loss", "nll_loss"):
             logs[0][name] = sum(log[name] for log in logs) / len(logs)
         logs[0]["heads_on"] = sum(passes) / len(passes)

@@ -17,8 +17,10 @@ from torch import Tensor
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
-from fairseq_dsp.modules.surgery import layout_of_state, shrink_state
+from fairseq_dsp.modules.surgery import layout_of_state, marks_name, shrink_state
+from fairseq_dsp.units.groups import Neurons
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.neurons import NEURONS
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,16 @@ class Receiver:
 
     Attributes:
         parameters: its parameters, shared ones by each of their names.
-        layout: the heads that it has, of all those of its architecture.
-        is_marked: whether its state says which heads it has, as it does where they are those of a layout.
+        layout: the units that it has, of all those of its architecture.
+        neurons: those that the feed-forward networks of its architecture have.
+        is_marked: whether its state says which units it has, as it does where they are those of a layout.
         gates: its importance variables; None where nothing is learned.
         adopts_dense_state: whether it may start from a state without importance variables.
     """
 
     parameters: Mapping[str, Tensor]
     layout: Layout
+    neurons: Neurons
     is_marked: bool
     gates: HeadGates | None
     adopts_dense_state: bool
@@ -49,26 +53,33 @@ def fit_state(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]
     Raises:
         Refusal: it is of another model, has other heads than the model, or lacks importance variables that it should bring.
     """
-    _refuse_other_sizes(receiver.parameters, state)
-    return _with_gates_of(receiver, _with_heads_of(receiver, state))
+    _refuse_other_sizes(receiver, state)
+    return _with_gates_of(receiver, _with_units_of(receiver, state))
 
 
-def refuse_other_heads(theirs: Layout | None, ours: Layout, is_marked: bool) -> None:
-    """Compares the heads of a state with those that a model has.
+def layout_to_cut(state: Mapping[str, Tensor], ours: Layout, is_marked: bool) -> Layout | None:
+    """The layout of a state of which a model has a part; None where it has the state's own.
+
+    The model may have some of the units of a kind that the state does not mark, and thus has all of: heads, neurons, or both.
 
     Args:
-        theirs: what the state's marks say; None where it has none.
-        ours: the model's heads.
+        ours: the model's units.
         is_marked: whether the model's own state has marks.
 
     Raises:
-        Refusal: they differ.
+        Refusal: the state has other units.
     """
-    if theirs is not None and (not is_marked or theirs != ours):
-        other = f"other heads ({ours})" if is_marked else "all heads"
-        raise Refusal(
-            f"the checkpoint keeps {theirs.count} heads and this model {other}: add `--head-layout {theirs}`."
-        )
+    theirs = layout_of_state(state, ours.grid)
+    if theirs is None and not is_marked or theirs == ours and is_marked:
+        return None
+    theirs = theirs or Layout.full(ours.grid)
+    if is_marked and theirs.grid == ours.grid:
+        if all(theirs.marks(site) == ours.marks(site) for site in ours.grid.sites if marks_name(site) in state):
+            return theirs
+    other = f"other {ours.grid.noun} ({ours})" if is_marked else f"all {ours.grid.noun}"
+    raise Refusal(
+        f"the checkpoint keeps {theirs.count} {theirs.grid.noun} and this model {other}: add `--head-layout {theirs}`."
+    )
 
 
 def refuse_lack_of_importance() -> NoReturn:
@@ -78,13 +89,12 @@ def refuse_lack_of_importance() -> NoReturn:
     raise Refusal("the checkpoint has no importance variables, though its options say that heads were chosen.")
 
 
-def _with_heads_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    theirs = layout_of_state(state, receiver.layout.grid)
-    if theirs is None and receiver.is_marked:
-        gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
-        return {**shrink_state(state, receiver.layout), **gates}
-    refuse_other_heads(theirs, receiver.layout, receiver.is_marked)
-    return state
+def _with_units_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    theirs = layout_to_cut(state, receiver.layout, receiver.is_marked)
+    if theirs is None:
+        return state
+    gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
+    return {**shrink_state(state, receiver.layout, theirs), **gates}
 
 
 def _with_gates_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -111,19 +121,22 @@ def names_of(parameters: Mapping[str, Tensor]) -> list[list[str]]:
     return list(shared.values())
 
 
-def _refuse_other_sizes(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
+def _refuse_other_sizes(receiver: Receiver, state: dict[str, Tensor]) -> None:
     """Compares what options and dictionaries decide, and weights that are one in the model and two in the state.
 
     Raises:
         Refusal: the state is of another model.
     """
-    ours = _sizes(parameters)
+    ours = _sizes(receiver.parameters)
+    for stack in NEURONS.stacks:  # whatever is left of them
+        if neurons := receiver.neurons[stack.name]:
+            ours[flag(f"{stack.side}_ffn_embed_dim")] = neurons[0]
     reasons = [
         f"{what} must be {size}, as the checkpoint's weights are, but is {ours[what]}."
         for what, size in _sizes(state).items()
         if ours.get(what, size) != size
     ]
-    for first, *others in names_of(parameters):
+    for first, *others in names_of(receiver.parameters):
         for name in others:
             one, other = state.get(first), state.get(name)
             if one is not None and other is not None and one.shape == other.shape and not torch.equal(one, other):
@@ -147,6 +160,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
             ("layers.0.fc1", flag(f"{side}_ffn_embed_dim"), 0),
         ):
             weight = weights.get(f"{side}.{name}.weight")
-            if weight is not None and weight.dim() == 2:
+            cut = name.endswith("fc1") and f"{side}.layers.0.{NEURONS.marks}" in weights
+            if weight is not None and weight.dim() == 2 and not cut:
                 found[what] = weight.shape[axis]
     return found

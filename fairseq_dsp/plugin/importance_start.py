@@ -51,7 +51,15 @@ def start_importance(training: TrainingOptions, config: PruningConfig, model: Ds
 
     scores = read_scores(config.importance_from, _OPTION)
     if scores.layout != model.layout:
-        raise Refusal(f"{_OPTION} must be of a model with the same heads ({model.layout}), but are of {scores.layout}.")
+        noun = model.layout.grid.noun
+        raise Refusal(
+            f"{_OPTION} must be of a model with the same {noun} ({model.layout}), but are of {scores.layout}."
+        )
+    if scores.scored != model.layout or len(scores.units) > 1 and not scores.comparable:
+        raise Refusal(
+            f"{_OPTION} must be scores of all units that are gated, and of kinds that can be compared, but are of "
+            f"{' and '.join(scores.units)} by `--scorer {scores.scorer}`."
+        )
     weights = dict(start.state["model"])
     model.upgrade_state_dict(weights)
     named = [(name, weights[name]) for name, _ in model.weights() if name in weights]

@@ -25,26 +25,27 @@ from fairseq_dsp.units.floors import (
     parse_floor,
     random_subset_above_floors,
 )
+from fairseq_dsp.units.groups import Neurons, group_of, has_neurons, with_all_of, with_groups
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.prices import read_prices
 from fairseq_dsp.units.weighted import hard_under_budget, meets_budget
 
 
-def initial_layout(grid: Grid, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
+def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
     """The layout that the options give or draw, before anything is learned.
+
+    Neurons are units of it where the options say in which groups.
 
     Args:
         grid: the heads of the architecture.
+        neurons: of its feed-forward networks.
         look_up: the layout of a text or of a checkpoint that an option names.
 
     Raises:
         Refusal: the layout does not fit the grid, or budget, floor and counts do not fit each other.
     """
-    layout = Layout.full(grid)
-    if config.head_layout is not None:
-        layout = look_up(config.head_layout)
-        if layout.grid != grid:
-            raise Refusal(f"`--head-layout` must fit the model, whose heads are {_counts(grid)}, but is {layout}.")
+    layout = given_layout(grid, neurons, config, look_up)
+    grid = layout.grid
     budget, floors = config.kept_heads, floors_of(layout.surviving, parse_floor(config.cross_floor))
     if budget is not None and not 0 <= budget <= layout.count:
         raise Refusal(budget_out_of_range(budget, layout.count))
@@ -66,6 +67,24 @@ def initial_layout(grid: Grid, config: PruningConfig, look_up: Callable[[str], L
             )
         return drawn
     return random_subset_above_floors(layout, budget, config.seed, floors)
+
+
+def given_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
+    """The layout that the options give, all units where they give none. Arguments as of `initial_layout`.
+
+    Raises:
+        Refusal: it does not fit the grid.
+    """
+    given = None if config.head_layout is None else look_up(config.head_layout)
+    group = config.ffn_group
+    if group is None and given is not None and has_neurons(given.grid):
+        group = group_of(given.grid, neurons, "--head-layout")
+    if group is not None:
+        grid = with_groups(grid, neurons, group)
+    layout = Layout.full(grid) if given is None else with_all_of(given, grid)
+    if layout.grid != grid:
+        raise Refusal(f"`--head-layout` must fit the model, whose {grid.noun} are {_counts(grid)}, but is {layout}.")
+    return layout
 
 
 def _within(layout: Layout, config: PruningConfig, floors: Floors) -> Layout:

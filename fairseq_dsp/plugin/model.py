@@ -28,16 +28,27 @@ from fairseq_dsp.guards.versions import (
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.modules.surgery import KEPT_MASK, attentions, install_gates, make_prunable, remove_gates, shrink_model
-from fairseq_dsp.plugin.costing import prices_of
+from fairseq_dsp.modules.surgery import (
+    attentions,
+    install_gates,
+    is_marked,
+    make_prunable,
+    neurons_of,
+    remove_gates,
+    shrink_model,
+)
+from fairseq_dsp.plugin.costing import priced
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
+from fairseq_dsp.plugin.languages import objections_to_use
 from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
 from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.units.floors import floors_of, parse_floor
+from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.layout import Layout
 
 ARCHITECTURES = (
@@ -57,7 +68,8 @@ class DspTransformerModel(TransformerModel):
     """A transformer that has the heads of its layout, and gates on them while a method is choosing.
 
     Attributes:
-        layout: heads that the model has, in original ids.
+        layout: units that the model has, in original ids.
+        neurons: how many neurons its feed-forward networks had when they were whole, layer by layer, by stack.
         head_gates: importance variables and gates; None where no method is choosing.
         adopts_dense_state: whether loading a state without importance variables starts from fresh ones. Set by the task
             when it trains: a checkpoint that is merely loaded must bring its own.
@@ -69,6 +81,7 @@ class DspTransformerModel(TransformerModel):
         disable_fused_encoder(self.encoder)
         settle_device_marks_of(self)
         self.layout = Layout.full(make_prunable(self))
+        self.neurons = neurons_of(self)
         self.head_gates: HeadGates | None = None
         self.adopts_dense_state = False
         self.unchecked: argparse.Namespace | DictConfig | None = None
@@ -96,16 +109,13 @@ class DspTransformerModel(TransformerModel):
             SystemExit: options that cannot be honoured, each named on stderr.
         """
         with exit_on_refusal():
-            reasons = objections(args)
-            if reasons:
+            if reasons := objections(args) + objections_to_use(args, getattr(task, "args", None)):
                 raise Refusal(*reasons)
             config = PruningConfig.from_model_cfg(args)
             method = method_class(config)
             model = super().build_model(args, task)
             model.unchecked = args
-            if config.budget is not None and config.prices is None:
-                set_option(args, "prices", prices_of(model, config))
-                config = PruningConfig.from_model_cfg(args)
+            config = priced(model, args, config)
             model._take_heads(args, config)
             if method.learned:
                 grid = model.layout.surviving
@@ -123,7 +133,11 @@ class DspTransformerModel(TransformerModel):
 
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
         """Shrinks the fresh model to the layout that the options give or draw."""
-        layout = initial_layout(self.layout.grid, config, resolve_layout)
+        layout = initial_layout(self.layout.grid, self.neurons, config, resolve_layout)
+        if has_neurons(layout.grid):
+            if reasons := objections_to_neurons(args):  # where the layout was looked up
+                raise Refusal(*reasons)
+            set_option(args, "ffn_group", group_of(layout.grid, self.neurons, "--head-layout"))
         if config.head_layout is not None or not method_class(config).learned:
             shrink_model(self, layout)
             set_option(args, "head_layout", str(layout))
@@ -251,7 +265,8 @@ class DspTransformerModel(TransformerModel):
         receiver = Receiver(
             parameters=dict(self.named_parameters(remove_duplicate=False)),
             layout=self.layout,
-            is_marked=any(hasattr(attention, KEPT_MASK) for _, attention in attentions(self, self.layout.grid)),
+            neurons=self.neurons,
+            is_marked=is_marked(self, self.layout.grid),
             gates=self.head_gates,
             adopts_dense_state=self.adopts_dense_state,
         )

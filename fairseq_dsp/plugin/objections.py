@@ -22,21 +22,29 @@ from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import METHODS, method_class, objections_to_method
 from fairseq_dsp.methods.dsp import PROJECTION, RELAXATIONS
 from fairseq_dsp.methods.nested import objections_to_nested
+from fairseq_dsp.plugin.languages import (
+    BILINGUAL_BUDGET,
+    BUDGET_TASK,
+    BUDGET_TASKS,
+    MULTILINGUAL,
+    MULTILINGUAL_BUDGET,
+    objections_to_model_a_pair,
+)
 from fairseq_dsp.plugin.options import TransformerOptions, completed
+from fairseq_dsp.plugin.widths import objections_to_neurons, objections_to_widths
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import LATENCY, MACS
+from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import parse_layout
 from fairseq_dsp.units.request import parse_budget, parse_sentence
 
 _MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
-# Where `task` leaves its name in the model's cfg, beside fairseq's own `task`, which a command that loads a model may change.
-BUDGET_TASK = "budget_task"
-
 
 def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     """Sentences on a model's cfg; empty if it can be built as far as the options tell."""
-    found: list[str] = []
+    if found := objections_to_model_a_pair(get_option(args, "task")):
+        return found
     with noted(found):
         found += _objections_to_training(args, PruningConfig.from_model_cfg(args))
     given = given_options(args)
@@ -47,6 +55,8 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     cutoff = given.get("adaptive_softmax_cutoff")
     if isinstance(cutoff, str) and not _is_list_of_counts(cutoff):
         found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
+    if given.get("ffn_group") is not None or "/ffn-" in str(given.get("head_layout")):
+        found += objections_to_neurons(args)
     return found + objections_to_backend(given.get("ddp_backend"))
 
 
@@ -56,21 +66,6 @@ def objections_to_backend(name: str | None) -> list[str]:
         return []
     rule = "one whose processes hold all parameters, the same after every update (pytorch_ddp, legacy_ddp, no_c10d)"
     return [f"`--ddp-backend` must be {rule}, but is {name}."]
-
-
-def objections_to_task(cfg: argparse.Namespace | DictConfig | None, who: str) -> list[str]:
-    """Sentences on a checkpoint's task, where sentences of a data folder are to be read as it reads them.
-
-    Other tasks put a token of a language before or behind a sentence, join or change dictionaries, or have no target.
-
-    Args:
-        cfg: the task's options.
-        who: the option that reads data, for the sentence.
-    """
-    name = get_option(cfg, "_name") or get_option(cfg, "task")
-    if name in ("translation", "translation_dsp"):
-        return []
-    return [f"{who} needs a model of the task translation or translation_dsp, but it is {name}."]
 
 
 def objections_to_unknown_options(cfg: argparse.Namespace | DictConfig) -> list[str]:
@@ -139,10 +134,16 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
             found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
     if found:
         return found
+    text = get_option(cfg, "head_layout")
+    layout = parse_layout(text, "--head-layout") if isinstance(text, str) else None
+    if layout is not None and has_neurons(layout.grid):
+        found += objections_to_widths(cfg, layout, weights)
+    else:
+        layout = None
     for side, positions in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
         layers = {name.split(".")[2] for name in weights if name.startswith(f"{side}.layers.")}
         sizes = {"layers": len(layers), "embed_dim": weights[f"{side}.embed_tokens.weight"].shape[-1]}
-        if f"{side}.layers.0.fc1.weight" in weights:
+        if layout is None and f"{side}.layers.0.fc1.weight" in weights:
             sizes["ffn_embed_dim"] = len(weights[f"{side}.layers.0.fc1.weight"])
         for name, size in sizes.items():
             if _number(value := given.get(f"{side}_{name}", size)) != size:
@@ -211,13 +212,14 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
             found.append(range_outside(config.budget_range, grid.total))
     if method.learned:
         for part, ours in (
-            ("task", "translation_dsp"),
+            ("task", MULTILINGUAL_BUDGET if get_option(args, "task") == MULTILINGUAL else BILINGUAL_BUDGET),
             ("criterion", "label_smoothed_cross_entropy_dsp"),
             ("optimizer", "dsp_adam"),
         ):
             given = options.get(part, ours if isinstance(args, DictConfig) and part != "task" else None)
             if part == "task":  # fairseq-validate writes its own task's name over the one that trained the model
                 given = options.get(BUDGET_TASK, given)
+                ours = given if given in BUDGET_TASKS else ours
             if isinstance(given, str) and given != ours or given is None and part == "task":
                 found.append(f"`--{part}` must be {ours} for `--head-selection {method.name}`, but is {given}.")
     return found

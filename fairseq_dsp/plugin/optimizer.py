@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
+from fairseq_dsp.plugin.languages import BILINGUAL_BUDGET
 
 # A near-tie at a low temperature has a huge derivative, and a single such update would fill Adam's second moment for
 # thousands of updates. Gradients of useful updates, means over the batch, stay far below.
@@ -142,8 +143,11 @@ class DspAdam(FairseqAdam):
         super().step(closure, scale, groups)
 
 
-def dsp_adam_of(optimizer: Any) -> DspAdam:
+def dsp_adam_of(optimizer: Any, task: str = BILINGUAL_BUDGET) -> DspAdam:
     """Our optimizer inside fairseq's half-precision wrappers.
+
+    Args:
+        task: the name of the task that asks.
 
     Raises:
         SystemExit: it is not there; hydra lets any optimizer through until here.
@@ -152,7 +156,7 @@ def dsp_adam_of(optimizer: Any) -> DspAdam:
     if not isinstance(inner, DspAdam):
         with exit_on_refusal():
             raise Refusal(
-                f"`--optimizer` must be dsp_adam for `--task translation_dsp`, but is {type(inner).__name__}: importance "
+                f"`--optimizer` must be dsp_adam for `--task {task}`, but is {type(inner).__name__}: importance "
                 "variables would have neither their learning rate nor their schedule."
             )
     return inner

@@ -11,7 +11,9 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 
 from fairseq_dsp.config import architecture_of, get_option, given_options
+from fairseq_dsp.units.groups import Neurons, with_groups
 from fairseq_dsp.units.layout import Grid
+from fairseq_dsp.units.neurons import NEURONS
 
 _LAST = "checkpoint_last.pt"  # what fairseq takes for "no `--restore-file`"
 
@@ -25,11 +27,13 @@ class Side:
     Attributes:
         layers: how many.
         heads: of an attention.
+        neurons: of a feed-forward network.
         pre_norm: whether norms come before sublayers.
     """
 
     layers: int | None
     heads: int | None
+    neurons: int | None
     pre_norm: bool
 
 
@@ -43,6 +47,7 @@ class TransformerOptions:
         decoder: the decoder.
         activation: name of the activation function.
         shares_dictionary: whether source and target have one dictionary (`--share-all-embeddings`).
+        ffn_group: neurons of a unit (`--ffn-group`); None where neurons are no units.
     """
 
     architecture: str | None
@@ -50,6 +55,7 @@ class TransformerOptions:
     decoder: Side
     activation: str
     shares_dictionary: bool
+    ffn_group: int | None
 
     @classmethod
     def of(cls, cfg: Options) -> TransformerOptions:
@@ -57,19 +63,40 @@ class TransformerOptions:
         given = given_options(cfg)
         sides = [
             Side(
-                *(None if (value := given.get(f"{side}_{name}")) is None else int(value) for name in ("layers", "attention_heads")),
+                *(None if (value := given.get(f"{side}_{name}")) is None else int(value) for name in ("layers", "attention_heads", "ffn_embed_dim")),
                 pre_norm=bool(given.get(f"{side}_normalize_before")),
             )
             for side in ("encoder", "decoder")
         ]  # fmt: skip
-        shared = bool(given.get("share_all_embeddings"))
-        return cls(architecture_of(cfg), *sides, given.get("activation_fn", "relu"), shared)
+        shared, group = bool(given.get("share_all_embeddings")), given.get("ffn_group")
+        activation = given.get("activation_fn", "relu")
+        return cls(architecture_of(cfg), *sides, activation, shared, None if group is None else int(group))
 
     @property
     def grid(self) -> Grid | None:
-        """The heads; None where the options do not say yet."""
+        """The heads, and the neurons where they are grouped; None where the options do not say yet.
+
+        Raises:
+            Refusal: the neurons cannot be grouped so.
+        """
         heads = [None if None in (side.layers, side.heads) else (side.heads,) * side.layers for side in self._sides]
-        return None if None in heads else Grid.of_heads(heads[0], heads[1], heads[1])
+        if None in heads:
+            return None
+        grid = Grid.of_heads(heads[0], heads[1], heads[1])
+        if self.ffn_group is None:
+            return grid
+        return None if self.neurons is None else with_groups(grid, self.neurons, self.ffn_group)
+
+    @property
+    def neurons(self) -> Neurons | None:
+        """The neurons of every feed-forward network; None where the options do not say yet."""
+        found = {}
+        for stack in NEURONS.stacks:
+            side = getattr(self, stack.side)
+            if None in (side.layers, side.neurons):
+                return None
+            found[stack.name] = (side.neurons,) * side.layers
+        return found
 
     @property
     def _sides(self) -> tuple[Side, Side]:

@@ -51,9 +51,11 @@ class Settling:
                 return reasons
             reasons += self._objections_to_length(config)
             set_option(model_cfg, "recipe", recipe_of(config))
+            self._fill_in(model_cfg, config, None)
             if needs_length(config):
                 self._pending = model_cfg
-            self._fill_in(model_cfg, config, None)
+            else:
+                _tell(PruningConfig.from_model_cfg(model_cfg))
         return reasons
 
     def finish(self, model: DspTransformerModel, updates_an_epoch: int) -> None:
@@ -74,8 +76,7 @@ class Settling:
         model.head_gates.method = method_class(config).from_config(config)
         if isinstance(model.head_gates, NestedGates) and (nested := Nested.from_config(config)) is not None:
             model.head_gates.nested = nested
-        told = ", ".join(f"{flag(name)} {getattr(config, name)}" for name in (config.derived or "").split(",") if name)
-        logger.info("`--recipe %s` of %d updates: %s", config.recipe, updates, told)
+        _tell(config, f" of {updates} updates")
 
     def _goes_on(self, model_cfg: Options, config: PruningConfig) -> bool:
         """Whether training goes on from a checkpoint of the method; takes what its recipe had derived, unless another is asked for."""
@@ -121,3 +122,9 @@ class Settling:
         names = [name for name in (config.derived or "").split(",") if name] + list(values)
         set_option(model_cfg, "derived", ",".join(names) or None)
         self.importance_lr = get_option(model_cfg, "importance_lr")
+
+
+def _tell(config: PruningConfig, length: str = "") -> None:
+    if config.derived:
+        told = ", ".join(f"{flag(name)} {getattr(config, name)}" for name in config.derived.split(","))
+        logger.info("`--recipe %s`%s: %s", config.recipe, length, told)

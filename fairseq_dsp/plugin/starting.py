@@ -24,8 +24,10 @@ from fairseq_dsp.guards.untrusted import strange_options
 from fairseq_dsp.guards.versions import settle_device_marks
 from fairseq_dsp.methods import Method, method_class
 from fairseq_dsp.methods.nested import OPTIONS
+from fairseq_dsp.methods.recipe import PAPER
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
+from fairseq_dsp.plugin.languages import objections_to_going_on
 from fairseq_dsp.plugin.options import Options, TrainingOptions
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
@@ -143,7 +145,7 @@ def objections_to_start(training: TrainingOptions, model_cfg: Options) -> list[s
     with noted(reasons):
         start = Start(*found, _read(found[0]))
         refuse_broken_weights({**start.state["model"]}, start.path)
-        reasons += _other_computation(start, model_cfg)
+        reasons += _other_computation(start, model_cfg) + objections_to_going_on(start.state, model_cfg, start.path)
         if start.option != "finetune_from_model":
             reasons += _objections_to_going_on(start, training, PruningConfig.from_model_cfg(model_cfg))
     return reasons
@@ -241,16 +243,8 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     before = PruningConfig.from_model_cfg(start.options)
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
-    names = (
-        "unpruned_heads",
-        "budget",
-        "sentence",
-        "cross_floor",
-        "recipe",
-        "importance_from",
-        *OPTIONS,
-        *(other.options if one is other else ()),
-    )
+    own = ("recipe", "importance_from", *OPTIONS, *other.options) if one is other else ()
+    names = ("unpruned_heads", "budget", "sentence", "cross_floor", *own)
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 
@@ -259,7 +253,16 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
     values = [getattr(before, name), getattr(now, name)]
     if values[0] == values[1]:
         return True
-    if None not in values or name in ("unpruned_heads", "budget", "sentence", "cross_floor"):
+    if name == "recipe":  # before there were any, all trained by the paper's
+        return (values[0] or PAPER) == (values[1] or PAPER)
+    if None not in values or name in (
+        "unpruned_heads",
+        "budget",
+        "sentence",
+        "cross_floor",
+        "importance_from",
+        *OPTIONS,
+    ):
         return False
     ways = [method_class(now).from_config(replace(now, **{name: value})) for value in values]
     return ways[0] == ways[1] and next(value for value in values if value is not None) in vars(ways[0]).values()

@@ -13,8 +13,7 @@ from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.modules.gates import STATE_PREFIX
-from fairseq_dsp.modules.surgery import layout_of_state
-from fairseq_dsp.plugin.fitting import refuse_lack_of_importance, refuse_other_heads
+from fairseq_dsp.plugin.fitting import layout_to_cut, refuse_lack_of_importance
 from fairseq_dsp.plugin.initial_layout import budget_of, initial_layout
 from fairseq_dsp.plugin.objections import budget_of_a_range, fitting_its_own_options, objections, refuse_unfit_options
 from fairseq_dsp.plugin.options import TransformerOptions, completed
@@ -52,7 +51,8 @@ def stored_layout(state: dict[str, Any]) -> Layout:
     refuse_unfit_options(state["cfg"].model, weights)
     with fitting_its_own_options():
         cfg = completed(state["cfg"].model)
-        grid = TransformerOptions.of(cfg).grid
+        options = TransformerOptions.of(cfg)
+        grid = options.grid
         assert grid is not None  # the options are complete now
         if family_of(architecture_of(cfg)) == "transformer":
             return Layout.full(grid)
@@ -60,8 +60,8 @@ def stored_layout(state: dict[str, Any]) -> Layout:
             raise Refusal(*reasons)
         config = PruningConfig.from_model_cfg(cfg)
         method = method_class(config)
-        layout = initial_layout(grid, config, resolve_layout)
-        refuse_other_heads(layout_of_state(weights, grid), layout, config.head_layout or not method.learned)
+        layout = initial_layout(grid, options.neurons or {}, config, resolve_layout)
+        layout_to_cut(weights, layout, config.head_layout is not None or not method.learned)
         if not method.learned:
             return layout
         importance = weights.get(f"{STATE_PREFIX}importance")

@@ -1,4 +1,4 @@
-"""`translation_dsp`: fairseq's translation task with a head budget, and with no sentence lost.
+"""A head budget for any translation task of fairseq (`BudgetTask`), and `translation_dsp`: fairseq's translation task with it.
 
 It holds the budget, refuses data folders that fairseq stumbles over, sees that all parts of a learned method are there, tells
 the optimizer when heads are fixed, logs what becomes of them (`progress`), warns of a cooldown that the run cannot reach, and
@@ -7,12 +7,9 @@ builds validation and test batches that keep the last one.
 
 import functools
 import logging
-import sys
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from fairseq import checkpoint_utils
-from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -24,11 +21,13 @@ from fairseq_dsp.config import PruningConfig, architecture_of, get_option, set_o
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.best_metric import forget_earlier_runs, objections_to_metric
 from fairseq_dsp.plugin.costing import settle_budget
-from fairseq_dsp.plugin.criterion import AT_BUDGET, LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
+from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
-from fairseq_dsp.plugin.objections import BUDGET_TASK, objections, objections_to_backend, objections_to_unknown_options
+from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
 from fairseq_dsp.plugin.options import TrainingOptions, TransformerOptions
 from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
@@ -36,8 +35,6 @@ from fairseq_dsp.plugin.settling import Settling
 from fairseq_dsp.plugin.starting import objections_to_lack_of_start, objections_to_start, settle_floor
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
-
-_ACCURACY = ("accuracy", "n_correct", "total")
 
 
 # fairseq reads the types of these fields at run time: no postponed annotations here, and Optional for its parser.
@@ -70,26 +67,21 @@ class TranslationDspConfig(TranslationConfig):
     ddp_backend: Any = II("distributed_training.ddp_backend")
 
 
-@register_task("translation_dsp", dataclass=TranslationDspConfig)
-class TranslationDspTask(TranslationTask):
-    """Translation under a head budget."""
+class BudgetTask:
+    """What a head budget adds to a translation task of fairseq; stands before the task among a class's parents.
 
-    cfg: TranslationDspConfig
+    Attributes:
+        budget_name: what `--task` takes for the class.
+        stock_name: likewise, for the same task without a budget.
+    """
 
-    @classmethod
-    def setup_task(cls, cfg: TranslationDspConfig, **kwargs: Any) -> "TranslationDspTask":
-        """fairseq's, which leaves a folder without the languages or with broken dictionaries to a traceback."""
-        if "://" not in cfg.data:
-            with exit_on_refusal():
-                found = DataFolder(cfg.data, cfg.source_lang, cfg.target_lang, "the data folder")
-                found.dictionaries()
-                cfg.source_lang, cfg.target_lang = found.source, found.target
-        return super().setup_task(cfg, **kwargs)
+    budget_name: str
+    stock_name: str
 
-    def __init__(self, cfg: TranslationDspConfig, src_dict: Any, tgt_dict: Any) -> None:
-        super().__init__(cfg, src_dict, tgt_dict)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         with exit_on_refusal():  # here, for fairseq wraps the model's construction already
-            if reasons := objections_to_backend(str(getattr(cfg, "ddp_backend", ""))):
+            if reasons := objections_to_backend(str(self.option("ddp_backend", ""))):
                 raise Refusal(*reasons)
         self._trains = False
         self._learns_heads = False
@@ -97,30 +89,46 @@ class TranslationDspTask(TranslationTask):
         self._updates_an_epoch: int | None = None
         self._warned_of_cooldown = False
         self._progress = HeadProgress()
-        self._training = TrainingOptions.of(cfg)
+        self._training = TrainingOptions.of(self.options)
         self._settling = Settling(self._training)
         self._model: DspTransformerModel | None = None
+
+    @property
+    def options(self) -> Any:
+        """The task's options; tasks that fairseq calls legacy keep them as `args`."""
+        return self.args if self.cfg is None else self.cfg
+
+    def option(self, name: str, default: Any = None) -> Any:
+        return get_option(self.options, name, default)
+
+    def settle_languages(self, cfg: Any) -> list[str]:
+        """Writes what a checkpoint must say of its languages into a model's options; returns sentences on languages and data."""
+        return []
+
+    def metrics(self) -> dict[str, str]:
+        """Figures of validation, beside fairseq's, that may choose the best checkpoint, each with fairseq's that it is like."""
+        return {}
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Builds the model; when training starts, hands it the budget and refuses what would train dense."""
         if from_checkpoint:
             return super().build_model(cfg, from_checkpoint)
         self._trains = True
-        _forget_earlier_runs()
+        forget_earlier_runs()
         name = architecture_of(cfg)
         with exit_on_refusal():
             if not issubclass(ARCH_MODEL_REGISTRY.get(name, object), DspTransformerModel):
                 raise Refusal(
-                    f"`--arch` must be a dsp_transformer for `--task translation_dsp`, but is {name}, which would train "
-                    "dense: for that, use `--task translation`."
+                    f"`--arch` must be a dsp_transformer for `--task {self.budget_name}`, but is {name}, which would train "
+                    f"dense: for that, use `--task {self.stock_name}`."
                 )
             reasons = []
-            for option, value in (("unpruned_heads", self.cfg.unpruned_heads), ("seed", self.cfg.seed)):
+            for option, value in ((name, self.option(name)) for name in ("unpruned_heads", "seed")):
                 given = get_option(cfg, option, value)
                 if value is not None and str(given) != str(value):
                     reasons.append(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
                 set_option(cfg, option, given)
-            set_option(cfg, BUDGET_TASK, "translation_dsp")
+            set_option(cfg, BUDGET_TASK, self.budget_name)
             with noted(reasons):
                 total = getattr(TransformerOptions.of(cfg).grid, "total", None)
                 folder = self.cfg.data, self.cfg.source_lang, self.cfg.target_lang
@@ -130,6 +138,7 @@ class TranslationDspTask(TranslationTask):
             with noted(reasons):
                 reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
             reasons += objections_to_unknown_options(cfg) + objections_to_lack_of_start(self._training, cfg)
+            reasons += self.settle_languages(cfg)
             # an option that cannot be read is among the reasons already
             reasons += [reason for reason in objections_to_start(self._training, cfg) if reason not in reasons]
             if not reasons:
@@ -152,10 +161,10 @@ class TranslationDspTask(TranslationTask):
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the criterion; refuses one that would lose the penalty, or that cannot train the model or choose the best."""
         criterion = super().build_criterion(cfg, *args, **kwargs)  # fairseq 0.12.2 takes the cfg alone
-        reasons = self._objections_to_metric(criterion)
+        reasons = objections_to_metric(self.options, criterion, self.metrics()) if self._trains else []
         if self._learns_heads and not isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
             reasons.append(
-                "`--criterion` must be label_smoothed_cross_entropy_dsp for `--task translation_dsp`, but is "
+                f"`--criterion` must be label_smoothed_cross_entropy_dsp for `--task {self.budget_name}`, but is "
                 f"{get_option(cfg, '_name')}."
             )
         if self._adaptive_softmax and isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
@@ -171,35 +180,14 @@ class TranslationDspTask(TranslationTask):
             criterion.prepare()
         return criterion
 
-    def _objections_to_metric(self, criterion: Any) -> list[str]:
-        """Sentences on a metric that no validation yields: fairseq looks for it when the first one is over."""
-        metric, largest = self.cfg.best_checkpoint_metric, self.cfg.maximize_best_checkpoint_metric
-        if not self._trains or self.cfg.disable_validation:
-            return []
-        if metric == "bleu" and not self.cfg.eval_bleu:
-            return ["`--best-checkpoint-metric bleu` needs `--eval-bleu`, but it is not given."]
-        errors, successes = ("loss", "nll_loss", "ppl"), ("bleu", "accuracy")
-        if metric in (successes if not largest else errors):
-            logger.warning(
-                "`--best-checkpoint-metric %s` %s `--maximize-best-checkpoint-metric` keeps the worst checkpoint.",
-                metric,
-                "with" if largest else "without",
-            )
-        if not isinstance(criterion, LabelSmoothedCrossEntropyCriterion):
-            return []  # what others log is theirs to know
-        if metric in _ACCURACY and not criterion.report_accuracy:
-            return [f"`--best-checkpoint-metric {metric}` needs `--report-accuracy`, but it is not given."]
-        known = (*errors, "bleu", *_ACCURACY)
-        if metric in (*known, "wps", "wpb", "bsz") or metric.startswith(("heads_", "importance_", AT_BUDGET)):
-            return []
-        return [f"`--best-checkpoint-metric` must be one of {', '.join(known)}, but is {metric}."]
-
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
     ) -> Any:
         """One micro-batch, as in fairseq."""
         if self._learns_heads:
-            dsp_adam_of(optimizer).wrapper = optimizer if hasattr(optimizer, "_multiply_factor") else None
+            dsp_adam_of(optimizer, self.budget_name).wrapper = (
+                optimizer if hasattr(optimizer, "_multiply_factor") else None
+            )
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
@@ -207,20 +195,24 @@ class TranslationDspTask(TranslationTask):
         if not self._learns_heads:
             super().optimizer_step(optimizer, model, update_num)
             return
-        adam, gates = dsp_adam_of(optimizer), unwrap(model).head_gates
+        adam, gates = dsp_adam_of(optimizer, self.budget_name), unwrap(model).head_gates
         adam.importance_is_fixed = gates.is_fixed
         adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
         super().optimizer_step(optimizer, model, update_num)
         if not gates.is_fixed:
             self._progress.note(gates, adam.importance[0].grad, update_num + 1)
-        if (update_num + 1) % (self.cfg.log_interval or 1) == 0:
+        if (update_num + 1) % (self.option("log_interval") or 1) == 0:
             self._progress.look(gates)  # the updates whose figures fairseq prints
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         """As in fairseq; a model of a range of budgets is validated at several of them, and its loss is their mean."""
         gates = getattr(unwrap(model), "head_gates", None)
-        step = functools.partial(super().valid_step, sample, model, criterion)
+        step = functools.partial(self.validate, sample, model, criterion)
         return at_each_budget(gates, step) if isinstance(gates, NestedGates) else step()
+
+    def validate(self, sample: Any, model: Any, criterion: Any) -> Any:
+        """fairseq's validation of a batch, with the heads that the model has now."""
+        return super().valid_step(sample, model, criterion)
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Notes the heads that are validated."""
@@ -244,11 +236,12 @@ class TranslationDspTask(TranslationTask):
             return
         self._warned_of_cooldown = True
         limits = []
-        if self.cfg.max_update:
-            limits.append((self.cfg.max_update, f"`--max-update` {self.cfg.max_update}"))
-        if self.cfg.max_epoch and self._updates_an_epoch is not None:
-            updates = self.cfg.max_epoch * self._updates_an_epoch
-            limits.append((updates, f"`--max-epoch` {self.cfg.max_epoch} ({updates} updates)"))
+        last_update, last_epoch = self.option("max_update"), self.option("max_epoch")
+        if last_update:
+            limits.append((last_update, f"`--max-update` {last_update}"))
+        if last_epoch and self._updates_an_epoch is not None:
+            updates = last_epoch * self._updates_an_epoch
+            limits.append((updates, f"`--max-epoch` {last_epoch} ({updates} updates)"))
         for updates, limit in limits:
             if updates <= gates.method.fixes_at:
                 logger.warning(
@@ -268,7 +261,7 @@ class TranslationDspTask(TranslationTask):
             kwargs["required_batch_size_multiple"] = 1
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         if training:
-            frequency = self.cfg.update_freq
+            frequency = self.option("update_freq")
             frequency = frequency if isinstance(frequency, int) else (list(frequency or [1]))[-1]
             self._updates_an_epoch = -(-len(iterator) // frequency)
             if self._model is not None:
@@ -284,16 +277,22 @@ class TranslationDspTask(TranslationTask):
         return not self._is_training_set(dataset) and super().can_reuse_epoch_itr(dataset)
 
     def _is_training_set(self, dataset: Any) -> bool:
-        return self._trains and dataset is self.datasets.get(self.cfg.train_subset)
+        return self._trains and dataset is self.datasets.get(self.option("train_subset"))
 
 
-def _forget_earlier_runs() -> None:
-    """Drops the best scores that fairseq keeps on its functions.
+@register_task(BILINGUAL_BUDGET, dataclass=TranslationDspConfig)
+class TranslationDspTask(BudgetTask, TranslationTask):
+    """Translation under a head budget."""
 
-    `fairseq-hydra-train -m` trains in one process: a run would compare itself with those before it, and leave no
-    `checkpoint_best.pt`, or stop early, where they were better.
-    """
-    stopping = getattr(sys.modules.get("fairseq_cli.train"), "should_stop_early", None)
-    for function in (checkpoint_utils.save_checkpoint, stopping):
-        if function is not None:
-            vars(function).pop("best", None)
+    budget_name, stock_name = BILINGUAL_BUDGET, BILINGUAL
+    cfg: TranslationDspConfig
+
+    @classmethod
+    def setup_task(cls, cfg: TranslationDspConfig, **kwargs: Any) -> "TranslationDspTask":
+        """fairseq's, which leaves a folder without the languages or with broken dictionaries to a traceback."""
+        if "://" not in cfg.data:
+            with exit_on_refusal():
+                found = DataFolder(cfg.data, cfg.source_lang, cfg.target_lang, "the data folder")
+                found.dictionaries()
+                cfg.source_lang, cfg.target_lang = found.source, found.target
+        return super().setup_task(cfg, **kwargs)

@@ -70,7 +70,7 @@ class Said:
         return self._logits
 
 
-def objections_to_distillation(cfg: Options, trains: bool = True) -> list[str]:
+def objections_to_distillation(cfg: Options) -> list[str]:
     """Sentences on the criterion's options; empty if they may be honoured.
 
     Args:

@@ -1,4 +1,4 @@
-"""Importance by the gradient of a head's gate (Michel, Levy and Neubig, NeurIPS 2019)."""
+"""Importance by the gradient of a unit's gate (Michel, Levy and Neubig, NeurIPS 2019)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ if TYPE_CHECKING:
 
 
 class GradientScorer:
-    """The expected size of the loss's derivative by a gate on the head, normalised at every site.
+    """The expected size of the loss's derivative by a gate on the unit, normalised at every site.
 
-        I_h = E_x |dL(x) / d xi_h|,    score_h = I_h / sqrt(sum of I_j^2 over the heads j of the site)
+        I_u = E_x |dL(x) / d xi_u|,    score_u = I_u / sqrt(sum of I_j^2 over the units j of the site)
 
     (Michel et al. 2019, eq. 2 and section 3.3.) x is one sentence pair, L(x) the sum of its target tokens' negative
     log-likelihood, without label smoothing and dropout; the absolute value is taken sentence by sentence and the
-    expectation is the mean over sentences.
+    expectation is the mean over sentences. The normalisation gives every site the same sum of squares, however many units it has:
+    among four heads a score is large, among a thousand neurons small. So scores of different kinds are not comparable.
     """
 
     name: ClassVar[str] = "gradient"
+    comparable: ClassVar[bool] = False
     reads_data: ClassVar[bool] = True
     takes_seed: ClassVar[bool] = True
 

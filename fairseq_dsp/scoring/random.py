@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class RandomScorer:
-    """Uniform draws from 0 to 1, a function of the seed alone. Of one seed, smaller budgets keep subsets of larger ones."""
+    """Uniform draws from 0 to 1, whatever the kind of the unit, a function of the seed alone. Of one seed, smaller budgets keep subsets of larger ones."""
 
     name: ClassVar[str] = "random"
+    comparable: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
     takes_seed: ClassVar[bool] = True
 

@@ -5,8 +5,8 @@ Letters: S and T source and target tokens of a sentence, b hypotheses, d head si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
@@ -49,6 +49,25 @@ class Costs:
         tables = (tuple(prices[site] * taken for taken in range(count + 1)) for site, count in grid.counts)
         return cls(measure, grid, tuple(tables), rest)
 
+    def of_part(self, layout: Layout, grid: Grid) -> Costs:
+        """The costs of some sites alone: what a layout keeps at others is part of what no unit costs.
+
+        Args:
+            grid: these sites, in their order.
+        """
+        tables, rest = [], self.rest
+        for (site, _), table, (_, kept) in zip(self.grid.counts, self.tables, layout.surviving.counts, strict=True):
+            if site in grid.sites:
+                tables.append(table)
+            else:
+                rest += table[kept]
+        return Costs(self.measure, grid, tuple(tables), rest, self.scale)
+
+    def counting(self, counts: Callable[[Site], bool]) -> Costs:
+        """The costs of some sites as they are, and nothing for units of others."""
+        tables = zip(self.grid.sites, self.tables, strict=True)
+        return replace(self, tables=tuple(table if counts(site) else (0,) * len(table) for site, table in tables))
+
     @property
     def prunable(self) -> int:
         """What all units of the architecture cost."""
@@ -78,7 +97,7 @@ class Costs:
         steps = [
             self.step(site, count)
             for site, ((_, count), (_, there)) in enumerate(zip(layout.surviving.counts, self.grid.counts, strict=True))
-            if count < there
+            if count < there and self.tables[site][-1]
         ]
         return min(steps, default=None)
 

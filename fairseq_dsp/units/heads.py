@@ -6,6 +6,7 @@ from fairseq_dsp.units.kind import Kind, Stack
 
 HEADS = Kind(
     name="heads",
+    noun="heads",
     stacks=(
         Stack("enc", "encoder self", "encoder", "self_attn"),
         Stack("dec", "decoder self", "decoder", "self_attn"),

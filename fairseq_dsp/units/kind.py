@@ -61,6 +61,7 @@ class Kind:
 
     Args:
         name: as options have it.
+        noun: as tables and sentences have it, of several.
         stacks: in the order of a grid.
         readers: names of the linear maps that read what units computed: a unit owns columns of their weights.
         makers: of those that the units compute with: a unit owns rows of their weights and biases.
@@ -68,6 +69,7 @@ class Kind:
     """
 
     name: str
+    noun: str
     stacks: tuple[Stack, ...]
     readers: tuple[str, ...]
     makers: tuple[str, ...]

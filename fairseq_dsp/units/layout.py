@@ -24,8 +24,7 @@ from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.kind import unit_places
-from fairseq_dsp.units.kinds import STACK_OF
+from fairseq_dsp.units.kinds import KINDS, STACK_OF
 from fairseq_dsp.units.neurons import NEURONS
 
 STACKS = tuple(STACK_OF)
@@ -104,6 +103,11 @@ class Grid:
         for site, count in self.counts:
             yield site, slice(start, start + count)
             start += count
+
+    @property
+    def noun(self) -> str:
+        """What sentences call the units: heads, where there are no others."""
+        return "heads" if self.named_stacks == HEAD_STACKS else "units"
 
     @property
     def named_stacks(self) -> tuple[str, ...]:
@@ -189,6 +193,20 @@ class Layout:
             counts[site.stack] = kept + sum(self.kept[span]), there + span.stop - span.start
         return counts
 
+    def by_kind(self) -> dict[str, tuple[int, int]]:
+        """What units of a kind are called -> (those kept, those there are); kinds of which the grid has none are left out."""
+        types = self.by_type()
+        found = {}
+        for kind in KINDS:
+            counts = [types[stack.name] for stack in kind.stacks if stack.name in types]
+            if counts:
+                found[kind.noun] = sum(kept for kept, _ in counts), sum(there for _, there in counts)
+        return found
+
+    def counted(self) -> str:
+        """The numbers of units as a sentence has them: `18 of 72 heads and 40 of 96 neuron groups`."""
+        return " and ".join(f"{kept} of {there} {noun}" for noun, (kept, there) in self.by_kind().items())
+
     @property
     def surviving(self) -> Grid:
         """The grid of a model that has only the kept units."""
@@ -251,11 +269,6 @@ def parse_layout(text: str, option: str) -> Layout:
         return Layout.parse(text)
     except ValueError as error:
         raise Refusal(f"`{option}` must be a layout: {error}") from error
-
-
-def head_rows(heads: Sequence[int], head_dim: int) -> Tensor:
-    """`unit_places` of heads."""
-    return unit_places(heads, head_dim)
 
 
 def _write_marks(marks: Sequence[bool], may_be_long: bool) -> str:

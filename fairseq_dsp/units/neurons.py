@@ -6,11 +6,12 @@ from fairseq_dsp.units.kind import Kind, Stack
 
 NEURONS = Kind(
     name="ffn",
+    noun="neuron groups",
     stacks=(
         Stack("ffn-enc", "encoder FFN", "encoder", ""),
         Stack("ffn-dec", "decoder FFN", "decoder", ""),
     ),
     readers=("fc2",),
     makers=("fc1",),
-    marks="fc2.kept_mask",
+    marks="ffn_kept_mask",
 )

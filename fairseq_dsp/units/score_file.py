@@ -5,13 +5,20 @@
      "seed": 1, "checkpoint": "dense.pt", "weights": {"float32": "9c…", "float16": "07…", "bfloat16": "e1…"}}
 
 `layout` gives the grid and which of its heads the model had; `scores` and `order` count those, in the grid's order. `weights` is
-the model's `fingerprint`; earlier versions wrote none.
+the model's `fingerprint`; earlier versions wrote none. Of a model of several language pairs, `pairs` names those
+that were read.
+
+Where neurons are units too the format is 2. It says of which kinds the scored units are, and whether scores of different kinds may be
+compared; `scores` and `order` count the units of these kinds, and earlier versions refuse it:
+
+    "units": ["heads", "ffn"], "comparable": true
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
@@ -21,20 +28,27 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
 from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE, agree
 from fairseq_dsp.units.floors import Floors, top_k_above_floors
+from fairseq_dsp.units.groups import has_neurons, part_of, with_part
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.kinds import KINDS
 from fairseq_dsp.units.layout import Layout, is_layout
 
-FORMAT = 1
+# Of heads alone, and of several kinds, with what the second adds.
+FORMATS = (1, 2)
+_ADDED = ("units", "comparable")
 _OF_DATA = ("subset", "batches", "max_tokens", "sentences")  # null together, where no data was read
+
+_LATER = ("weights", "pairs")  # left out where there are none
 
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """Scores of a model's heads and where they are from.
+    """Scores of a model's units and where they are from.
 
     Attributes:
         version: of this package.
         scorer: name of the scorer.
-        layout: the heads that the model has; its marks say which are scored.
+        layout: the units that the model has; its marks say which are scored.
         scores: one for each of them; larger matters more.
         order: all of them in the order of their removal, where they were scored again in between; otherwise None.
         iterative: number of heads removed between two scorings; None for one scoring.
@@ -45,6 +59,9 @@ class ScoreFile:
         seed: of the choice of batches, and of random scores.
         checkpoint: file name of the checkpoint.
         weights: the fingerprint of its weights; None where the file is of an earlier version.
+        units: kinds of the units that are scored, in the order of a grid.
+        comparable: whether scores of different kinds may be compared.
+        pairs: language pairs of the sentences, as `en-de`; None where the model has but one.
     """
 
     version: str
@@ -60,20 +77,78 @@ class ScoreFile:
     seed: int
     checkpoint: str
     weights: dict[str, str] | None = None
+    units: tuple[str, ...] = (HEADS.name,)
+    comparable: bool = True
+    pairs: tuple[str, ...] | None = None
+
+    @property
+    def format(self) -> int:
+        """1 where there are no units but heads."""
+        return 2 if has_neurons(self.layout.grid) else 1
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the scores of several units add up to what they are worth together; not where they are places in an order."""
+        return self.order is None and self.scorer != "joint-fisher"
+
+    @property
+    def scored(self) -> Layout:
+        """The part of the layout whose units are scored: a score for each that is there."""
+        return part_of(self.layout, self.units)
 
     def keep_top(self, k: int, floors: Floors = ()) -> Layout:
-        """The layout of the k heads that matter most, or that are removed last.
+        """The layout of the k scored units that matter most, or that are removed last. Units that are not scored stay.
 
         Args:
-            floors: of the layout's surviving grid.
+            floors: of the surviving grid of `scored`.
 
         Raises:
-            ValueError: k is below the floors or above the number of heads.
+            ValueError: k is below the floors or above the number of units, or the units are of kinds that do not compare.
         """
-        return self.layout.narrow(top_k_above_floors(self.ranking(), k, floors))
+        if objection := self.objection_to_one_budget("k", k):
+            raise ValueError(objection)
+        marks = top_k_above_floors(self.ranking(), k, floors)
+        return with_part(self.layout, self.scored.narrow(marks))
+
+    def keep_top_of_kinds(self, budgets: Mapping[str, int], floors: Floors = ()) -> Layout:
+        """The layout of so many units of each kind that matter most. Units of kinds that are not named stay.
+
+        Args:
+            budgets: how many to keep, by the name of the kind.
+            floors: of the surviving grid of `scored`.
+
+        Raises:
+            ValueError: a kind that is not scored, or of which there are fewer, or a number below the floors of its units.
+        """
+        layout, values = self.layout, self.ranking()
+        if strangers := [name for name in budgets if name not in self.units]:
+            raise ValueError(f"the scores are of {' and '.join(self.units)}, but the budget is of {strangers[0]}.")
+        start = 0
+        for name in self.units:
+            part = part_of(self.layout, [name])
+            if name in budgets:
+                end = start + part.count
+                own = [([unit - start for unit in units], least) for units, least in floors if start <= units[0] < end]
+                layout = with_part(layout, part.narrow(top_k_above_floors(values[start:end], budgets[name], own)))
+            start += part.count
+        return layout
+
+    def objection_to_one_budget(self, option: str, budget: object) -> str | None:
+        """The sentence on one budget for units of several kinds whose scores cannot be compared; None if there is nothing against it.
+
+        Args:
+            option: what the user calls the budget.
+        """
+        if self.comparable or len(self.units) == 1:
+            return None
+        each = ",".join(f"{name}=K" for name in self.units)
+        return (
+            f"`{option}` must give each kind of unit its own budget ({each}), for scores of `--scorer {self.scorer}` cannot be "
+            f"compared between kinds, but is {budget}."
+        )
 
     def ranking(self) -> torch.Tensor:
-        """What the heads are ordered by, larger for those that matter more: [heads] float64."""
+        """What the scored units are ordered by, larger for those that matter more: [units] float64."""
         values = torch.tensor(self.scores, dtype=torch.float64)
         if self.order is not None:
             values[list(self.order)] = torch.arange(len(self.order), dtype=torch.float64)
@@ -97,9 +172,10 @@ class ScoreFile:
 
     def text(self) -> str:
         """The file's content."""
-        content = {"format": FORMAT, **asdict(self), "layout": str(self.layout)}
-        if self.weights is None:
-            del content["weights"]
+        content = {"format": self.format, **asdict(self), "layout": str(self.layout)}
+        absent = [name for name in _LATER if content[name] is None]
+        for name in [*absent, *(_ADDED if self.format == 1 else [])]:
+            del content[name]
         return json.dumps(content, indent=1) + "\n"
 
 
@@ -119,19 +195,22 @@ def read_scores(path: str, option: str = "`--scores`") -> ScoreFile:
         raise Refusal(f"{option} must be a file, but {path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers and nesting without end
         raise Refusal(f"{option} must be whole JSON, but {path} is not: {error}.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content["format"] is True:
+    if not isinstance(content, dict) or content.get("format") not in FORMATS or content["format"] is True:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise Refusal(f"{option} must be a score file of format {FORMAT}, but {path} is of {found!r}.")
-    names = ScoreFile.__dataclass_fields__.keys()
-    wrong = [f"`{name}` is missing" for name in names if name not in content and name != "weights"]
+        known = " or ".join(map(str, FORMATS))
+        raise Refusal(f"{option} must be a score file of format {known}, but {path} is of {found!r}.")
+    names = [name for name in ScoreFile.__dataclass_fields__ if name not in _ADDED or content["format"] > 1]
+    wrong = [f"`{name}` is missing" for name in names if name not in content and name not in _LATER]
     wrong += [f"`{name}` is not known" for name in content if name not in {*names, "format"}]
-    wrong += broken(content, _RULES) + _strange_items(content)
+    wrong += broken({name: content[name] for name in names if name in content}, _RULES) + _strange_items(content)
     if not wrong:
         content["layout"] = Layout.parse(content["layout"])
         wrong = _disagreements(content)
     if wrong:
         raise Refusal(*(f"{option} must be as fairseq-dsp-score writes it: in {path} {each}." for each in wrong))
-    lists = {name: tuple(content[name]) for name in ("scores", "order") if content[name] is not None}
+    lists = {
+        name: tuple(content[name]) for name in ("scores", "order", "units", "pairs") if content.get(name) is not None
+    }
     return ScoreFile(**{name: content[name] for name in names if name in content} | lists)
 
 
@@ -139,6 +218,11 @@ def _is_fingerprint(value: Any) -> bool:
     if not isinstance(value, dict) or not value or not value.keys() <= PRECISIONS.keys():
         return False
     return all(isinstance(each, str) and re.fullmatch(rf"[0-9a-f]{{{2 * SIZE}}}", each) for each in value.values())
+
+
+def _are_kinds(value: Any) -> bool:
+    known = [kind.name for kind in KINDS]
+    return isinstance(value, list) and value != [] and [name for name in known if name in value] == value
 
 
 def _strange_items(content: dict[str, Any]) -> list[str]:
@@ -154,11 +238,14 @@ def _strange_items(content: dict[str, Any]) -> list[str]:
 def _disagreements(content: dict[str, Any]) -> list[str]:
     """What is wrong between values that are right by themselves."""
     wrong = []
-    count, order = content["layout"].count, content["order"]
+    layout, order = content["layout"], content["order"]
+    if has_neurons(layout.grid) != (content["format"] > 1):
+        wrong.append(f"`layout` is of {layout.grid.noun}, and the format {content['format']}")
+    count, noun = part_of(layout, content.get("units", [HEADS.name])).count, layout.grid.noun
     if len(content["scores"]) != count:
-        wrong.append(f"`scores` are {len(content['scores'])} for the {count} heads of the layout")
+        wrong.append(f"`scores` are {len(content['scores'])} for the {count} {noun} of the layout")
     if order is not None and sorted(order) != list(range(count)):
-        wrong.append(f"`order` does not name each of the {count} heads once")
+        wrong.append(f"`order` does not name each of the {count} {noun} once")
     if (order is None) != (content["iterative"] is None):
         wrong.append("`order` and `iterative` do not go together")
     data = [name for name in _OF_DATA if content[name] is None]
@@ -169,6 +256,11 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
+
+
+def _are_pairs(value: Any) -> bool:
+    right = isinstance(value, list) and value != []
+    return right and all(isinstance(each, str) and each.count("-") == 1 for each in value)
 
 
 _TEXT = ("a text", lambda value: isinstance(value, str) and value != "")
@@ -187,4 +279,7 @@ _RULES: Rules = {
     "seed": ("a whole number", is_whole),
     "checkpoint": _TEXT,
     "weights": ("a fingerprint", _is_fingerprint),
+    "units": (f"a list of {', '.join(kind.name for kind in KINDS)}, in this order", _are_kinds),
+    "comparable": ("true or false", lambda value: isinstance(value, bool)),
+    "pairs": ("a list of language pairs", _are_pairs),
 }

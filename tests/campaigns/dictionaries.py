@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.export.ctranslate2 import score
+from fairseq_dsp.export.ctranslate2 import log_probabilities
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from tests.campaigns.cases import Case
 from tests.campaigns.judging import Judge
@@ -127,7 +127,7 @@ class Source:
             numbers = [
                 [dictionary.index(word) for word in side] for dictionary, side in zip(dictionaries, pair, strict=True)
             ]
-            difference = (score(self.model, *numbers) - torch.tensor(result.log_probs)).abs().max().item()
+            difference = (log_probabilities(self.model, *numbers) - torch.tensor(result.log_probs)).abs().max().item()
             if not difference <= _TOLERANCE:
                 failures.append(f"differs by {difference:.2g} in log-probability for {pair}")
         return failures

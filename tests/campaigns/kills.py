@@ -120,14 +120,14 @@ def kill_commands(made: Material, folder: Path, count: int, draw: random.Random,
             prepared.append(Prepared(target, folder / f"target{number}", folder))
     done = 0
     while done < count:
-        subject = prepared[done % len(prepared)]
+        killed = prepared[done % len(prepared)]
         writing, with_old = draw.random() < 0.5, draw.random() < 0.7
-        failures = subject.kill(draw.random(), writing, with_old)
+        failures = killed.kill(draw.random(), writing, with_old)
         if failures is None:
             tally.count("ended before its kill")
             continue
         done += 1
-        tally.count(f"{subject.target.name}: {'writing' if writing else 'any moment'}", f"found {subject.found}")
+        tally.count(f"{killed.target.name}: {'writing' if writing else 'any moment'}", f"found {killed.found}")
         tally.step(failures)
 
 

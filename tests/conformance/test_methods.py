@@ -22,6 +22,8 @@ from models import (
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods import METHODS, objections_to_method
+from fairseq_dsp.methods.recipe import RECIPES, derive, objections_to_recipe
+from fairseq_dsp.methods.schedule import Scheduled
 from fairseq_dsp.modules.surgery import attentions, shrink_model, shrink_state
 
 HEADS = 18
@@ -31,7 +33,7 @@ budgets = pytest.mark.parametrize("kept", [0, 1, 7, HEADS - 1, HEADS])
 choices = pytest.mark.parametrize("kept", [1, 7, HEADS - 1])
 
 
-def choosing(method: str, kept: int, update: int = 1, seed: int = 0, **options: Any) -> Any:
+def choosing(method: str, kept: int | str, update: int = 1, seed: int = 0, **options: Any) -> Any:
     """A model in the middle of choosing, with random parameters."""
     model = build_gated(method, kept, **options)
     randomise(model, seed)
@@ -78,6 +80,52 @@ class TestOptions:
                 for name, reason in zip(sorted(given), sorted(found), strict=True):
                     assert reason.startswith(f"{flag(name)} belongs to ")
                     assert f"`--head-selection {method}`" in reason
+
+
+class TestRecipe:
+    def test_derives_values_that_fit_and_that_move_the_importance(self, method):
+        config = PruningConfig.from_model_cfg(model_options(head_selection=method, unpruned_heads=7))
+        values = {name: value for name, value in derive(config, 100).items() if name != "importance_lr"}
+        assert bool(values) == METHODS[method].has_window
+        model = choosing(method, 7, **values)
+        found = gradients(model)
+        if (penalty := model.head_gates.penalty()) is not None:
+            penalty.backward()
+        assert model.head_gates.method.fixes_at == (40 if values else None)
+        assert found["head_gates.importance"].any() or model.head_gates.importance.grad.any()
+
+    def test_may_be_named_where_there_is_a_window_alone(self, method):
+        for recipe in RECIPES:
+            cfg = model_options(head_selection=method, unpruned_heads=3, recipe=recipe)
+            assert bool(objections_to_recipe(PruningConfig.from_model_cfg(cfg))) != METHODS[method].has_window
+
+
+class TestRange:
+    def test_of_budgets_is_trained_and_deployed_or_refused_in_a_sentence(self, method, capsys):
+        if not issubclass(METHODS[method], Scheduled):
+            with pytest.raises(SystemExit):
+                build_gated(method, "3..12")
+            assert "may be a range for" in capsys.readouterr().err
+            return
+        for update in (1, 12):
+            for k in (3, 7, 12):
+                model = choosing(method, "3..12", update, cooldown_updates=10)
+                with model.head_gates.at(k):
+                    masked = scores(model)
+                small = copy.deepcopy(model)
+                small.bake(k)
+                assert small.layout.count == k
+                assert_same(scores(small), masked)
+                assert_same(scores_as_generated(small), masked)
+
+    def test_survives_a_file_and_trains_on_as_if_nothing_had_happened(self, method):
+        if issubclass(METHODS[method], Scheduled):
+            for update in (3, 12):
+                model, resumed = (choosing(method, "3..12", update, seed, cooldown_updates=10) for seed in (0, 1))
+                resumed.load_state_dict(through_a_file(model.state_dict()), strict=True)
+                assert resumed.head_gates.order() == model.head_gates.order()
+                ours, theirs = gradients(resumed), gradients(model)
+                assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 class TestBudget:

@@ -24,19 +24,24 @@ class Life:
     """A model in one phase, made as often as it is asked for, and what it computes there.
 
     Args:
-        method: what chooses its heads.
+        method: what chooses its heads; `, neurons too` where groups of neurons are units as well.
         phase: `choosing` (training, heads drawn), `fixed` (training, heads fixed), `evaluated` or `rewritten`.
     """
 
     def __init__(self, method: str, phase: str) -> None:
-        self.method, self.phase = method, phase
-        self.options = {"initial_temperature": 2.0} if method == "dsp" else {}  # gates that are far from 0 and 1
+        self.method, _, more = method.partition(", ")
+        self.phase = phase
+        self.kept = 20 if more else KEPT
+        # gates that are far from 0 and 1
+        self.options: dict[str, Any] = {"initial_temperature": 2.0} if self.method == "dsp" else {}
+        if more:
+            self.options["ffn_group"] = 2
         self.trains = phase != "evaluated"
 
     def build(self, **options: Any) -> Any:
         """The model with nothing but the shape of this phase's."""
         if self.phase != "rewritten":
-            return build_gated(self.method, KEPT, cooldown_updates=COOLDOWN, **self.options, **options)
+            return build_gated(self.method, self.kept, cooldown_updates=COOLDOWN, **self.options, **options)
         return build_with(self._gated().deployed_layout(), **options)
 
     def live(self, model: Any) -> Any:
@@ -65,7 +70,7 @@ class Life:
         return found
 
     def _gated(self) -> Any:
-        model = build_gated(self.method, KEPT, cooldown_updates=COOLDOWN, **self.options)
+        model = build_gated(self.method, self.kept, cooldown_updates=COOLDOWN, **self.options)
         randomise(model, 5)
         return model
 
@@ -77,7 +82,7 @@ def assert_answers(found: Answers, expected: Answers, tolerance: float = 1e-11) 
         assert_same(found[name].to(value.dtype), value, max(tolerance, 1e-5 if name.startswith("head_gates") else 0))
 
 
-@pytest.fixture(params=["dsp", "lagrangian"])
+@pytest.fixture(params=["dsp", "lagrangian", "dsp, neurons too"])
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -99,12 +104,14 @@ def test_the_phases_are_what_they_say(life: Life):
     model = life.model()
     if life.phase == "rewritten":
         assert model.head_gates is None
-        assert sum(attention.num_heads for _, attention in attentions(model, model.layout.grid)) == KEPT
+        counts = model.layout.by_kind()
+        assert sum(attention.num_heads for _, attention in attentions(model, model.layout.grid)) == counts["heads"][0]
+        assert model.layout.count == life.kept
         return
     gates = model.head_gates.gates().detach()
     hard = set(gates.tolist()) <= {0.0, 1.0}
     assert hard == (life.phase != "choosing")
-    assert not hard or gates.sum() == KEPT
+    assert not hard or gates.sum() == life.kept
     assert (model.head_gates.fixed_mask >= 0).all() == (life.phase == "fixed")
 
 

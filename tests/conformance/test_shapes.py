@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 
 @st.composite
 def shapes(draw: st.DrawFn, most_layers: int = 8) -> tuple[Grid, dict[str, Any]]:
-    """A grid and the options of a model that has it; dimensions are small multiples of the numbers of heads."""
+    """A grid, of heads or of both kinds, and the options of a model that has it; dimensions are small multiples of the numbers of heads."""
     options: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
         heads = draw(st.integers(1, MOST_HEADS))
@@ -43,7 +43,15 @@ def shapes(draw: st.DrawFn, most_layers: int = 8) -> tuple[Grid, dict[str, Any]]
         options |= {"adaptive_softmax_cutoff": "5,9", "adaptive_softmax_factor": 1, "adaptive_softmax_dropout": 0}
     encoder = (options["encoder_attention_heads"],) * options["encoder_layers"]
     decoder = (options["decoder_attention_heads"],) * options["decoder_layers"]
-    return Grid.of_heads(encoder, decoder, decoder), options
+    neurons = {}
+    options["activation_fn"] = draw(st.sampled_from(["relu", "gelu"]))
+    if draw(st.booleans()):  # as units too
+        group = draw(st.integers(1, 4))
+        for side, layers in (("encoder", encoder), ("decoder", decoder)):
+            groups = draw(st.integers(1, 5))
+            options[f"{side}_ffn_embed_dim"] = group * groups
+            neurons[f"ffn_{side[:3]}"] = (groups,) * len(layers)
+    return Grid.of_stacks(enc=encoder, dec=decoder, cross=decoder, **neurons), options
 
 
 def log_probs(model: Any, net_output: Tensor) -> Tensor:

@@ -21,18 +21,22 @@ for _folder in ("tests", "tests/integration"):  # what tests share is imported b
 
 from commands import INTERACTIVE, PLUGIN, PREPROCESS, QUIET, Running, budget, load, prune, run, train  # noqa: E402
 
+GOLDEN = ROOT / "tests/golden"
 SIDES = ("qar", "qte")
 SENTENCES = 12
 KEPT = 5
+# of heads and neurons: some of them, all of them and none of them in a layer
+LAYOUT = "enc:01.10/dec:01.00/cross:01.01/ffn-enc:11111111.00000000/ffn-dec:01111111.11111101"
 SEARCH = ["--source-lang", SIDES[0], "--target-lang", SIDES[1], "--beam", "4", "--cpu", "--max-len-b", "20"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the stored checkpoints and what they translate to.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the files; it must exist")
-    target = parser.parse_args().output
+    parser.add_argument("--neurons", action="store_true", help="only what is of format 2, of the stored `trained.pt`")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        make(Path(name), target.resolve())
+        (cut_neurons if args.neurons else make)(Path(name), args.output.resolve())
 
 
 def make(folder: Path, target: Path) -> None:
@@ -56,7 +60,18 @@ def make(folder: Path, target: Path) -> None:
         (target / f"dict.{side}.txt").write_text((folder / f"bin/dict.{side}.txt").read_text())
     lines = (corpus / f"test.{SIDES[0]}").read_text().splitlines(keepends=True)
     (target / "source.txt").write_text("".join(lines[:SENTENCES]))
-    done = translate(target, target / "rewritten.pt", folder)
+    write_expected(target / "rewritten.pt", target, folder)
+
+
+def cut_neurons(folder: Path, target: Path) -> None:
+    """Cuts heads and neurons off the stored model, and writes the file and what it translates to `target`."""
+    prune(GOLDEN / "trained.pt", target / "rewritten.pt", "--layout", LAYOUT, "--force")
+    write_expected(target / "rewritten.pt", target, folder)
+
+
+def write_expected(checkpoint: Path, target: Path, folder: Path) -> None:
+    """What a checkpoint makes of the stored sentences."""
+    done = translate(target if (target / "source.txt").exists() else GOLDEN, checkpoint, folder)
     rows = [f"{done.scores()[number]:.4f}\t{text}\n" for number, text in sorted(done.hypotheses().items())]
     (target / "expected.tsv").write_text("".join(rows))
 

@@ -29,10 +29,12 @@ from commands import run  # noqa: E402
 
 GOLDEN = ROOT / "tests/golden"
 CHECKPOINTS = {"trained": "trained.pt", "rewritten": "rewritten.pt", "dense": "fairseq-0.12.2/dense.pt"}
+CHECKPOINTS["neurons"] = "format-2/rewritten.pt"
 LAYOUTS = {
     "trained": "enc:01.11/dec:00.00/cross:10.11",
     "rewritten": "enc:00.01/dec:00.00/cross:01.00",
     "dense": "enc:10/dec:00/cross:01",
+    "neurons": "enc:01.10/dec:00.00/cross:01.01/ffn-enc:00110011.00000000/ffn-dec:00000000.11110001",
 }
 LANGUAGES = ["--source-lang", "qar", "--target-lang", "qte"]
 DATA = ["data", *LANGUAGES, "--subset", "valid", "--max-tokens", "60", "--cpu"]
@@ -53,7 +55,11 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "export-dense": ("export", ["--format", "dense", "{path}", "out.pt"]),
     "export-ctranslate2": ("export", ["--format", "ctranslate2", "--data", "data", *LANGUAGES, "{path}", "out"]),
 }
-CELLS = [f"{command}.{checkpoint}" for command in COMMANDS for checkpoint in CHECKPOINTS] + ["report"]
+CELLS = [f"{command}.{checkpoint}" for command in COMMANDS for checkpoint in CHECKPOINTS if checkpoint != "neurons"]
+CELLS += [
+    f"{command}.neurons" for command in ("prune", "prune-layout", "average", "export-dense", "export-ctranslate2")
+]
+CELLS += ["report"]
 for _name in ("prune", "score", "average", "export", "report"):
     importlib.import_module(f"fairseq_dsp.cli.{_name}")  # before any fork
 
@@ -92,7 +98,7 @@ def text_of(cell: str, folder: Path) -> str:
         parts += [f"{file.relative_to(folder)}:\n{_content(file)}" for file in _files(output)]
     text = "\n".join(parts).replace(f"{folder}/", "")
     if not cell.startswith("score-random"):  # rounding is a matter of the machine
-        text = re.sub(r"\d+\.\d{6,}(e-?\d+)?", lambda match: f"{float(match[0]):.4g}", text)
+        text = re.sub(r"(?<![\d.:])\d+\.\d{6,}(e-?\d+)?", lambda match: f"{float(match[0]):.4g}", text)
     text = re.sub(r'("version": )"[^"]*"', r"\1…", text)
     return re.sub(r"by at most \d\S*", "by at most …", text)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import PREPROCESS, QUIET, budget, prune, run, train
+from languages import preprocess, train_languages
 
 SENTENCES = {"train": 200, "valid": 37, "test": 37}
 
@@ -56,3 +57,25 @@ def pruned(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("pruned") / "pruned.pt"
     prune(trained, target)
     return target
+
+
+@pytest.fixture(scope="session")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three languages, two pairs with one source, as fairseq-preprocess makes them."""
+    return preprocess(tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture(scope="session")
+def multilingual(several: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense checkpoint of stock fairseq's task of several pairs, trained by stock fairseq-train."""
+    save = tmp_path_factory.mktemp("multilingual")
+    train_languages(several, save, *QUIET, "--max-epoch", 3, stock=True)
+    return save / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="session")
+def multilingual_trained(several: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ours, trained with K = 5 of 12 heads, its cooldown over, not rewritten."""
+    save = tmp_path_factory.mktemp("multilingual_trained")
+    train_languages(several, save, *QUIET, *budget(5), "--max-epoch", 3)
+    return save / "checkpoint_last.pt"

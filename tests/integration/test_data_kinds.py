@@ -130,14 +130,12 @@ def of_task(path: Path, name: str, target: Path, plain: bool = False) -> Path:
     return target
 
 
-@pytest.mark.parametrize(
-    "name", ["translation_multi_simple_epoch", "translation_from_pretrained_bart", "my_translation"]
-)
+@pytest.mark.parametrize("name", ["translation_lev", "translation_from_pretrained_bart", "my_translation"])
 def test_a_model_whose_task_reads_sentences_otherwise_is_refused_by_every_command_that_reads_data(
     name, data, dense, trained, tmp_path
 ):
     path = of_task(dense, name, tmp_path / "in.pt", plain=name == "my_translation")
-    words = f"needs a model of the task translation or translation_dsp, but it is {name}."
+    words = f"or translation_multi_simple_epoch_dsp, but it is {name}."
     for done in (
         score(data, path, tmp_path / "out"),
         bench(data, path, tmp_path / "out"),
@@ -149,7 +147,7 @@ def test_a_model_whose_task_reads_sentences_otherwise_is_refused_by_every_comman
 
 
 def test_what_reads_no_data_takes_any_task(dense, tmp_path):
-    path = of_task(dense, "translation_multi_simple_epoch", tmp_path / "in.pt")
+    path = of_task(dense, "translation_lev", tmp_path / "in.pt")
     arguments = ["--path", path, "--scorer", "magnitude", "--output", tmp_path / "out.json", "--cpu"]
     assert run(SCORE, "nowhere", *arguments, folder=tmp_path).code == 0
     quick = "--workloads encoder --batch-size 4 --pairs 1 --warmup 0 --cpu --no-memory".split()

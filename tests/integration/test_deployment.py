@@ -18,6 +18,7 @@ LAYOUTS = {
     "uneven": "enc:10.00/dec:11.01/cross:00.10",
     "no cross": "enc:11.11/dec:11.11/cross:00.00",
     "nothing": "enc:00.00/dec:00.00/cross:00.00",
+    "uneven neurons": "enc:10.00/dec:11.01/cross:00.10/ffn-enc:0110.0000/ffn-dec:1111.1000",
 }
 
 

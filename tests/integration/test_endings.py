@@ -22,6 +22,7 @@ SCRIPTS = ROOT / "examples/translation"
 sys.path.append(str(SCRIPTS))
 
 import demo  # noqa: E402
+import multilingual  # noqa: E402
 import reproduce  # noqa: E402
 import sample_corpus  # noqa: E402
 
@@ -49,6 +50,8 @@ def commands(trained: Path, data: Path, tmp_path: Path) -> dict[str, tuple[Calla
         "bench": (BENCH, [*MEASURE, "--json", out, "--force"], None),
         "reproduce": (reproduce.cli_main, ["--preset", "smoke", "--data", data, "--output", out, "--dry-run"], None),
         "demo": (demo.main, ["--help"], None),
+        "multilingual": (multilingual.cli_main, ["--help"], None),
+        "merge": ("fairseq_dsp.cli.merge", ["--help"], None),
         "sample_corpus": (sample_corpus.main, ["--help"], None),
     }
     return {
@@ -57,7 +60,19 @@ def commands(trained: Path, data: Path, tmp_path: Path) -> dict[str, tuple[Calla
     }
 
 
-NAMES = ("prune", "average", "score", "export", "report", "bench", "reproduce", "demo", "sample_corpus")
+NAMES = (
+    "prune",
+    "average",
+    "score",
+    "export",
+    "report",
+    "bench",
+    "reproduce",
+    "demo",
+    "multilingual",
+    "merge",
+    "sample_corpus",
+)
 
 
 def run_onto(act: Callable[[], Any], words: list[Any], folder: Path, stdout: Any, encoding: str = "utf-8") -> Result:

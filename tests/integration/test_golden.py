@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from commands import QUIET, ROOT, budget, different, generate, load, prune, train
+from commands import QUIET, ROOT, Result, budget, different, generate, load, prune, train
 from models import not_on_0_12_2
 
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.score_file import read_scores
@@ -31,8 +32,11 @@ METHODS = {
 
 @pytest.mark.parametrize("name", ["rewritten.pt", "trained.pt"])
 def test_a_stored_checkpoint_translates_as_it_did(name: str, tmp_path: Path):
-    done = translate(GOLDEN, GOLDEN / name, tmp_path)
-    rows = [line.split("\t") for line in (GOLDEN / "expected.tsv").read_text().splitlines()]
+    assert_translated(translate(GOLDEN, GOLDEN / name, tmp_path), GOLDEN / "expected.tsv")
+
+
+def assert_translated(done: Result, expected: Path) -> None:
+    rows = [line.split("\t") for line in expected.read_text().splitlines()]
     assert [text for _, text in sorted(done.hypotheses().items())] == [text for _, text in rows]
     assert [score for _, score in sorted(done.scores().items())] == pytest.approx(
         [float(score) for score, _ in rows], abs=2e-4
@@ -57,14 +61,26 @@ def test_stored_scores_still_choose_the_same_heads_and_weights_have_the_fingerpr
     assert found["float32"] == "aa6a4f150579edc0d5063959b437de42"
 
 
-@pytest.mark.parametrize("later", [2, None, "2", float("nan")])
+@pytest.mark.parametrize("later", [3, None, "2", float("nan")])
 def test_a_later_format_is_refused(later: Any, tmp_path: Path):
     state = load(GOLDEN / "rewritten.pt")
     state["fairseq_dsp"]["format"] = later
     torch.save(state, tmp_path / "later.pt")
-    with pytest.raises(Refusal, match="format must be at most 1") as refused:
+    with pytest.raises(Refusal, match="format must be at most 2") as refused:
         read_checkpoint(str(tmp_path / "later.pt"))
     assert repr(later) in str(refused.value)
+
+
+def test_a_stored_checkpoint_that_lost_neurons_is_read_rewritten_and_translates_to_the_same_text(tmp_path: Path):
+    """Format 2."""
+    stored = GOLDEN / "format-2/rewritten.pt"
+    provenance = load(stored)["fairseq_dsp"]
+    assert provenance["format"] == 2
+    assert stored_layout(read_checkpoint(str(stored))) == Layout.parse(provenance["layout"])
+    done = translate(GOLDEN, stored, tmp_path)
+    assert_translated(done, GOLDEN / "format-2/expected.tsv")
+    prune(GOLDEN / "trained.pt", tmp_path / "again.pt", "--layout", provenance["layout"])
+    assert different(load(tmp_path / "again.pt")["model"], load(stored)["model"]) == []
 
 
 def test_the_stored_files_are_worth_comparing():

@@ -27,6 +27,7 @@ from commands import (
 
 WHOLE, HALVES = ["--batch-size", 200, "--dropout", 0], ["--batch-size", 100, "--dropout", 0]  # one update an epoch
 EMPTY = "enc:00.11/dec:11.00/cross:00.01"
+NO_NEURONS = f"{EMPTY}/ffn-enc:0000.1010/ffn-dec:1111.0000"
 
 
 def pytorch_ddp_on_a_cpu() -> None:
@@ -68,6 +69,8 @@ METHODS = {
     "a range": [*budget("3..12", cooldown=3), "--sandwich", "--self-distillation", 0.5],
     "gates on what a layout leaves": [*budget(2, cooldown=3), "--head-layout", EMPTY],
     "empty sublayers": ["--head-layout", EMPTY],
+    "no neuron in some layers": ["--head-layout", NO_NEURONS],
+    "gates on neurons too": [*budget(6, cooldown=3), "--head-layout", NO_NEURONS],
     "no head at all": ["--head-selection", "fixed", "--unpruned-heads", 0],
 }
 
@@ -95,6 +98,8 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         ("pytorch_ddp", "lagrangian"),  # variables beside the importance
         ("c10d", "empty sublayers"),  # another name of it
         ("pytorch_ddp", "no head at all"),
+        ("pytorch_ddp", "no neuron in some layers"),
+        ("pytorch_ddp", "gates on neurons too"),
         ("legacy_ddp", "gates"),
         pytest.param("legacy_ddp", "gates on what a layout leaves", marks=pytest.mark.slow),
         pytest.param("legacy_ddp", "empty sublayers", marks=pytest.mark.slow),

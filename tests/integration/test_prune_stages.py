@@ -64,3 +64,10 @@ def test_a_model_that_chooses_among_its_heads_is_refused(data: Path, trained: Pa
     assert_refused(
         prune(trained, tmp_path / "no.pt", *options, ok=False), "`--rescale` must be for a model whose heads"
     )
+
+
+def test_a_model_whose_neurons_are_cut_is_refused(data: Path, dense: Path, tmp_path: Path):
+    prune(dense, tmp_path / "cut.pt", "--layout", f"{ALL}/ffn-enc:1010.0000/ffn-dec:0111.1000")
+    options = ["--scorer", "fisher", "--rescale", data, "--unpruned-heads", 3]
+    done = prune(tmp_path / "cut.pt", tmp_path / "no.pt", *options, ok=False)
+    assert_refused(done, "`--scorer` must be for a model of heads alone")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUIET, UPDATES_AN_EPOCH, assert_refused, budget, different, load, prune, train
+from commands import HYDRA, QUIET, UPDATES_AN_EPOCH, assert_refused, budget, different, load, prune, run, train
+from hydra_config import write_config
+from models import not_on_0_12_2
 
 from fairseq_dsp.config import get_option
 
@@ -63,10 +65,21 @@ def test_going_on_keeps_what_was_derived_whatever_the_length_is_now(data: Path, 
     train(data, tmp_path / "parts", *flags, "--max-update", END, "--stop-time-hours", 1e-9)
     assert load(tmp_path / "parts/checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] < END
     train(data, tmp_path / "parts", *flags, "--max-update", 3 * END)
-    train(data, tmp_path / "longer", *flags, "--max-update", 3 * END, "--cooldown-updates", 4, "--importance-lr", 0.5)
+    done = train(
+        data, tmp_path / "longer", *flags, "--max-update", 3 * END, "--cooldown-updates", 4, "--importance-lr", 0.5
+    )
+    assert "`--recipe auto`: `--relaxation` projection, `--initial-temperature` 1.0" in done.out
     ours, theirs = (tmp_path / name / "checkpoint_last.pt" for name in ("parts", "longer"))
     assert different(tensors_of(ours), tensors_of(theirs)) == []
     assert options(ours) == options(tmp_path / "whole/checkpoint_last.pt")
+
+
+@pytest.fixture(scope="module")
+def ended(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training with the number of heads alone, at its end; read-only."""
+    save = tmp_path_factory.mktemp("ended") / "save"
+    train(data, save, *QUIET, *K, "--max-update", END)
+    return save
 
 
 @pytest.mark.parametrize(
@@ -77,9 +90,8 @@ def test_going_on_keeps_what_was_derived_whatever_the_length_is_now(data: Path, 
         (["--relaxation", "successive-softmax"], "`--relaxation` must stay projection"),
     ],
 )
-def test_another_recipe_is_refused_in_the_same_folder(flags: list, words: str, data: Path, tmp_path: Path):
-    train(data, tmp_path / "save", *QUIET, *K, "--max-update", END)
-    done = train(data, tmp_path / "save", *QUIET, *K, "--max-update", 2 * END, *flags, ok=False)
+def test_another_recipe_is_refused_in_the_same_folder(flags: list, words: str, data: Path, ended: Path):
+    done = train(data, ended, *QUIET, *K, "--max-update", 2 * END, *flags, ok=False)
     assert_refused(done, words, reasons=len(done.refusals))
 
 
@@ -94,6 +106,10 @@ def test_a_checkpoint_from_before_recipes_goes_on_as_it_began(data: Path, tmp_pa
     torch.save(state, path)
     done = train(data, tmp_path / "old", *QUIET, *K, "--recipe", "auto", "--max-update", END, ok=False)
     assert_refused(done, "`--recipe` must not be given", reasons=len(done.refusals))
+    train(data, tmp_path / "old", *QUIET, *K, *papers, "--max-update", 6)
+    for name in ("recipe", "derived", "importance_lr"):
+        setattr((state := load(path))["cfg"]["model"], name, None)
+    torch.save(state, path)
     train(data, tmp_path / "old", *QUIET, *K, "--max-update", END)
     assert different(tensors_of(path), tensors_of(tmp_path / "whole/checkpoint_last.pt")) == []
     assert load(path)["model"]["head_gates.fixed_mask"].eq(-1).all()
@@ -133,3 +149,25 @@ def test_dense_weights_start_a_window_of_their_own(data: Path, tmp_path: Path):
     train(data, tmp_path / "save", *QUIET, *K, *start, "--max-update", END)
     found = options(tmp_path / "save/checkpoint_last.pt")
     assert found["cooldown_updates"] == 4
+
+
+@not_on_0_12_2
+def test_hydra_derives_and_goes_on_as_the_command_line_does(dense: Path, data: Path, tmp_path: Path):
+    """Its options of model, optimizer and criterion are apart: what is derived must reach all of them."""
+    without = [
+        "~model.cooldown_updates",
+        "~optimizer.importance_lr",
+        "task.unpruned_heads=3..12",
+        "+model.sandwich=true",
+    ]
+    start = [f"checkpoint.finetune_from_model={dense}", f"+criterion.teacher={dense}", "+criterion.distillation=0.3"]
+    for updates in (4, END):
+        limit = [] if updates == END else ["optimization.stop_time_hours=1e-9"]
+        config = write_config(tmp_path / "run", data, tmp_path / "run/save", *without, *start, *limit, max_update=END)
+        done = run(HYDRA, *config, folder=tmp_path)
+        assert done.code == 0, done.err[-3000:]
+    words = ["--unpruned-heads", "3..12", "--sandwich", "--teacher", dense, "--distillation", 0.3]
+    train(data, tmp_path / "save", *QUIET, *words, "--finetune-from-model", dense, "--max-update", END)
+    paths = [tmp_path / "run/save/checkpoint_last.pt", tmp_path / "save/checkpoint_last.pt"]
+    assert different(*(tensors_of(path) for path in paths)) == []
+    assert options(paths[0]) == options(paths[1])

@@ -59,8 +59,10 @@ REUSED = {
         [*HARD_CONCRETE, "--unpruned-heads", 5, "--l0-penalty", 0.1], [*HARD_CONCRETE, "--unpruned-heads", 5],
         ["`--l0-penalty` must stay 0.1"],
     ),
-    "another temperature": (budget(5), [*budget(5), "--final-temperature", 1e-3], ["`--final-temperature` must not be given"]),
-    "another relaxation": (budget(5), [*budget(5), "--relaxation", "projection"], ["`--relaxation` must not be given"]),
+    "another temperature": (budget(5), [*budget(5), "--final-temperature", 1e-3], ["`--final-temperature` must stay 0.1"]),
+    "another relaxation": (
+        budget(5), [*budget(5), "--relaxation", "successive-softmax"], ["`--relaxation` must stay projection"],
+    ),
     "sampling without end": (budget(5), [*budget(5), "--keep-sampling"], ["`--keep-sampling` must not be given"]),
     "fewer of the heads drawn": (
         [*FIXED, "--unpruned-heads", 5], [*FIXED, "--unpruned-heads", 4], ["`--unpruned-heads` must stay 5"],
@@ -98,7 +100,7 @@ def test_naming_the_file_that_the_folder_would_go_on_from_is_no_other_wish(folde
 @pytest.mark.parametrize(
     "change",
     [
-        [*budget(5), "--initial-temperature", 0.1, "--relaxation", "successive-softmax", "--head-selection", "dsp"],
+        [*budget(5), "--initial-temperature", 1, "--relaxation", "projection", "--head-selection", "dsp"],
         [*budget(5, lr=0.1), "--lr", "1e-3", "--dropout", 0.2, "--clip-norm", 1.0],
     ],
     ids=["defaults given by name", "what belongs to no method"],

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_dsp.modules.attention import PrunableAttention
-from fairseq_dsp.modules.surgery import ConstantGates
+from fairseq_dsp.modules.site_gates import ConstantGates
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 12, 3, 4, 5, 6
 SIZE = EMBED // HEADS

@@ -30,7 +30,9 @@ def test_every_stored_file_has_a_command():
 def test_a_command_is_that_of_the_stored_lines(name, tmp_path):
     args = make.get_parser().parse_args([name, "--runs", "runs", "--data", "DATA-BIN"])
     _, words = make.command(name, args)
-    settings, plan, cases = bench._read(bench.get_parser().parse_args([*words, "--json", str(tmp_path / "out.jsonl")]))
+    settings, timing, cases = bench._read(
+        bench.get_parser().parse_args([*words, "--json", str(tmp_path / "out.jsonl")])
+    )
     asked = bench.get_parser().parse_args(words)
     lines = [json.loads(line) for line in (RUN / f"{name}.jsonl").read_text().splitlines()]
     engine = [f" in CTranslate2 {asked.ctranslate2}"] if asked.ctranslate2 else []
@@ -39,10 +41,10 @@ def test_a_command_is_that_of_the_stored_lines(name, tmp_path):
     found = [(line["workload"], line["batch"], line["beam"]) for line in lines]
     assert list(dict.fromkeys(found)) == [(case.workload, case.batch, case.beam) for case in cases]
     signature = lines[0]["signature"]
-    assert (signature["threads"], signature["clock"]) == (settings.threads, plan.clock)
-    assert signature["pairs"] == plan.pairs
-    assert any(line["peak_bytes"] for line in lines) == plan.memory
-    assert any(line["profile"] for line in lines) == plan.profile
+    assert (signature["threads"], signature["clock"]) == (settings.threads, timing.clock)
+    assert signature["pairs"] == timing.pairs
+    assert any(line["peak_bytes"] for line in lines) == timing.memory
+    assert any(line["profile"] for line in lines) == timing.profile
 
 
 def test_a_dry_run_prints_the_commands_and_writes_nothing(capsys, tmp_path, monkeypatch):

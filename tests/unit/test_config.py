@@ -40,6 +40,7 @@ class TestReading:
             "sentence": "25,24,5",
             "prices": "macs=3:enc=1",
             "head_layout": "enc:1/dec:/cross:",
+            "ffn_group": 4,
             "head_counts": "even",
             "cross_floor": "layer",
             "pipelined": True,

@@ -22,10 +22,11 @@ from fairseq_dsp.cli.export import main
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export import ctranslate2 as conversion
-from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, score
+from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, log_probabilities
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import group_count
 from fairseq_dsp.files.checkpoint import read_checkpoint, write_checkpoint
+from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import Grid, Layout
 
 api = pytest.importorskip("ctranslate2")
@@ -62,8 +63,11 @@ of_every_kind = pytest.mark.parametrize("kind", MODELS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_dictionaries(tmp_path_factory.mktemp("export"))
+
+
+def with_dictionaries(folder: Path) -> Path:
     """A place for files, with two dictionaries in `data` and a joined pair in `joined`."""
-    folder = tmp_path_factory.mktemp("export")
     for name, sizes in (("data", WORDS.values()), ("joined", (13, 13))):
         (folder / name).mkdir()
         for language, size in zip(("aa", "bb"), sizes, strict=True):
@@ -80,6 +84,8 @@ def saved(model: Any, path: Path, task: str = "translation", **options: Any) -> 
 
 def checkpoint(folder: Path, kind: str = "post-norm", layout: Layout = SOME, **more: Any) -> Path:
     options = {**SIZES, **MODELS[kind], **more, "head_layout": str(layout)}
+    if has_neurons(layout.grid):  # as training writes it
+        options["ffn_group"] = 14 // max(layout.grid.of("ffn-enc"))
     return saved(build(**options).float(), folder / "small.pt", **options)
 
 
@@ -123,7 +129,9 @@ class TestCTranslate2:
         targets = [["word5", "word3", "<unk>"], ["word1"]]
         theirs = translator.score_batch(SOURCES, targets)
         for source, target, result in zip(SOURCES, targets, theirs, strict=True):
-            assert_same(score(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE)
+            assert_same(
+                log_probabilities(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE
+            )
 
     @few_examples
     @given(layouts_of(GRID))
@@ -137,7 +145,7 @@ class TestCTranslate2:
             for tokens, total in zip(result.hypotheses, result.scores, strict=True):
                 if "<blank>" in tokens:  # fairseq takes padding for padding, and its own search forbids it
                     continue
-                steps = score(model, numbers(source), numbers(tokens))
+                steps = log_probabilities(model, numbers(source), numbers(tokens))
                 reached = steps if len(tokens) < longest else steps[:-1]
                 assert total == pytest.approx(reached.sum().item(), abs=1e-3)
 

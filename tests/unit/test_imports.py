@@ -46,7 +46,6 @@ MAY_IMPORT = {
 # Imports that no rule holds for yet, each with what it waits for.
 EXCEPTIONS = {
     ("plugin/teacher", "checkpoints/building"): "the model of another checkpoint is built as commands build it",
-    ("modules/live_heads", "modules/attention"): "the live heads are a second attention; its type alone is imported",
 }
 
 MAY_TOUCH_FAIRSEQ = {
@@ -57,6 +56,11 @@ MAY_TOUCH_FAIRSEQ = {
     "files/old_options",
     "plugin/model",
     "plugin/task",
+    "plugin/best_metric",
+    "plugin/languages",
+    "plugin/multilingual",
+    "plugin/pair_figures",
+    "plugin/pair_folders",
     "plugin/criterion",
     "plugin/decoder",
     "plugin/optimizer",
@@ -67,6 +71,7 @@ MAY_TOUCH_FAIRSEQ = {
     "checkpoints/building",
     "checkpoints/stock",
     "checkpoints/batches",
+    "checkpoints/pair_batches",
     "api/translating",
 }
 MAY_TOUCH_FAIRSEQ |= {
@@ -150,7 +155,7 @@ def test_no_folder_has_a_name_of_which_fairseq_imports_every_file():
 
 def test_logs_name_the_modules_as_ever_wherever_these_have_moved():
     named = re.findall(r'getLogger\("fairseq_dsp\.(\w+)"\)', "".join(path.read_text() for path in FILES.values()))
-    assert sorted(named) == ["gates", "old_options", "starting", "task"]
+    assert sorted(set(named)) == ["gates", "old_options", "starting", "task"]
 
 
 def test_importing_the_plug_in_imports_what_fairseq_sees_and_nothing_that_fairseq_has_not():

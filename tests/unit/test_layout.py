@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import grids, layouts_of, many_examples
 
+from fairseq_dsp.units.kinds import KIND_OF, KINDS
 from fairseq_dsp.units.layout import Grid, Layout, Site
 
 GRID = Grid.of_heads(enc=(3, 0, 2), dec=(2, 4), cross=(1, 3))
 layouts = grids.flatmap(layouts_of)
+_counts = st.lists(st.integers(0, 70), max_size=2)
+both_kinds = st.builds(Grid.of_stacks, enc=_counts, cross=_counts, ffn_enc=_counts, ffn_dec=_counts).flatmap(layouts_of)
 
 
 @st.composite
@@ -152,6 +155,15 @@ class TestLayout:
         assert layout.surviving.sites == layout.grid.sites
         for site in layout.grid.sites:
             assert layout.surviving.size(site) == len(layout.units(site)) == sum(layout.marks(site))
+
+    @many_examples
+    @given(both_kinds)
+    def test_numbers_by_kind_are_sums_of_those_by_type(self, layout):
+        for kind in KINDS:
+            types = [counts for stack, counts in layout.by_type().items() if KIND_OF[stack] is kind]
+            expected = tuple(map(sum, zip(*types, strict=True))) or None
+            assert layout.by_kind().get(kind.noun) == expected
+            assert expected is None or f"{expected[0]} of {expected[1]} {kind.noun}" in layout.counted()
 
     def test_by_type_says_kept_and_total(self):
         layout = Layout.parse("enc:100.011/dec:00/cross:1111")

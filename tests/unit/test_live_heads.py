@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq.dataclass.configs import EMAConfig
+from fairseq.models.ema import EMA
 from hypothesis import given
 from hypothesis import strategies as st
 from models import assert_same, build_gated, few_examples, gradients, scores, scores_as_generated, sentences
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_dsp.modules.gates import SiteGates
+from fairseq_dsp.modules.site_gates import SiteGates
 from fairseq_dsp.modules.surgery import attentions
 
 HEADS = 18
@@ -36,7 +39,7 @@ class WithoutLiveHeads:
 
     def __call__(self, model: Any, of: Any) -> Any:
         with self.monkeypatch.context() as patch:
-            patch.setattr(SiteGates, "live_heads", lambda site, searching: None)
+            patch.setattr(SiteGates, "live", lambda site, sublayer, search: None)
             return of(model)
 
 
@@ -160,7 +163,7 @@ def test_nothing_selected_outlives_a_pass(kept):
         scores(model)
         twin = copy.deepcopy(model)
         assert_same(scores(twin), scores(model))
-        pickle.dumps([attention.live for _, attention in attentions(model, model.layout.grid)])
+        pickle.dumps(model)
 
 
 @pytest.mark.parametrize("kept", [0, 7])
@@ -182,7 +185,7 @@ def test_a_masked_model_is_evaluated_in_inference_mode_as_outside():
     model = build_gated("dsp", 7)
     gates = [attention.gates for _, attention in attentions(model, model.layout.grid)]
     for gates_ in gates:
-        gates_.live_heads = lambda searching: None  # computes and multiplies all heads
+        gates_.live = lambda sublayer, search: None  # computes and multiplies all heads
     expected = scores(model)
     with torch.inference_mode():
         assert_same(scores(model), expected)
@@ -208,3 +211,106 @@ def test_no_heads_at_all_train_the_rest_of_the_model():
     found = gradients(fixed(kept=0))
     assert found["decoder.layers.0.encoder_attn.out_proj.bias"].any()
     assert not found["decoder.layers.0.encoder_attn.q_proj.weight"].any()
+
+
+def under_no_grad(model: Any) -> Any:
+    """Every parameter changed in place, as `--patience`-like callbacks and averaging scripts do."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("head_gates"):
+                parameter.mul_(1.25)
+    return model
+
+
+def loaded(model: Any) -> Any:
+    """Another state, with other weights, importance and marks."""
+    other = fixed()
+    other.head_gates.importance.data.neg_()
+    scores(other.train())
+    model.load_state_dict(other.state_dict())
+    return model
+
+
+def averaged(model: Any) -> Any:
+    """fairseq's moving average, made before the weights moved; it is what is evaluated and saved."""
+    average = EMA(model, EMAConfig(ema_decay=0.5))
+    average.step(under_no_grad(model))
+    return average.get_model().requires_grad_()
+
+
+BETWEEN = [under_no_grad, loaded, averaged, copy.deepcopy, torch.nn.Module.half, torch.nn.Module.bfloat16]
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=lambda what: what.__name__)
+@pytest.mark.parametrize("way", [gradients, scores, scores_as_generated])
+def test_what_happens_between_two_passes_is_seen_by_the_second(way, between, slowly):
+    model = fixed().train(way is gradients)
+    way(model)
+    model = between(model).train(way is gradients)
+    fast, slow = way(model), slowly(model, way)
+    tolerance = 1e-11 if next(model.parameters()).dtype == torch.float64 else 3e-2
+    for name in fast if way is gradients else [...]:
+        torch.testing.assert_close(fast[name], slow[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("update", [3, 10])
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("way", [gradients, scores, scores_as_generated])
+def test_a_copy_may_be_made_in_the_middle_of_a_pass(way, recomputed, update, monkeypatch):
+    """The kind: a callback or another thread copies the model while it computes."""
+    model = build_gated("dsp", 7, cooldown_updates=10, checkpoint_activations=recomputed).train(way is gradients)
+    model.set_num_updates(update)
+    expected = way(model)
+    attend, copies = torch.nn.functional.scaled_dot_product_attention, []
+
+    def and_copy(*args: Any, **options: Any) -> Tensor:
+        copies.append(copy.deepcopy(model))
+        return attend(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", and_copy)
+        way(model)
+    for twin in [model, *copies[:: max(len(copies) // 3, 1)]]:
+        torch.testing.assert_close(way(twin), expected)
+
+
+def test_a_pass_that_fails_leaves_no_draw_behind():
+    model = build_gated("dsp", 7, cooldown_updates=10).train()
+    with pytest.raises(IndexError):
+        model(torch.tensor([[999]]), torch.tensor([1]), torch.tensor([[2]]))
+    first = model.head_gates.gates()
+    model.set_num_updates(5)
+    assert not torch.equal(model.head_gates.gates(), first)
+
+
+@torch.no_grad()
+def test_a_search_selects_once_and_beams_share_what_it_keeps():
+    model = fixed().eval()
+    weights = {
+        parameter.data_ptr() for _, each in attentions(model, model.layout.grid) for parameter in each.parameters()
+    }
+    source, lengths, previous = sentences()
+    encoder_out = model.encoder(source.repeat_interleave(2, 0), lengths.repeat_interleave(2, 0))
+    cache: dict[str, Any] = {}
+    counts = []
+    for length in range(1, 5):
+        with Selections(weights) as selections:
+            model.decoder(
+                previous[:, :length].repeat_interleave(2, 0), encoder_out=encoder_out, incremental_state=cache
+            )
+        counts.append(selections.count)
+        model.decoder.reorder_incremental_state_scripting(cache, torch.arange(6).view(3, 2).flip(1).flatten())
+    assert counts == [4 * 7, 0, 0, 0]  # weights and biases of q, k, v and columns of the output, at four sites
+    assert all(kept is None or isinstance(kept, Tensor) for entry in cache.values() for kept in entry.values())
+
+
+class Selections(TorchDispatchMode):
+    """Counts selections of rows or columns of the weights whose addresses are given."""
+
+    def __init__(self, weights: set[int]) -> None:
+        super().__init__()
+        self.weights, self.count = weights, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.index_select.default and args[0].data_ptr() in self.weights
+        return func(*args, **(kwargs or {}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from planned import BEST, LAST, SEEDS, TEMPERATURES, assert_cut, assert_translated, checkpoint, runs, value
 from reproduction import plan, presets
-from reproduction.commands import Settings
+from reproduction.commands import Setup
 
 from fairseq_dsp.errors import Refusal
 
@@ -217,8 +217,8 @@ class TestThePlan:
     def test_of_the_paper_is_all_methods_at_ten_budgets_with_its_recipe(self):
         preset = presets.PRESETS["paper"]
         assert preset.total_heads == 72
-        settings = Settings(preset, presets.schedule(preset, 1000), "de", "en", "subword_nmt", False, "fp32")
-        planned = plan.plan(settings, preset.methods, plan.parse_budgets(preset.budgets, 72), [1])
+        setup = Setup(preset, presets.schedule(preset, 1000), "de", "en", "subword_nmt", False, "fp32")
+        planned = plan.plan(setup, preset.methods, plan.parse_budgets(preset.budgets, 72), [1])
         assert len([run for run in planned if run.budget is not None]) == 1 + 10 * 10
         joint = " ".join(next(run for run in planned if run.name == "dsp-k18-s1").steps[0].words)
         for words in ("--lr 0.0005", "--warmup-updates 4000", "--cooldown-updates 15000", "--importance-lr 0.2"):

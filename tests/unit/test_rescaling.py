@@ -12,18 +12,19 @@ from models import PAD, build_with, few_examples, layouts_of, sentences
 
 from fairseq_dsp.checkpoints.rescaling import (
     Moments,
-    context_moments,
     cut_in_stages,
+    input_moments,
     rescale_state,
     rescaled_projection,
 )
-from fairseq_dsp.modules.surgery import attentions, shrink_state, site_name
+from fairseq_dsp.modules.surgery import modules_at, shrink_state, site_name
 from fairseq_dsp.units.floors import floors_of, top_k_above_floors
 from fairseq_dsp.units.kind import unit_places
 from fairseq_dsp.units.layout import Grid, Layout, Site
 
-GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
+GRID = Grid.of_stacks(enc=(3, 3), dec=(3, 3), cross=(3, 3), ffn_enc=(7, 7), ffn_dec=(7, 7))
 ALL = Layout.full(GRID)
+HEADS_ALONE = Layout.full(Grid.of_heads((3, 3), (3, 3), (3, 3)))
 
 
 def batch_of(seed: int) -> dict[str, Any]:
@@ -37,12 +38,13 @@ def contexts(model: Any, site: Site, batches: list[dict[str, Any]]) -> torch.Ten
     """What the site's output projection reads, a row a token that is no padding, collected sentence by sentence."""
     rows: list[torch.Tensor] = []
     caught: list[torch.Tensor] = []
-    attention = dict(attentions(model, GRID))[site]
-    handle = attention.out_proj.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
+    module = modules_at(model, GRID)[site]
+    reader = module.fc2 if site.stack.startswith("ffn") else module.out_proj
+    handle = reader.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
     for batch in batches:
         inputs = batch["net_input"]
         model(**inputs)
-        tokens = inputs["src_tokens" if site.stack == "enc" else "prev_output_tokens"]
+        tokens = inputs["src_tokens" if site.stack in ("enc", "ffn-enc") else "prev_output_tokens"]
         context = caught.pop()
         for row in range(tokens.size(0)):
             rows += [context[place, row] for place in range(tokens.size(1)) if tokens[row, place] != PAD]
@@ -52,37 +54,51 @@ def contexts(model: Any, site: Site, batches: list[dict[str, Any]]) -> torch.Ten
 
 @few_examples
 @given(layouts_of(GRID), st.integers(0, 50))
-def test_every_site_that_lost_a_head_gets_the_least_squares_solution_and_no_other_changes(layout, seed):
+def test_every_site_that_lost_a_unit_gets_the_least_squares_solution_and_no_other_changes(layout, seed):
     model = build_with(ALL)
     batches = [batch_of(seed + each) for each in range(30)]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     small = shrink_state(state, layout)
     before = {name: value.clone() for name, value in small.items()}
-    rescale_state(state, small, layout, ALL, context_moments(model, batches))
+    rescale_state(state, small, layout, ALL, input_moments(model, batches, GRID.sites))
     touched = set()
     for site in GRID.sites:
-        if len(layout.units(site)) == 3:
+        if len(layout.units(site)) == GRID.size(site):
             continue
-        name = f"{site_name(site)}.out_proj"
+        neurons = site.stack.startswith("ffn")
+        name = f"{site_name(site)}.{'fc2' if neurons else 'out_proj'}"
         touched |= {f"{name}.weight", f"{name}.bias"}
         rows = contexts(model, site, batches)
         wanted = rows @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-        kept = rows[:, unit_places(layout.units(site), 4)]
+        kept = rows[:, unit_places(layout.units(site), 2 if neurons else 4)]
         design = torch.cat([kept, torch.ones(len(kept), 1, dtype=torch.float64)], dim=1)
-        solution = torch.linalg.lstsq(design, wanted).solution
+        solution = torch.linalg.lstsq(design, wanted, driver="gelsd").solution  # dead neurons: columns of zeros
         found = kept @ small[f"{name}.weight"].T + small[f"{name}.bias"]
         torch.testing.assert_close(found, design @ solution, rtol=1e-6, atol=1e-8)
     assert all(torch.equal(before[name], small[name]) for name in small if name not in touched)
     assert {name: value.shape for name, value in small.items()} == {name: value.shape for name, value in before.items()}
 
 
+def test_a_feed_forward_network_without_neurons_says_what_it_said_on_average():
+    model = build_with(ALL)
+    batches, site = [batch_of(1)], Site("ffn-dec", 0)
+    layout = Layout.parse(str(ALL).replace("ffn-dec:1111111", "ffn-dec:0000000"))
+    state = dict(model.state_dict())
+    small = shrink_state(state, layout)
+    rescale_state(state, small, layout, ALL, input_moments(model, batches, [site]))
+    name = site_name(site)
+    mean = (contexts(model, site, batches) @ state[f"{name}.fc2.weight"].T + state[f"{name}.fc2.bias"]).mean(dim=0)
+    torch.testing.assert_close(small[f"{name}.fc2.bias"], mean)
+    assert small[f"{name}.fc2.weight"].shape == (12, 0)
+
+
 def test_a_sublayer_without_heads_says_what_it_said_on_average():
     model = build_with(ALL)
     batches, site = [batch_of(1)], Site("cross", 1)
-    layout = Layout.parse("enc:111.111/dec:111.111/cross:111.000")
+    layout = Layout.parse(f"enc:111.111/dec:111.111/cross:111.000/{'/'.join(str(ALL).split('/')[3:])}")
     state = dict(model.state_dict())
     small = shrink_state(state, layout)
-    rescale_state(state, small, layout, ALL, context_moments(model, batches))
+    rescale_state(state, small, layout, ALL, input_moments(model, batches, GRID.sites))
     name = f"{site_name(site)}.out_proj"
     mean = (contexts(model, site, batches) @ state[f"{name}.weight"].T + state[f"{name}.bias"]).mean(dim=0)
     torch.testing.assert_close(small[f"{name}.bias"], mean)
@@ -111,10 +127,10 @@ def test_weights_keep_their_precision(dtype):
 @given(st.integers(0, 18), st.integers(1, 5), st.integers(0, 50))
 def test_a_cut_in_stages_is_score_cut_and_fit_one_after_the_other(k, stages, seed):
     """Each stage by hand, on a state: the parts that `fairseq-dsp-prune --scores --rescale` has."""
-    model, batches, sizes = build_with(ALL), [batch_of(seed + each) for each in range(6)], []
+    model, batches, sizes = build_with(HEADS_ALONE), [batch_of(seed + each) for each in range(6)], []
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randn(18, generator=generator, dtype=torch.float64) for _ in range(stages)]
-    state, layout = {name: value.clone() for name, value in model.state_dict().items()}, ALL
+    state, layout = {name: value.clone() for name, value in model.state_dict().items()}, HEADS_ALONE
     for stage in range(stages):
         goal = k if stage + 1 == stages else round(18 * (k / 18) ** ((stage + 1) / stages))
         here = build_with(layout)
@@ -123,7 +139,7 @@ def test_a_cut_in_stages_is_score_cut_and_fit_one_after_the_other(k, stages, see
         chosen = top_k_above_floors(drawn[stage][: left.total], goal, floors_of(left, 1) if k else ())
         smaller = layout.narrow(chosen)
         small = shrink_state(state, smaller, layout)
-        rescale_state(state, small, smaller, layout, context_moments(here, batches))
+        rescale_state(state, small, smaller, layout, input_moments(here, batches, layout.grid.sites))
         state, layout = small, smaller
         sizes.append(layout.count)
     scores = iter(drawn)

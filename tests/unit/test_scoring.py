@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import build, few_examples, many_examples
-from scored import ALL, GRID, SOME, batch_of, dense, sentence_of, slow_derivatives, subject_of
+from scored import ALL, GRID, PAIRS, SOME, UNEVEN, batch_of, dense, sentence_of, slow_derivatives, subject_of
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_model
+from fairseq_dsp.modules.surgery import attentions, mask_heads, modules_at, shrink_model
 from fairseq_dsp.scoring import SCORERS, removal_order
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.layout import Grid, Layout
@@ -32,7 +32,7 @@ def slow_gradient_scores(model: Any, batches: list[dict[str, Any]], live: Tensor
 
 
 class TestGradient:
-    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
+    @pytest.mark.parametrize("layout", [ALL, SOME, PAIRS, UNEVEN], ids=str)
     def test_is_the_mean_size_of_the_derivative_by_the_gate_normalised_by_site(self, layout):
         model = dense(layout)
         subject = subject_of(model)
@@ -95,8 +95,8 @@ class TestGradient:
 
 
 class TestMagnitude:
-    @pytest.mark.parametrize("layout", [ALL, SOME], ids=str)
-    def test_is_the_norm_of_all_that_goes_with_the_head(self, layout):
+    @pytest.mark.parametrize("layout", [ALL, SOME, PAIRS, UNEVEN], ids=str)
+    def test_is_the_norm_of_all_that_goes_with_the_unit(self, layout):
         model = dense(layout)
         found = SCORERS["magnitude"]().score(subject_of(model), torch.ones(layout.count)).tolist()
         slow = []
@@ -109,6 +109,15 @@ class TestMagnitude:
                         total += sum(value**2 for value in projection.weight[row].tolist())
                         total += projection.bias[row].item() ** 2
                     total += sum(value**2 for value in attention.out_proj.weight[:, row].tolist())
+                slow.append(total**0.5)
+        for site, groups in layout.surviving.counts:
+            layer = modules_at(model, layout.grid)[site]
+            for group in range(groups if site.stack.startswith("ffn") else 0):
+                width = layer.fc1.out_features // groups
+                total = 0.0
+                for row in range(group * width, (group + 1) * width):
+                    total += sum(value**2 for value in layer.fc1.weight[row].tolist()) + layer.fc1.bias[row].item() ** 2
+                    total += sum(value**2 for value in layer.fc2.weight[:, row].tolist())
                 slow.append(total**0.5)
         assert found == pytest.approx(slow)
 

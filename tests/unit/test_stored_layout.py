@@ -123,3 +123,29 @@ class TestRefuses:
         state = stored(unpruned_heads=4)
         del state["model"]["encoder.embed_tokens.weight"]
         self.assert_refused(state, "embeddings are missing")
+
+
+BOTH = Layout.parse(f"{SOME}/ffn-enc:1010101.0000000/ffn-dec:1111111.0000010")
+
+
+class TestOfNeurons:
+    @pytest.mark.parametrize("updates", [0, 5])
+    @pytest.mark.parametrize("kept", [2, 20, HEADS + 28])
+    def test_that_are_being_chosen(self, kept, updates):
+        state = stored(updates, ffn_group=2, unpruned_heads=kept, cooldown_updates=5)
+        layout = assert_read_as_built(state)
+        assert layout.count == kept
+        assert layout.grid == BOTH.grid
+
+    @pytest.mark.parametrize("options", [{}, {"unpruned_heads": 4}])
+    def test_that_were_cut_before_the_training(self, options):
+        layout = assert_read_as_built(stored(head_layout=str(BOTH), ffn_group=2, **options))
+        assert layout.within(BOTH)
+        assert layout.count == options.get("unpruned_heads", BOTH.count)
+
+    def test_of_a_state_that_has_all_where_the_options_name_some(self):
+        state = stored(arch="transformer")
+        vars(state["cfg"].model).update(arch="dsp_transformer", head_layout=str(BOTH), ffn_group=2)
+        for read in (stored_layout, load_model):  # the options of a file are of what is in it
+            with pytest.raises(Refusal, match="layer 0 in ffn-enc must have 8 neurons"):
+                read(copy(state))

@@ -27,8 +27,10 @@ from fairseq_dsp.modules.surgery import (
 from fairseq_dsp.units.layout import Grid, Layout, Site
 
 GRID = Grid.of_heads((3, 3), (3, 3), (3, 3))
+BOTH = Grid.of_stacks(enc=(3, 3), dec=(3, 3), cross=(3, 3), ffn_enc=(7, 7), ffn_dec=(7, 7))
 FULL = Layout.full(GRID)
 SOME = Layout.parse("enc:100.011/dec:000.110/cross:010.000")
+UNEVEN = Layout.parse(f"{SOME}/ffn-enc:0000000.1010101/ffn-dec:1111111.0000010")
 
 MODELS: dict[str, tuple[Grid, dict[str, Any]]] = {
     "post-norm": (GRID, {}),
@@ -38,6 +40,11 @@ MODELS: dict[str, tuple[Grid, dict[str, Any]]] = {
         {"encoder_layers": 1, "decoder_embed_dim": 16, "decoder_output_dim": 16, "decoder_attention_heads": 4},
     ),
     "shared embeddings": (GRID, {"share_all_embeddings": True, "share_decoder_input_output_embed": True}),
+    "neurons too": (BOTH, {}),
+    "neurons too, pre-norm and gelu": (
+        BOTH,
+        {"encoder_normalize_before": True, "decoder_normalize_before": True, "activation_fn": "gelu"},
+    ),
     "layer drop": (GRID, {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}),
 }
 of_every_kind = pytest.mark.parametrize("kind", MODELS)
@@ -147,12 +154,14 @@ class TestShrinking:
         assert len(sites) == 18
         assert all(isinstance(site, PrunableAttention) and site.num_heads == 0 for _, site in sites)
 
-    def test_makes_a_model_that_torchscript_takes(self):
-        small = shrunk(dense(), SOME)
+    @pytest.mark.parametrize(("kind", "layout"), [("post-norm", SOME), ("neurons too", UNEVEN)])
+    def test_makes_a_model_that_torchscript_takes(self, kind, layout):
+        small = shrunk(dense(kind), layout)
         assert_same(scores(torch.jit.script(small)), scores(small))
 
-    def test_leaves_only_gradients_that_a_training_step_fills(self):
-        model = shrunk(dense(), SOME).train()
+    @pytest.mark.parametrize(("kind", "layout"), [("post-norm", SOME), ("neurons too", UNEVEN)])
+    def test_leaves_only_gradients_that_a_training_step_fills(self, kind, layout):
+        model = shrunk(dense(kind), layout).train()
         scores(model).sum().backward()
         assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -197,6 +206,23 @@ class TestMarks:
     def test_of_an_average_of_one_layout_are_read(self):
         state = {name: (value.half() * 3 / 3) * 0.999 for name, value in self.state().items()}
         assert layout_of_state(state, GRID) == SOME
+
+    @few_examples
+    @given(layouts_of(BOTH))
+    def test_of_neurons_say_which_a_state_has_whether_the_grid_has_any_or_not(self, layout):
+        assert layout_of_state(self.state(layout), BOTH) == layout
+        assert layout_of_state(self.state(layout), GRID) == layout
+
+    def test_of_heads_alone_leave_all_neurons(self):
+        assert layout_of_state(self.state(), BOTH) == Layout.parse(
+            f"{SOME}/ffn-enc:1111111.1111111/ffn-dec:1111111.1111111"
+        )
+
+    def test_of_neurons_that_lack_a_layer_are_refused(self):
+        state = self.state(UNEVEN)
+        del state["encoder.layers.0.ffn_kept_mask"]
+        with pytest.raises(Refusal, match="marks those of some"):
+            layout_of_state(state, BOTH)
 
     def test_that_lack_a_site_or_belong_to_another_grid_are_refused(self):
         state = self.state()

@@ -65,7 +65,7 @@ class Choice:
         used: updates that it took.
         trained: the lab's model has all heads, gates or not, and weights that went on learning; they are kept unless the arm rewinds.
         cut: the lab's model is cut already, and rescaled.
-        finished: the lab's model has had all updates.
+        is_trained: the lab's model has had all updates.
         race: of `race`, the candidates with their losses.
     """
 
@@ -73,7 +73,7 @@ class Choice:
     used: int = 0
     trained: bool = False
     cut: bool = False
-    finished: bool = False
+    is_trained: bool = False
     race: list[tuple[float, str]] | None = None
 
 
@@ -143,7 +143,7 @@ def _gradual(lab: Lab) -> Choice:
     """Options: by (the score that orders the heads)."""
     scores = lab.scores(lab.job.options["by"])
     layout = in_order(lab.model, lab.data, lab.training(), scores, lab.job.kept, lab.window)
-    return Choice(layout, finished=True)
+    return Choice(layout, is_trained=True)
 
 
 def _reconstructed(lab: Lab) -> Choice:
@@ -218,7 +218,7 @@ def run(job: Job, setting: Setting, data: Data, dense: dict[str, Tensor]) -> dic
         training = lab.training(start=choice.used)  # with fresh moments, for the shapes are new
         for _ in range(setting.updates - choice.used):
             training.step()
-    elif not choice.finished:
+    elif not choice.is_trained:
         model = _cut(lab, choice, layout)
         line["cut"] = round(nats(model, data.valid), 4)
         line |= _fine_tune(lab, model, setting.updates - choice.used)

@@ -79,5 +79,5 @@ class _Slice:
     def __call__(self) -> Tensor:
         return self.owner.vector[self.span]
 
-    def live_heads(self, searching: bool) -> None:
+    def live(self, sublayer: object, search: object) -> None:
         """None: the vector changes with every update."""

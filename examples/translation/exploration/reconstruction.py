@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of
-from fairseq_dsp.checkpoints.rescaling import Moments, context_moments, cut_and_rescale, cut_in_stages
+from fairseq_dsp.checkpoints.rescaling import Moments, cut_and_rescale, cut_in_stages, input_moments
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.kind import unit_places
@@ -25,7 +25,8 @@ _RIDGE = 1e-6  # of the mean variance of a site's contexts
 
 def moments_of(model: DspTransformerModel, batches: Sequence[Batch]) -> dict[Site, Moments]:
     """The moments of the contexts of every site that has heads."""
-    return context_moments(model.eval(), batches)
+    sites = [site for site, heads in model.layout.surviving.counts if heads]
+    return input_moments(model.eval(), batches, sites)
 
 
 def by_reconstruction(

@@ -11,7 +11,7 @@ from .steps import DATA, PLUGIN, Step
 
 
 @dataclass(frozen=True)
-class Settings:
+class Setup:
     """What all runs share."""
 
     preset: Preset
@@ -31,14 +31,14 @@ class Settings:
 
 
 class Commands:
-    """Trains, cuts, scores and translates with the settings of a call."""
+    """Trains, cuts, scores and translates with the setup of a call."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.preset = settings, settings.preset
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.preset = setup, setup.preset
 
     def score(self, checkpoint: str, output: str, options: Sequence[str], seed: int) -> Step:
         words = ["fairseq-dsp-score", DATA, "--path", checkpoint, *options]
-        words += ["--seed", seed, "--output", output, *([] if self.settings.gpu else ["--cpu"])]
+        words += ["--seed", seed, "--output", output, *([] if self.setup.gpu else ["--cpu"])]
         return Step("score", text(words), output)
 
     def ours(self, selection: str, budget: int | str) -> list[Any]:
@@ -67,7 +67,7 @@ class Commands:
         """A shorter training of what is trained already."""
         preset = self.preset
         rate = self._rate(
-            preset.learning_rate * preset.finetune_rate, preset.finetune, self.settings.schedule.finetune_warmup
+            preset.learning_rate * preset.finetune_rate, preset.finetune, self.setup.schedule.finetune_warmup
         )
         return self._training(name, parts, seed, preset.finetune, rate)
 
@@ -75,14 +75,14 @@ class Commands:
         """Learning rate and its schedule."""
         words: list[Any] = ["--lr", f"{peak:g}", "--lr-scheduler"]
         if self.preset.decays:
-            words += ["polynomial_decay", "--total-num-update", epochs * self.settings.schedule.updates_an_epoch]
+            words += ["polynomial_decay", "--total-num-update", epochs * self.setup.schedule.updates_an_epoch]
         else:
             words += ["inverse_sqrt"]
         return [*words, "--warmup-updates", warmup]
 
     def _training(self, name: str, parts: Sequence[Any], seed: int, epochs: int, rate: Sequence[Any]) -> Step:
-        preset, settings = self.preset, self.settings
-        words = ["fairseq-train", *settings.data]
+        preset, setup = self.preset, self.setup
+        words = ["fairseq-train", *setup.data]
         words += ["--user-dir", PLUGIN, *parts, "--share-decoder-input-output-embed", "--label-smoothing", "0.1"]
         words += ["--adam-betas", "(0.9, 0.98)", *rate]
         words += ["--dropout", preset.dropout, "--weight-decay", "0.0001"]
@@ -91,22 +91,22 @@ class Commands:
         words += ["--log-format", "simple", "--log-interval", 100, "--save-dir", f"runs/{name}/checkpoints"]
         if preset.select == "bleu":
             words += ["--eval-bleu", "--eval-bleu-args", '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}']
-            words += ["--eval-bleu-detok", "moses", "--eval-bleu-remove-bpe", settings.remove_bpe]
+            words += ["--eval-bleu-detok", "moses", "--eval-bleu-remove-bpe", setup.remove_bpe]
             words += ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
-        words += [f"--{settings.precision}"] if settings.precision != "fp32" else []
-        words += ["--num-workers", 2] if settings.gpu else ["--cpu", "--num-workers", 0]
+        words += [f"--{setup.precision}"] if setup.precision != "fp32" else []
+        words += ["--num-workers", 2] if setup.gpu else ["--cpu", "--num-workers", 0]
         return Step("train", text(words))
 
     def prune(self, source: str, target: str, *options: Any) -> Step:
         return Step("prune", text(["fairseq-dsp-prune", source, target, *options]), target)
 
     def generate(self, name: str, checkpoint: str) -> Step:
-        settings = self.settings
-        words = ["fairseq-generate", *settings.data]
+        setup = self.setup
+        words = ["fairseq-generate", *setup.data]
         words += ["--user-dir", PLUGIN, "--path", checkpoint, "--beam", self.preset.beam]
-        words += ["--remove-bpe", settings.remove_bpe]
-        words += ["--batch-size", 512 if settings.gpu else 128, "--required-batch-size-multiple", 1, "--num-workers", 0]
-        words += [] if settings.gpu else ["--cpu"]
+        words += ["--remove-bpe", setup.remove_bpe]
+        words += ["--batch-size", 512 if setup.gpu else 128, "--required-batch-size-multiple", 1, "--num-workers", 0]
+        words += [] if setup.gpu else ["--cpu"]
         return Step("generate", text(words))
 
 

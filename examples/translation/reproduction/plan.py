@@ -10,7 +10,7 @@ from fairseq_dsp.config import AUTO
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.layout import Grid, Layout
 
-from .commands import Commands, Settings
+from .commands import Commands, Setup
 from .presets import FROM_DENSE, LEARNED, METHODS, importance_options
 from .steps import DATA, Run
 
@@ -52,7 +52,7 @@ def parse_budgets(words: Sequence[str], total: int) -> list[int | str]:
     return list(dict.fromkeys(budgets))
 
 
-def plan(settings: Settings, methods: Sequence[str], budgets: Sequence[int | str], seeds: Sequence[int]) -> list[Run]:
+def plan(setup: Setup, methods: Sequence[str], budgets: Sequence[int | str], seeds: Sequence[int]) -> list[Run]:
     """Every run, those first that others need.
 
     Raises:
@@ -61,7 +61,7 @@ def plan(settings: Settings, methods: Sequence[str], budgets: Sequence[int | str
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise Refusal(f"`--methods` must be among {', '.join(METHODS)}, but {', '.join(unknown)} is not.")
-    maker = _Maker(settings)
+    maker = _Maker(setup)
     runs: dict[str, Run] = {}
 
     def add(run: Run) -> None:
@@ -95,16 +95,16 @@ def scores_of(method: str) -> str | None:
 
 
 class _Maker:
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.preset, self.schedule = settings, settings.preset, settings.schedule
-        self.commands = Commands(settings)
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.preset, self.schedule = setup, setup.preset, setup.schedule
+        self.commands = Commands(setup)
         self.full = Layout.full(Grid.even(self.preset.layers, self.preset.heads_per_layer))
 
     def dense(self, seed: int) -> Run:
         name = f"dense-s{seed}"
         folder = f"runs/{name}/checkpoints"
         # stock fairseq's command line takes --bf16 for TPUs; our architecture does not
-        ours = ["--head-layout", str(self.full)] if self.settings.precision == "bf16" else None
+        ours = ["--head-layout", str(self.full)] if self.setup.precision == "bf16" else None
         parts = [*self.commands.stock(), *self.commands.architecture(ours is not None), *(ours or [])]
         train = self.commands.train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
         best = f"{folder}/checkpoint_best.pt"
@@ -190,7 +190,7 @@ class _Maker:
             needs = (f"dense-s{seed}",)
             dense = f"runs/{needs[0]}/checkpoints/checkpoint_best.pt"
             parts += ["--pipelined", "--finetune-from-model", dense]
-            parts += ["--head-layout", dense] if self.settings.precision == "bf16" else []
+            parts += ["--head-layout", dense] if self.setup.precision == "bf16" else []
             epochs, cooldown, warmup = self.preset.pipelined, schedule.pipelined_cooldown, 1
         if method in ("dsp-paper", "dsp-projection"):
             parts += [*importance_options(method.partition("-")[2], cooldown), "--cooldown-updates", cooldown]

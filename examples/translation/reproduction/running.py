@@ -29,6 +29,7 @@ _MODULES = {
     "fairseq-generate": "fairseq_cli.generate",
     "fairseq-dsp-prune": "fairseq_dsp.cli.prune",
     "fairseq-dsp-score": "fairseq_dsp.cli.score",
+    "fairseq-dsp-merge": "fairseq_dsp.cli.merge",
 }
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _SCARCE = 50_000_000  # bytes of room on the disk that are worth a word where a command fails

@@ -1,0 +1,255 @@
+"""What `score` and `score_pairs` do alike: reads options, the model and its batches, and scores its units."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fairseq_dsp.api.watching import Watch
+from fairseq_dsp.checkpoints.batches import draw_batches, loss_of
+from fairseq_dsp.checkpoints.building import ungated
+from fairseq_dsp.checkpoints.pair_batches import pairs_of_batches, set_languages
+from fairseq_dsp.config import flag, whole_number
+from fairseq_dsp.errors import Refusal, noted
+from fairseq_dsp.files.data_folder import refuse_no_folder
+from fairseq_dsp.modules.surgery import modules_at
+from fairseq_dsp.plugin.languages import language_pairs
+from fairseq_dsp.plugin.widths import objections_to_neurons
+from fairseq_dsp.scoring import SCORERS, finite_scores, removal_order
+from fairseq_dsp.scoring.subject import Subject
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of, with_groups
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.kinds import KINDS
+from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.neurons import NEURONS
+from fairseq_dsp.units.score_file import ScoreFile
+from fairseq_dsp.version import __version__
+
+if TYPE_CHECKING:
+    from fairseq_dsp.plugin.model import DspTransformerModel
+
+SUBSETS = ("train", "valid")
+READERS = [name for name, scorer in SCORERS.items() if scorer.reads_data]
+_DEFAULTS: dict[str, Any] = {"subset": "train", "batches": 100, "max_tokens": 4096, "seed": 1}
+_LEAST = {"batches": 1, "max_tokens": 1, "iterative": 1, "seed": 0}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Batches, and the language pairs that they are of; None where the model has but one."""
+
+    batches: list[dict[str, Any]]
+    pairs: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model that is scored, and what is asked for."""
+
+    model: DspTransformerModel
+    layout: Layout
+    scorer: str
+    data: str | None
+    options: dict[str, Any]
+    task_options: Any
+    weights: dict[str, str]
+    checkpoint: str
+
+    @classmethod
+    def of(cls, checkpoint: Any, scorer: str, data: Any, options: dict[str, Any], cpu: bool) -> Work:
+        model, task_options, weights = ungated(os.fspath(checkpoint))
+        model.to("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+        layout = _layout_with(model, options["kinds"], options["group"])
+        if SCORERS[scorer].reads_data:
+            set_languages(task_options, options.get("source_lang"), options.get("target_lang"))
+        path = None if data is None else os.fspath(data)
+        return cls(model, layout, scorer, path, options, task_options, weights, os.path.basename(checkpoint))
+
+    def draw(self, pairs: Sequence[str] | None) -> Drawn:
+        """Batches of the data, of the given pairs or of all."""
+        if not SCORERS[self.scorer].reads_data:
+            return Drawn([], None)
+        assert self.data is not None
+        subset, batches, max_tokens, seed = (self.options[name] for name in ("subset", "batches", "max_tokens", "seed"))
+        found = draw_batches(self.model, self.task_options, self.data, subset, batches, max_tokens, seed, pairs)
+        return Drawn(found, pairs_of_batches(self.task_options, pairs))
+
+    def score(self, drawn: Drawn | None, watch: Watch) -> ScoreFile:
+        drawn = self.draw(None) if drawn is None else drawn
+        found, options = drawn.batches, self.options
+        part = part_of(self.layout, options["kinds"])
+        scores, order = _scored(self.model, part, self.scorer, found, options, watch)
+        return ScoreFile(
+            version=__version__,
+            scorer=self.scorer,
+            layout=self.layout,
+            scores=tuple(scores.tolist()),
+            order=None if order is None else tuple(order),
+            iterative=options["iterative"],
+            subset=options["subset"] if found else None,
+            batches=len(found) or None,
+            max_tokens=options["max_tokens"] if found else None,
+            sentences=sum(len(batch["target"]) for batch in found) or None,
+            seed=options["seed"],
+            checkpoint=self.checkpoint,
+            weights=self.weights,
+            units=tuple(options["kinds"]),
+            comparable=SCORERS[self.scorer].comparable,
+            pairs=drawn.pairs,
+        )
+
+
+def checked_options(
+    scorer: str,
+    data: Any,
+    given: dict[str, Any],
+    of_units: tuple[str | None, int | str | None],
+    check: Callable[[], Any] | None,
+) -> tuple[Any, dict[str, Any]]:
+    """The output, checked, and the options with their defaults; `kinds` of units and `group`, neurons a unit.
+
+    Args:
+        of_units: `--units` and `--ffn-group`.
+        check: makes the output, or refuses it.
+
+    Raises:
+        Refusal: options that cannot be honoured, all at once.
+    """
+    reasons = _ignored(scorer, given)
+    options, wrong = _read(given)
+    reasons += wrong
+    (units, ffn_group), kinds = of_units, list[str]()
+    with noted(reasons):
+        kinds = _kinds(units)
+        if ffn_group is not None and NEURONS.name not in kinds:
+            raise Refusal(f"`--ffn-group` must come with `--units {NEURONS.name}`, but is {ffn_group}.")
+    group = None
+    with noted(reasons):
+        group = whole_number(ffn_group, "ffn_group", 1)
+    if scorer not in SCORERS or SCORERS[scorer].reads_data:
+        with noted(reasons):
+            if data is None:
+                raise Refusal(f"DATA-BIN must be given for `--scorer {scorer}`: a folder of fairseq-preprocess.")
+            refuse_no_folder(os.fspath(data), "DATA-BIN")
+    target = None
+    with noted(reasons):
+        target = None if check is None else check()
+    if reasons:
+        raise Refusal(*reasons)
+    return target, options | {"kinds": kinds, "group": group}
+
+
+def _kinds(text: str | None) -> list[str]:
+    """`--units` as names of kinds, in the order of a grid.
+
+    Raises:
+        Refusal: it names others, or none.
+    """
+    known, named = [kind.name for kind in KINDS], HEADS.name if text is None else text
+    given = named.split(",")
+    if set(given) - set(known) or len(set(given)) < len(given):
+        raise Refusal(f"`--units` must be one or more of {', '.join(known)}, with commas, but is {named}.")
+    return [name for name in known if name in given]
+
+
+def _layout_with(model: DspTransformerModel, kinds: list[str], group: int | None) -> Layout:
+    """The model's layout with the units of these kinds.
+
+    Raises:
+        Refusal: neurons cannot be units of it, or not in these groups.
+    """
+    if NEURONS.name not in kinds:
+        return model.layout
+    if reasons := objections_to_neurons(model.args):
+        raise Refusal(*reasons)
+    if has_neurons(model.layout.grid):
+        own = group_of(model.layout.grid, model.neurons, "--path")
+        if group not in (None, own):
+            raise Refusal(f"`--ffn-group` must be {own}, as the checkpoint's neurons were pruned, but is {group}.")
+        return model.layout
+    return with_all_of(model.layout, with_groups(model.layout.grid, model.neurons, group or 1))
+
+
+def _scored(
+    model: Any, layout: Layout, name: str, batches: list[dict[str, Any]], options: dict[str, Any], watch: Watch
+) -> tuple[torch.Tensor, list[int] | None]:
+    """Scores of the layout's units, [n], and the order of their removal where they are scored again in between."""
+    grid, step = layout.surviving, options["iterative"]
+    scorer = SCORERS[name]()
+    rounds = 1 if step is None else max(-(-grid.total // step), 1)
+    with watch(f"{name}, batches", rounds * len(batches)) as done:
+        subject = subject_of(model, _Watched(batches, done), options["seed"], grid)
+        if step is None:
+            return finite_scores(scorer, subject, torch.ones(grid.total)), None
+        return removal_order(scorer, subject, step)
+
+
+def subject_of(model: Any, batches: Iterable[Any], seed: int, grid: Grid | None = None) -> Subject:
+    """A model without gates, as it is now and in evaluation mode, for a scorer.
+
+    Args:
+        batches: of fairseq.
+        seed: of what is drawn.
+        grid: units to score, of those that the model has; all of its layout if None.
+    """
+    model.eval()
+    grid = grid or model.layout.surviving
+    return Subject(
+        grid=grid,
+        modules=modules_at(model, grid),
+        batches=batches,
+        loss=lambda batch: loss_of(model, batch),
+        seed=seed,
+    )
+
+
+class _Watched:
+    """Batches that tell when one of them is done."""
+
+    def __init__(self, batches: list[Any], done: Callable[[], Any]) -> None:
+        self.batches, self.done = batches, done
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            yield batch
+            self.done()
+
+
+def _read(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The options with their defaults and as numbers, and why some cannot be honoured. Of all batches None are named."""
+    found = {name: _DEFAULTS.get(name) if value is None else value for name, value in options.items()}
+    reasons: list[str] = []
+    if found["subset"] not in SUBSETS:
+        why = ": heads chosen on a test set make its scores worthless" if "test" in str(found["subset"]) else ""
+        reasons.append(f"`--subset` must be {' or '.join(SUBSETS)}, but is {found['subset']}{why}.")
+    for name, least in _LEAST.items():
+        with noted(reasons):
+            every = name == "batches" and found[name] == "all"
+            found[name] = None if every else whole_number(found[name], name, least)
+    if "lang_pairs" in found:
+        with noted(reasons):
+            found["lang_pairs"] = language_pairs(found["lang_pairs"])
+    return found, reasons
+
+
+def _ignored(name: str, options: dict[str, Any]) -> list[str]:
+    """Sentences on options that the scorer has no use for, or on a scorer that there is none of. A folder not read does no harm."""
+    if name not in SCORERS:
+        return [f"`--scorer` must be one of {', '.join(SCORERS)}, but is {name}."]
+    scorer = SCORERS[name]
+    aliens = ["iterative", "subset", "batches", "max_tokens", "source_lang", "target_lang", "lang_pairs"]
+    aliens = [] if scorer.reads_data else [alien for alien in aliens if alien in options]
+    found = [
+        f"{flag(alien)} belongs to {' and '.join(READERS)}: `--scorer {name}` reads no sentences, but it is {options[alien]}."
+        for alien in aliens
+        if options[alien] is not None
+    ]
+    if not scorer.takes_seed and options["seed"] is not None:
+        found.append(
+            f"`--seed` must not be given for `--scorer {name}`, which draws nothing, but is {options['seed']}."
+        )
+    return found

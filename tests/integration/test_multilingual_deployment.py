@@ -1,0 +1,125 @@
+"""A multilingual checkpoint in every other command: averaged, measured, exported, served, each with its tokens of languages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import AVERAGE, QUIET, ROOT, assert_refused, budget, load, prune, run
+from languages import LANGS, PAIRS, SENTENCES, STOCK_TASK, TOKENS, generate_pair, train_languages
+
+EXPORT, BENCH = "fairseq_dsp.cli.export", "fairseq_dsp.cli.bench"
+SERVE = ROOT / "examples/translation/serve_ctranslate2.py"
+QUICK = "--workloads generate --batch-size 4 --beam 2 --pairs 1 --warmup 0 --cpu --no-memory".split()
+
+
+@pytest.fixture(scope="module")
+def learned(several: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of ours that has learned something, rewritten: 5 heads."""
+    folder = tmp_path_factory.mktemp("learned")
+    train_languages(several, folder / "save", *QUIET, *budget(5), "--max-epoch", 50, "--lr", "3e-2", "--dropout", 0)
+    prune(folder / "save/checkpoint_last.pt", folder / "small.pt")
+    return folder / "small.pt"
+
+
+def test_averaging_asks_for_the_same_languages(several, multilingual_trained, multilingual, dense, tmp_path):
+    done = run(AVERAGE, tmp_path / "mean.pt", multilingual_trained, multilingual_trained, folder=tmp_path)
+    assert done.code == 0, done.err
+    assert load(tmp_path / "mean.pt")["cfg"]["task"].langs == list(LANGS)
+    for name, change in (
+        ("order", {"langs": list(reversed(LANGS))}),
+        ("tokens", {"decoder_langtok": False, "langtoks": None}),
+    ):
+        state = torch.load(multilingual_trained, weights_only=False)
+        vars(state["cfg"]["task"]).update(change)
+        torch.save(state, tmp_path / f"{name}.pt")
+    done = run(AVERAGE, tmp_path / "out", multilingual_trained, tmp_path / "order.pt", folder=tmp_path)
+    assert_refused(done, "`--langs`", "in another order")
+    done = run(AVERAGE, tmp_path / "out", multilingual_trained, tmp_path / "tokens.pt", folder=tmp_path)
+    assert_refused(done, "`--decoder-langtok` must be True")
+    assert not (tmp_path / "out").exists()
+
+
+def measured(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_benchmark_reads_sentences_with_their_tokens(several, multilingual, learned, dense, data, tmp_path):
+    for name, extra in (("all", []), ("one", ["--source-lang", "qar", "--target-lang", "qte"])):
+        arguments = ["--path", multilingual, learned, *QUICK, "--data", several, *extra, "--json", tmp_path / name]
+        done = run(BENCH, *arguments, folder=tmp_path)
+        assert done.code == 0, done.err
+        assert len(measured(tmp_path / name)) == 2
+    done = run(BENCH, "--path", multilingual, dense, *QUICK, "--data", several, folder=tmp_path)
+    assert_refused(done, "of one task")
+    done = run(BENCH, "--path", multilingual, *QUICK, "--data", data, folder=tmp_path)
+    assert_refused(done, "no dict.", reasons=3)
+
+
+def test_the_dense_export_generates_each_pair_in_stock_fairseq(several, learned, tmp_path):
+    done = run(EXPORT, "--format", "dense", learned, tmp_path / "dense.pt", folder=tmp_path)
+    assert done.code == 0, done.err
+    cfg = load(tmp_path / "dense.pt")["cfg"]
+    assert (cfg["task"]["_name"], cfg["task"]["task"]) == (STOCK_TASK, STOCK_TASK)
+    assert "unpruned_heads" not in cfg["task"]
+    for pair in PAIRS:
+        one, other = (generate_pair(several, path, pair, folder=tmp_path) for path in (learned, tmp_path / "dense.pt"))
+        assert other.hypotheses() == one.hypotheses()
+        assert len(other.hypotheses()) == SENTENCES["test"][pair]
+
+
+class TestServing:
+    @pytest.fixture(scope="class")
+    def served(self, several, learned, tmp_path_factory) -> Path:
+        pytest.importorskip("ctranslate2")
+        folder = tmp_path_factory.mktemp("served")
+        arguments = ["--format", "ctranslate2", learned, folder / "model", "--data", several, "--quantization", "int8"]
+        done = run(EXPORT, *arguments, folder=folder)
+        assert done.code == 0, done.err
+        done = run(EXPORT, *arguments[:5], several, "--force", folder=folder)
+        assert done.code == 0, done.err
+        return folder / "model"
+
+    def serve(self, model: Path, text: str, *extra: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(SERVE), str(model), "--beam", "3", *map(str, extra)]
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+
+    @pytest.mark.parametrize("pair", PAIRS)
+    def test_translates_each_pair_as_fairseq_does(self, pair, served, several, learned, tmp_path):
+        source, target = pair.split("-")
+        lines = (several.parent / f"test.{pair}.{source}").read_text()
+        done = self.serve(
+            served, lines, "--source-lang", source, "--target-lang", target, "--max-length", 59
+        )  # fairseq counts the token
+        assert done.returncode == 0, done.stderr
+        theirs = generate_pair(
+            several, learned, pair, "--max-len-a", 0, "--max-len-b", 60, folder=tmp_path
+        ).hypotheses()
+        ours = done.stdout.splitlines()
+        assert len(ours) == len(theirs)
+        same = sum(ours[number] == text for number, text in theirs.items())
+        assert same >= 0.8 * len(ours)  # beams that end at the limit are ranked otherwise there
+        assert not any("__" in line for line in ours)
+        assert len(set(ours)) > 1
+
+    @pytest.mark.parametrize(
+        "extra", [[], ["--source-lang", "qar"], ["--source-lang", "qte", "--target-lang", "qar"]], ids=str
+    )
+    def test_asks_for_a_pair_of_the_model(self, extra, served):
+        done = self.serve(served, "", *extra)
+        assert done.returncode == 2
+        assert "must be a language pair of the model (qar-qos, qar-qte)" in done.stderr
+
+
+def test_ends_that_are_languages_cannot_be_exported(several, tmp_path):
+    pytest.importorskip("ctranslate2")
+    tokens = [*TOKENS, "--lang-tok-replacing-bos-eos"]
+    train_languages(several, tmp_path / "save", *QUIET, *budget(5, cooldown=1), "--max-update", 2, tokens=tokens)
+    arguments = ["--format", "ctranslate2", tmp_path / "save/checkpoint_last.pt", tmp_path / "out", "--data", several]
+    assert_refused(run(EXPORT, *arguments, folder=tmp_path), "`--lang-tok-replacing-bos-eos`")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,229 @@
+"""`fairseq-dsp-score --units`, and what `fairseq-dsp-prune` makes of scores of neurons, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import HEADS, Result, assert_refused, generate, heads_in, load, prune, run
+
+from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.units.costs import Sentence
+from fairseq_dsp.units.floors import floors_of
+from fairseq_dsp.units.groups import part_of, with_all_of
+from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.score_file import read_scores
+
+SCORE = "fairseq_dsp.cli.score"
+HEADS_TEXT = "enc:11.11/dec:11.11/cross:11.11"
+
+
+def score(data: Any, path: Any, output: Path, *extra: Any, scorer: str, ok: bool = True) -> Result:
+    subset = ["--subset", "valid"] if scorer in SCORERS and SCORERS[scorer].reads_data else []
+    done = run(
+        SCORE, data, "--path", path, "--scorer", scorer, "--output", output, "--cpu", *subset, *extra,
+        folder=output.parent,
+    )  # fmt: skip
+    assert not ok or done.code == 0, done.err[-3000:]
+    return done
+
+
+def content(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+class TestKinds:
+    @pytest.mark.parametrize("scorer", SCORERS)
+    def test_heads_and_neurons_one_by_one_are_scored_by_every_scorer(self, scorer, data, dense, tmp_path):
+        done = score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer=scorer)
+        found = content(tmp_path / "scores.json")
+        full = "/".join(f"ffn-{side}:{'1' * 16}.{'1' * 16}" for side in ("enc", "dec"))
+        assert found["layout"] == f"{HEADS_TEXT}/{full}"
+        assert len(found["scores"]) == HEADS + 64
+        assert (found["format"], found["units"]) == (2, ["heads", "ffn"])
+        assert found["comparable"] == (scorer not in ("gradient", "magnitude"))
+        assert done.out.startswith(f"scored {HEADS} heads and 64 groups of ")
+        assert ("do not compare" in done.out) == (not found["comparable"])
+
+    def test_groups_may_be_larger_and_a_kind_alone(self, data, dense, tmp_path):
+        options = ["--units", "ffn", "--ffn-group", 8]
+        score(data, dense, tmp_path / "scores.json", *options, scorer="magnitude")
+        found = content(tmp_path / "scores.json")
+        assert found["layout"] == f"{HEADS_TEXT}/ffn-enc:11.11/ffn-dec:11.11"
+        assert (found["units"], len(found["scores"])) == (["ffn"], 8)
+
+    def test_of_heads_alone_the_file_is_what_it_was(self, data, dense, tmp_path):
+        for name, extra in (("one", []), ("two", ["--units", "heads"])):
+            score(data, dense, tmp_path / name, *extra, scorer="fisher")
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+        assert content(tmp_path / "one")["format"] == 1
+        score(data, dense, tmp_path / "both", "--units", "ffn,heads", scorer="gradient")
+        score(data, dense, tmp_path / "heads", scorer="gradient")
+        assert content(tmp_path / "both")["scores"][:HEADS] == pytest.approx(content(tmp_path / "heads")["scores"])
+
+    def test_scores_of_all_units_serve_a_budget_of_heads_alone(self, data, dense, tmp_path):
+        for name, units in (("both", "heads,ffn"), ("heads", "heads")):
+            score(data, dense, tmp_path / name, "--units", units, scorer="gradient")
+            prune(dense, tmp_path / f"{name}.pt", "--scores", tmp_path / name, "--unpruned-heads", 5)
+        one, two = (load(tmp_path / f"{name}.pt") for name in ("both", "heads"))
+        assert one["cfg"]["model"].head_layout == two["cfg"]["model"].head_layout
+        assert one["fairseq_dsp"] == two["fairseq_dsp"]
+
+    def test_a_rewritten_model_is_scored_in_its_own_groups(self, data, dense, tmp_path):
+        layout = "enc:10.11/dec:11.01/cross:11.10/ffn-enc:1011.0000/ffn-dec:0110.1111"
+        prune(dense, tmp_path / "small.pt", "--layout", layout)
+        score(data, tmp_path / "small.pt", tmp_path / "scores.json", "--units", "heads,ffn", scorer="fisher")
+        found = content(tmp_path / "scores.json")
+        assert (found["layout"], len(found["scores"])) == (layout, 9 + 9)
+        done = score(
+            data, tmp_path / "small.pt", tmp_path / "no", "--units", "ffn", "--ffn-group", 2, scorer="fisher", ok=False
+        )
+        assert_refused(done, "`--ffn-group` must be 4, as the checkpoint's neurons were pruned, but is 2")
+        score(data, tmp_path / "small.pt", tmp_path / "heads.json", scorer="fisher")
+        assert content(tmp_path / "heads.json")["units"] == ["heads"]
+        prune(tmp_path / "small.pt", tmp_path / "4.pt", "--scores", tmp_path / "heads.json", "--unpruned-heads", 4)
+        assert heads_in(tmp_path / "4.pt") == 4
+        kept = Layout.parse(load(tmp_path / "4.pt")["cfg"]["model"].head_layout)
+        assert str(kept).endswith("ffn-enc:1011.0000/ffn-dec:0110.1111")
+
+    def test_again_after_every_few_units_gives_an_order(self, data, dense, tmp_path):
+        options = ["--units", "heads,ffn", "--ffn-group", 8, "--iterative", 7]
+        score(data, dense, tmp_path / "scores.json", *options, scorer="fisher")
+        assert sorted(content(tmp_path / "scores.json")["order"]) == list(range(HEADS + 8))
+
+
+class TestBudgets:
+    def counts(self, path: Path) -> tuple[int, int]:
+        """Heads and neurons that a rewritten checkpoint keeps."""
+        layout = Layout.parse(load(path)["fairseq_dsp"]["layout"])
+        heads = part_of(layout, ["heads"]).count
+        return heads, layout.count - heads
+
+    @pytest.mark.parametrize("scorer", ["fisher", "joint-fisher", "random"])
+    @pytest.mark.parametrize("measure", ["parameters", "macs"])
+    def test_one_is_spent_on_all_kinds_and_met(self, measure, scorer, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer=scorer)
+        options = ["--scores", tmp_path / "scores.json", "--budget", f"{measure}=0.8"]
+        options += ["--sentence", "9,8,5"] if measure == "macs" else []
+        done = prune(dense, tmp_path / "small.pt", *options)
+        model, small = (load_model(read_checkpoint(str(path))) for path in (dense, tmp_path / "small.pt"))
+        layout = Layout.parse(load(tmp_path / "small.pt")["fairseq_dsp"]["layout"])
+        costs = costs_of(model, measure, Sentence(9, 8, 5), with_all_of(model.layout, layout.grid))
+        spent = costs.rest + costs.of(layout)
+        assert spent <= 0.8 * costs.dense < spent + costs.cheapest_off(layout)
+        if measure == "parameters":
+            assert small.weight_count() == spent
+        assert f"budget {measure}=0.8: at most" in done.out
+        assert generate(data, tmp_path / "small.pt", folder=tmp_path).hypotheses()
+
+    @pytest.mark.parametrize("scorer", ["magnitude", "fisher"])
+    def test_one_for_each_kind_is_met_by_every_scorer(self, scorer, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer=scorer)
+        prune(dense, tmp_path / "small.pt", "--scores", tmp_path / "scores.json", "--budget", "ffn=0.5,heads=5")
+        assert self.counts(tmp_path / "small.pt") == (5, 32)
+        found = read_scores(str(tmp_path / "scores.json"))
+        floors = floors_of(found.scored.surviving, 1)
+        wanted = found.keep_top_of_kinds({"heads": 5, "ffn": 32}, floors)
+        assert load(tmp_path / "small.pt")["fairseq_dsp"]["layout"] == str(wanted)
+
+    def test_a_count_of_all_units_is_met(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", "--ffn-group", 8, scorer="fisher")
+        prune(dense, tmp_path / "small.pt", "--scores", tmp_path / "scores.json", "--budget", 9)
+        assert sum(self.counts(tmp_path / "small.pt")) == 9
+
+    def test_kinds_that_are_not_named_or_not_scored_stay(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "both.json", "--units", "heads,ffn", scorer="fisher")
+        score(data, dense, tmp_path / "ffn.json", "--units", "ffn", scorer="fisher")
+        for name, file, budget, wanted in (
+            ("one", "both", "heads=5", (5, 0)),  # without neurons among its units: a file of heads alone
+            ("two", "both", "ffn=20", (HEADS, 20)),
+            ("three", "ffn", "20", (HEADS, 20)),
+            ("four", "ffn", "ffn=20", (HEADS, 20)),
+        ):
+            prune(dense, tmp_path / f"{name}.pt", "--scores", tmp_path / f"{file}.json", "--budget", budget)
+            assert self.counts(tmp_path / f"{name}.pt") == wanted
+        assert load(tmp_path / "one.pt")["fairseq_dsp"]["format"] == 1
+        prune(dense, tmp_path / "five.pt", "--scores", tmp_path / "ffn.json", "--budget", "parameters=0.9")
+        heads, neurons = self.counts(tmp_path / "five.pt")
+        assert heads == HEADS
+        assert 0 < neurons < 64
+
+    @pytest.mark.parametrize("budget", ["20", "0.5", "parameters=0.5"])
+    def test_one_for_kinds_that_do_not_compare_is_refused(self, budget, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "heads,ffn", scorer="magnitude")
+        options = ["--scores", tmp_path / "scores.json", "--budget", budget]
+        done = prune(dense, tmp_path / "no.pt", *options, ok=False)
+        assert_refused(
+            done, "`--budget` must give each kind of unit its own budget (heads=K,ffn=K)", f"but is {budget}"
+        )
+
+    @pytest.mark.parametrize(
+        ("budget", "words"),
+        [
+            ("heads=5", "`--budget` must name the kinds that are chosen (ffn), but names heads"),
+            ("ffn=65", "`--budget` must be between 0 and 64"),
+            ("parameters=0.01", "must be at least what no unit costs"),
+        ],
+    )
+    def test_that_cannot_be_met_are_refused(self, budget, words, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "ffn", scorer="magnitude")
+        options = ["--scores", tmp_path / "scores.json", "--budget", budget]
+        assert_refused(prune(dense, tmp_path / "no.pt", *options, ok=False), words)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--units", "layers"], "`--units` must be one or more of heads, ffn, with commas, but is layers"),
+            (["--units", "heads,heads"], "`--units` must be one or more of heads, ffn"),
+            (["--units", ""], "`--units` must be one or more of heads, ffn"),
+            (["--ffn-group", 4], "`--ffn-group` must come with `--units ffn`, but is 4"),
+            (["--units", "ffn", "--ffn-group", 0], "`--ffn-group`"),
+            (["--units", "ffn", "--ffn-group", 5], "`--ffn-group` must divide the 16 neurons"),
+        ],
+    )
+    def test_name_the_option_and_its_value(self, options, words, data, dense, tmp_path):
+        done = score(data, dense, tmp_path / "no", *options, scorer="fisher", ok=False)
+        assert_refused(done, words)
+        assert not (tmp_path / "no").exists()
+
+    def test_of_a_norm_over_neurons(self, data, dense, tmp_path):
+        state = torch.load(dense, weights_only=False)
+        state["cfg"]["model"].scale_fc = True
+        for layer in (0, 1):
+            for name in ("weight", "bias"):
+                state["model"][f"decoder.layers.{layer}.ffn_layernorm.{name}"] = torch.ones(16)
+        torch.save(state, tmp_path / "normed.pt")
+        done = score(data, tmp_path / "normed.pt", tmp_path / "no", "--units", "ffn", scorer="magnitude", ok=False)
+        assert_refused(done, "scale_fc")
+
+    def test_of_scores_of_neurons_alone_for_a_budget_of_heads(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "ffn", scorer="magnitude")
+        options = ["--scores", tmp_path / "scores.json", "--unpruned-heads", 4]
+        done = prune(dense, tmp_path / "no.pt", *options, ok=False)
+        assert_refused(done, "`--unpruned-heads` must come with scores of heads, but ffn")
+
+
+def test_rescaling_fits_feed_forward_networks_too(data, dense, tmp_path):
+    layout = f"{HEADS_TEXT}/ffn-enc:1010.0000/ffn-dec:0011.0100"
+    prune(dense, tmp_path / "cut.pt", "--layout", layout)
+    done = prune(dense, tmp_path / "rescaled.pt", "--layout", layout, "--rescale", data)
+    whole, cut, rescaled = map(float, re.findall(r"(\d+\.\d+) (?:with all heads|cut|rescaled)", done.out))
+    assert whole < rescaled < cut
+    states = [load(tmp_path / f"{name}.pt")["model"] for name in ("cut", "rescaled")]
+    assert {name: value.shape for name, value in states[0].items()} == {
+        name: value.shape for name, value in states[1].items()
+    }
+    changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    layers = [f"{side}.layers.{layer}.fc2" for side in ("encoder", "decoder") for layer in (0, 1)]
+    assert {name for name in changed if ".fc2." not in name} == set()
+    assert {name.rpartition(".")[0] for name in changed} == set(layers)
+    assert "H-0" in generate(data, tmp_path / "rescaled.pt", folder=tmp_path).out

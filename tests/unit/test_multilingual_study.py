@@ -1,0 +1,204 @@
+"""multilingual.py: what it plans, measures and reports; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.units.fingerprint import SIZE
+from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.score_file import ScoreFile
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
+
+import multilingual
+from multilingual_study import measuring, plan, presets, report, text
+
+PRESET = presets.PRESETS["smoke"]
+STUDY = plan.Study(PRESET, ("de-en", "en-fr", "en-sv"), "en", "en-sv")
+LAYOUT = Layout.full(Grid.even(PRESET.layers, PRESET.heads))
+
+
+def scores(values, layout=LAYOUT) -> ScoreFile:
+    facts = {
+        "order": None,
+        "iterative": None,
+        "subset": "train",
+        "batches": 2,
+        "max_tokens": 100,
+        "sentences": 7,
+        "seed": 1,
+    }
+    facts |= {"version": "1", "scorer": "gradient", "checkpoint": "a.pt", "weights": {"float32": "0" * 2 * SIZE}}
+    return ScoreFile(layout=layout, scores=tuple(values), **facts)
+
+
+def words_after(words, option):
+    return words[words.index(option) + 1]
+
+
+@pytest.mark.parametrize("direction", plan.DIRECTIONS)
+class TestPlan:
+    def test_every_run_reads_what_an_earlier_one_makes(self, direction):
+        planner = plan.Planner(STUDY, direction, 2)
+        runs = planner.first() + planner.arms({STUDY.low_pair(direction): str(LAYOUT)})
+        made: set[str] = set()
+        for run in runs:
+            assert all(name in {each.name for each in runs} for name in run.needs)
+            for step in run.steps:
+                read = [word for word in step.words if word.startswith("runs/") and word.endswith((".pt", ".json"))]
+                made |= {f"{words_after(step.words, '--save-dir')}/checkpoint_best.pt"} if step.trains else set()
+                made |= {step.output} if step.output else set()
+                if step.name == "pairs":
+                    made |= {f"{words_after(step.words, '--output')}/scores.{pair}.json" for pair in planner.pairs}
+                outputs = {words_after(step.words, "--output")} if "--output" in step.words else set()
+                assert set(read) - outputs <= made, step.words
+        assert len({run.name for run in runs}) == len(runs)
+
+    def test_what_is_compared_is_there(self, direction):
+        planner = plan.Planner(STUDY, direction, 1)
+        pairs, low = planner.pairs, STUDY.low_pair(direction)
+        assert all((pair.startswith("en-") if direction == "o2m" else pair.endswith("-en")) for pair in pairs)
+        arms = {run.name.removeprefix(f"{direction}-s1-"): run for run in planner.arms({low: str(LAYOUT)})}
+        for pair in pairs:  # chosen and fine-tuned on one, tested on all
+            tested = [step.name for step in arms[f"{pair}-on-{pair}"].steps if step.name.startswith("generate.")]
+            assert tested == [f"generate.{each}" for each in pairs]
+            assert (
+                words_after(next(step for step in arms[f"{pair}-on-{low}"].steps if step.trains).words, "--lang-pairs")
+                == low
+            )
+        controls = {f"random{n}-on-{low}" for n in range(1, PRESET.randoms + 1)} | {
+            f"lowest-on-{low}",
+            f"magnitude-on-{low}",
+        }
+        assert controls | {f"{name}-on-all" for name in ("all", "sum", "max", "worst")} <= arms.keys()
+        first = {run.method for run in planner.first()}
+        assert {"dense", "scores", plan.JOINT, *(f"{plan.ALONE}-{pair}" for pair in pairs)} == first
+
+
+@settings(deadline=None)
+@given(st.permutations(range(PRESET.total)), st.integers(1, PRESET.total))
+def test_likeness_is_one_of_equal_rankings_and_of_those_with_heads_of_a_sublayer_swapped_by_sublayer(values, k):
+    file = scores([float(value) for value in values])
+    same = measuring.likeness(file, file, k)
+    assert (same.rho, same.sorted_rho, same.overlap) == (pytest.approx(1), pytest.approx(1), 1)
+    parts = torch.tensor(file.scores).split([PRESET.heads] * (PRESET.total // PRESET.heads))
+    swapped = measuring.likeness(file, scores(torch.cat([part.flip(0) for part in parts]).tolist()), k)
+    assert swapped.sorted_rho == pytest.approx(1)
+    opposite = measuring.likeness(file, scores([-value for value in file.scores]), k)
+    assert opposite.rho == pytest.approx(-1)
+
+
+def test_the_lowest_heads_are_those_of_least_score_and_one_of_cross_attention():
+    kept = Layout.parse(measuring.lowest_layout(scores([6, 1, 5, 2, 3, 4]), 3)).kept
+    assert [number for number, mark in enumerate(kept) if mark] == [1, 3, 4]
+    kept = Layout.parse(measuring.lowest_layout(scores([1, 2, 3, 4, 5, 6]), 2)).kept
+    assert [number for number, mark in enumerate(kept) if mark] == [0, 4]
+
+
+def test_the_report_says_what_lines_and_rankings_say(tmp_path):
+    for seed, shift in ((1, 0), (2, 1)):
+        for folder in ("pairs", "half1", "half2"):
+            place = tmp_path / f"runs/o2m-s{seed}-scores/{folder}"
+            place.mkdir(parents=True)
+            for number, pair in enumerate(STUDY.directed("o2m")):
+                values = torch.arange(6.0).roll(shift if folder == "pairs" else number) + 1
+                (place / f"scores.{pair}.json").write_text(scores(values.tolist()).text())
+    line = {
+        "direction": "o2m",
+        "kept": 2,
+        "total": 6,
+        "chrf": 30.0,
+        "parameters": 1,
+        "signatures": {"bleu": "the signature"},
+    }
+    pairs = STUDY.directed("o2m")
+    lines = [
+        {**line, "seed": seed, "arm": pair, "tuned": pair, "pair": other, "bleu": 10.0 * (1 + (pair == other)) + seed}
+        for seed in (1, 2) for pair in pairs for other in pairs
+    ]  # fmt: skip
+    lines += [{**line, "seed": 1, "arm": "random1", "tuned": "en-sv", "pair": "en-sv", "bleu": 3.0}]
+    lines += [
+        {**line, "seed": 1, "arm": "dense", "tuned": None, "pair": pair, "bleu": 5.0 + n}
+        for n, pair in enumerate(pairs)
+    ]
+    page = report.write(STUDY, (1, 2), lines, tmp_path, {"hardware": "made up"}).read_text()
+    assert "| two pairs, one model | 1.00 | 1.00 | 1.00 | 6 |" in page
+    assert "| one pair, two models (seeds) |" in page
+    assert "| one pair, two halves of its data | 1.00 |" in page
+    assert "| en-de | 21.5 ± 0.7 | 11.5 ± 0.7 | 11.5 ± 0.7 |" in page
+    assert "| random | 3.0 |" in page
+    assert "| all heads | 2 | 5.0 | 6.0 | 7.0 | 6.0 | 5.0 |" in page
+    assert "the signature" in page
+    assert "No ranking is finished." in page  # of the other direction
+    assert (tmp_path / "report/figures/o2m-s1.png").stat().st_size > 1000
+
+
+def write_texts(folder: Path, pairs, subsets=text.SUBSETS, packed=False) -> Path:
+    folder.mkdir(exist_ok=True)
+    for pair in pairs:
+        for subset in subsets:
+            for side in pair.split("-"):
+                content = "".join(f"{side} {n}\n" for n in range(6)).encode()
+                path = folder / f"{subset}.{pair}.{side}{'.xz' if packed else ''}"
+                path.write_bytes(lzma.compress(content) if packed else content)
+    return folder
+
+
+def test_texts_are_found_plain_or_packed_and_refused_where_no_study_can_be_made_of_them(tmp_path):
+    assert text.pairs_of(write_texts(tmp_path / "one", ["en-de", "fr-en"])) == ["en-de", "fr-en"]
+    assert text.pairs_of(write_texts(tmp_path / "two", ["en-de", "en-fr"], packed=True)) == ["en-de", "en-fr"]
+    write_texts(tmp_path / "three", ["en-de"])
+    write_texts(tmp_path / "three", ["en-fr"], subsets=("train", "test"))
+    with pytest.raises(Refusal, match="holds en-de"):
+        text.pairs_of(tmp_path / "three")
+    with pytest.raises(Refusal, match="share one language"):
+        text.pairs_of(write_texts(tmp_path / "four", ["en-de", "fr-sv"]))
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--seeds", "1"], "`--seeds` must be two at least"),
+        (["--jobs", "0"], "`--jobs` must be at least 1, but is 0"),
+        (["--text", "TEXT"], "`--low` must be given"),
+        (
+            ["--text", "TEXT", "--low", "en-sv"],
+            "`--low` must be one of the pairs of `--text` (de-en, en-fr), but is en-sv",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(extra, words, tmp_path):
+    folder = str(write_texts(tmp_path / "text", ["de-en", "en-fr"]))
+    arguments = [
+        "--preset",
+        "smoke",
+        "--output",
+        str(tmp_path / "out"),
+        *(folder if word == "TEXT" else word for word in extra),
+    ]
+    with pytest.raises(Refusal) as refused:
+        multilingual.main(arguments)
+    assert words in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_study_or_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("mine")
+    with pytest.raises(Refusal, match="neither"):
+        multilingual.main(["--preset", "smoke", "--output", str(tmp_path / "other")])
+    (tmp_path / "study").mkdir()
+    content = {"preset": "small", "text": None, "low": None, "scorer": "gradient"}
+    (tmp_path / "study/study.json").write_text(json.dumps(content))
+    with pytest.raises(Refusal, match="`--preset` must be small"):
+        multilingual.main(["--preset", "smoke", "--output", str(tmp_path / "study")])
