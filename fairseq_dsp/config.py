@@ -24,11 +24,11 @@ _RANGE = re.compile(r"(\d{1,6})\.\.(\d{1,6})")
 # What `--unpruned-heads` takes for a number in a method that finds its own.
 AUTO = "auto"
 
-
 # Of `PruningConfig`, what no command line of a model declares.
-UNDECLARED = ("seed", "importance_lr", "derived")
+UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
-LATER = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived", "ffn_group")
+LATER: tuple[str, ...] = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
+LATER += ("ffn_group", "budget", "sentence", "prices")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,15 @@ class PruningConfig:
             "range": True,
         },
     )
+    budget: str | None = field(
+        default=None,
+        metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), parameters=20M or macs=0.5"},
+    )
+    sentence: str | None = field(
+        default=None,
+        metadata={"help": "what macs= is counted of: S,T,BEAM (default: validation set's mean lengths, 5)"},
+    )
+    prices: str | None = None  # what `--budget` comes to in this model, as `units/prices` writes it
     head_layout: str | None = field(
         default=None,
         metadata={
@@ -168,7 +177,7 @@ class PruningConfig:
     seed: int = 1
 
     @property
-    def budget(self) -> int | None:
+    def kept_heads(self) -> int | None:
         """K; None where it is not given, and where the method finds its own (`auto`)."""
         return self.unpruned_heads if isinstance(self.unpruned_heads, int) else None
 

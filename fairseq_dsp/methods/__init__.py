@@ -38,7 +38,7 @@ def method_class(config: PruningConfig) -> type[Method]:
     """
     name = config.head_selection
     if name is None:
-        given_layout_only = config.head_layout is not None and config.unpruned_heads is None
+        given_layout_only = config.head_layout is not None and config.unpruned_heads is None and config.budget is None
         name = Fixed.name if given_layout_only else DifferentiableSubset.name
     if name not in METHODS:
         raise Refusal(f"`--head-selection` must be one of {', '.join(METHODS)}, but is {name}.")

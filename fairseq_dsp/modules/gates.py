@@ -148,6 +148,10 @@ class HeadGates(nn.Module):
         """Training goes on with the heads that a checkpoint had fixed: with as many as these."""
         if fixed and set(fixed) <= {0.0, 1.0} and self.budget is not None and not self.budget.is_met_by(fixed):
             with exit_on_refusal():
+                if not self.budget.is_even:
+                    raise Refusal(
+                        "`--budget` must stay what it was, for the cooldown is over and the checkpoint's heads are fixed."
+                    )
                 raise Refusal(
                     f"`--unpruned-heads` must stay {int(sum(fixed))}, for the cooldown is over and the checkpoint's heads are "
                     f"fixed, but is {self.budget.count}."

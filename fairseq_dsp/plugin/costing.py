@@ -1,16 +1,23 @@
-"""What the units of a built model cost, in the measure of a budget. Called by `rewriting`."""
+"""What the units of a built model cost, in the measure of a budget. Called by `model`, `task` and `rewriting`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fairseq_dsp.config import PruningConfig, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.plugin.initial_layout import given_layout
+from fairseq_dsp.plugin.options import Options
+from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import MACS, PARAMETERS, Costs, Sentence, operation_costs, parameter_costs
 from fairseq_dsp.units.groups import group_of, has_neurons
-from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.prices import write_prices
+from fairseq_dsp.units.request import BudgetRequest, parse_budget, parse_sentence
 
 # fairseq-generate's hypotheses a sentence.
 BEAM = 5
@@ -46,6 +53,73 @@ def costs_of(model: Any, measure: str, sentence: Sentence | None = None, layout:
             "`--budget macs=` must be for a model with one output projection, but this one has `--adaptive-softmax-cutoff`."
         )
     return operation_costs(grid, shapes, widths, sentence)
+
+
+def prices_of(model: Any, config: PruningConfig, grid: Grid) -> str:
+    """What `--budget` comes to in a fresh model that has all of its units: see `units/prices`.
+
+    Args:
+        grid: the units of its architecture.
+
+    Raises:
+        Refusal: the model costs more without any head, or the sentence that operations are counted of is not known.
+    """
+    request = parse_budget(str(config.budget))
+    if request.measure == MACS and config.sentence is None:
+        raise Refusal(
+            "`--sentence` must be given for `--budget macs=`, for there is no validation set to take the lengths from."
+        )
+    sentence = None if config.sentence is None else parse_sentence(config.sentence)
+    costs = costs_of(model, request.measure, sentence, Layout.full(grid))
+    if request.measure == COUNT:
+        if request.amount is None and has_neurons(grid):
+            raise Refusal(f"`--budget` must be one number for all units of a training, but is {request.text}.")
+        return write_prices(costs, _heads_of(request, grid.total))
+    return write_prices(costs, request.limit(costs))
+
+
+def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
+    """The options with what their budget comes to, which is written into the cfg of a fresh model.
+
+    Raises:
+        Refusal: as of `prices_of`, or the layout does not fit the model.
+    """
+    if config.budget is None or config.prices is not None:
+        return config
+    grid = given_layout(model.layout.grid, model.neurons, config, resolve_layout).grid
+    set_option(args, "prices", prices_of(model, config, grid))
+    return PruningConfig.from_model_cfg(args)
+
+
+def settle_budget(
+    config: PruningConfig, total: int | None, data: str, source: str | None, target: str | None
+) -> dict[str, Any]:
+    """Options that a training's `--budget` stands for, before a model is built: K of one in units; the sentence of one in operations.
+
+    Args:
+        total: heads of the architecture.
+        data: the data folder, and its languages.
+
+    Raises:
+        Refusal: the budget cannot be read, or has more units than there are.
+    """
+    if config.budget is None or config.prices is not None:
+        return {}
+    request = parse_budget(config.budget)
+    heads_alone = config.ffn_group is None and config.head_layout is None
+    if request.measure == COUNT and heads_alone and total is not None and config.unpruned_heads is None:
+        return {"unpruned_heads": _heads_of(request, total), "budget": None}
+    if request.measure == MACS and config.sentence is None:
+        counted = sentence_of_validation(data, source, target)
+        return {"sentence": f"{counted.source},{counted.target},{counted.beam}"}
+    return {}
+
+
+def _heads_of(request: BudgetRequest, total: int) -> int:
+    amounts = dict(request.by_kind) or {HEADS.name: request.amount}
+    if amounts.keys() != {HEADS.name}:
+        raise Refusal(f"`--budget` must name the kinds that are chosen ({HEADS.name}), but is {request.text}.")
+    return BudgetRequest(request.text, COUNT, amounts[HEADS.name]).count(total)
 
 
 def sentence_of_validation(data: str | None, source: str | None, target: str | None) -> Sentence:

@@ -116,7 +116,7 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
                 loss = loss + sample_size * penalty
                 logged["head_penalty"] = penalty.detach()
             logged["dsp_batches"] = 1
-            if gates.budget_now is not None and not gates.is_fixed and not gates.varies:
+            if gates.budget_now is not None and gates.budget_now.is_even and not gates.is_fixed and not gates.varies:
                 logged["heads_on"] = gates.budget_now.count
             temperature = gates.method.temperature(gates.update)
             if temperature is not None:

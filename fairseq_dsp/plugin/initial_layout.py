@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
+
+import torch
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
@@ -24,6 +27,8 @@ from fairseq_dsp.units.floors import (
 )
 from fairseq_dsp.units.groups import Neurons, group_of, has_neurons, with_all_of, with_groups
 from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.prices import read_prices
+from fairseq_dsp.units.weighted import hard_under_budget, meets_budget
 
 
 def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
@@ -39,16 +44,9 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up:
     Raises:
         Refusal: the layout does not fit the grid, or budget, floor and counts do not fit each other.
     """
-    given = None if config.head_layout is None else look_up(config.head_layout)
-    group = config.ffn_group
-    if group is None and given is not None and has_neurons(given.grid):
-        group = group_of(given.grid, neurons, "--head-layout")
-    if group is not None:
-        grid = with_groups(grid, neurons, group)
-    layout = Layout.full(grid) if given is None else with_all_of(given, grid)
-    if layout.grid != grid:
-        raise Refusal(f"`--head-layout` must fit the model, whose {grid.noun} are {_counts(grid)}, but is {layout}.")
-    budget, floors = config.budget, floors_of(layout.surviving, parse_floor(config.cross_floor))
+    layout = given_layout(grid, neurons, config, look_up)
+    grid = layout.grid
+    budget, floors = config.kept_heads, floors_of(layout.surviving, parse_floor(config.cross_floor))
     if budget is not None and not 0 <= budget <= layout.count:
         raise Refusal(budget_out_of_range(budget, layout.count))
     if config.budget_range is not None and not config.budget_range[1] <= layout.count:
@@ -56,6 +54,8 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up:
     fewest = budget if config.budget_range is None else config.budget_range[0]
     if (objection := objection_to_floor(layout.surviving, parse_floor(config.cross_floor), fewest)) is not None:
         raise Refusal(objection)
+    if config.prices is not None:
+        return _within(layout, config, floors)
     if method_class(config).learned or budget is None or layout.count == budget:
         return layout
     if method_class(config) is Stratified:
@@ -67,6 +67,49 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up:
             )
         return drawn
     return random_subset_above_floors(layout, budget, config.seed, floors)
+
+
+def given_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
+    """The layout that the options give, all units where they give none. Arguments as of `initial_layout`.
+
+    Raises:
+        Refusal: it does not fit the grid.
+    """
+    given = None if config.head_layout is None else look_up(config.head_layout)
+    group = config.ffn_group
+    if group is None and given is not None and has_neurons(given.grid):
+        group = group_of(given.grid, neurons, "--head-layout")
+    if group is not None:
+        grid = with_groups(grid, neurons, group)
+    layout = Layout.full(grid) if given is None else with_all_of(given, grid)
+    if layout.grid != grid:
+        raise Refusal(f"`--head-layout` must fit the model, whose {grid.noun} are {_counts(grid)}, but is {layout}.")
+    return layout
+
+
+def _within(layout: Layout, config: PruningConfig, floors: Floors) -> Layout:
+    """The layout, or what a draw leaves of it, under a budget of unequal costs.
+
+    Raises:
+        Refusal: what the floor keeps costs more.
+    """
+    there = layout.surviving
+    budget = read_prices(str(config.prices), there)
+    order = list(range(there.total))
+    random.Random(config.seed).shuffle(order)
+    try:
+        drawn = hard_under_budget(torch.tensor(order, dtype=torch.float64), budget, floors)
+    except ValueError as error:
+        raise Refusal(
+            f"`--cross-floor {config.cross_floor}` must fit `--budget {config.budget}`, but costs more than it leaves for heads."
+        ) from error
+    if (
+        method_class(config).learned
+        or config.head_layout is not None
+        and bool(meets_budget(torch.ones(there.total), budget))
+    ):
+        return layout
+    return layout.narrow(drawn)
 
 
 def _stratified(grid: Grid, budget: int, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
@@ -100,5 +143,18 @@ def gates_of(config: PruningConfig, grid: Grid, floors: Floors) -> HeadGates:
     nested = Nested.from_config(config)
     if nested is not None:
         return NestedGates(grid, nested, method, floors)
-    budget = None if config.budget is None else Budget.of_units(config.budget, grid.total)
-    return HeadGates(grid, budget, method, floors)
+    return HeadGates(grid, budget_of(config, grid), method, floors)
+
+
+def budget_of(config: PruningConfig, grid: Grid) -> Budget | None:
+    """What the kept units may cost together; None where the method finds their number itself.
+
+    Args:
+        grid: the units that the model has.
+
+    Raises:
+        ValueError: what a `--budget` comes to is no such text.
+    """
+    if config.prices is not None:
+        return read_prices(config.prices, grid)
+    return None if config.kept_heads is None else Budget.of_units(config.kept_heads, grid.total)

@@ -37,6 +37,7 @@ from fairseq_dsp.modules.surgery import (
     remove_gates,
     shrink_model,
 )
+from fairseq_dsp.plugin.costing import priced
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
@@ -114,6 +115,7 @@ class DspTransformerModel(TransformerModel):
             method = method_class(config)
             model = super().build_model(args, task)
             model.unchecked = args
+            config = priced(model, args, config)
             model._take_heads(args, config)
             if method.learned:
                 grid = model.layout.surviving

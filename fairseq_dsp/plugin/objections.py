@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, given_options
 from fairseq_dsp.errors import Refusal, noted
-from fairseq_dsp.methods import method_class, objections_to_method
+from fairseq_dsp.methods import METHODS, method_class, objections_to_method
+from fairseq_dsp.methods.dsp import PROJECTION, RELAXATIONS
 from fairseq_dsp.methods.nested import objections_to_nested
 from fairseq_dsp.plugin.languages import (
     BILINGUAL_BUDGET,
@@ -31,8 +32,11 @@ from fairseq_dsp.plugin.languages import (
 )
 from fairseq_dsp.plugin.options import TransformerOptions, completed
 from fairseq_dsp.plugin.widths import objections_to_neurons, objections_to_widths
+from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.costs import LATENCY, MACS
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import parse_layout
+from fairseq_dsp.units.request import parse_budget, parse_sentence
 
 _MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
@@ -192,14 +196,17 @@ def budget_of_a_range(low: int, high: int, k: int | None = None) -> str:
 def _objections_to_training(args: argparse.Namespace | DictConfig, config: PruningConfig) -> list[str]:
     method = method_class(config)
     found = objections_to_method(config) + objections_to_nested(config)
-    if config.unpruned_heads is None and config.head_layout is None:
+    found += _objections_to_budget(config)
+    if config.budget is not None:
+        pass
+    elif config.unpruned_heads is None and config.head_layout is None:
         found.append("`--unpruned-heads` must be given (with `--task translation_dsp`): how many heads to keep.")
     elif config.unpruned_heads is None and method.learned:
         found.append(f"`--unpruned-heads` must be given for `--head-selection {method.name}`: how many heads to keep.")
     grid, options = TransformerOptions.of(args).grid, given_options(args)
-    if config.budget is not None and config.head_layout is None and grid is not None:
-        if not 0 <= config.budget <= grid.total:
-            found.append(budget_out_of_range(config.budget, grid.total))
+    if config.kept_heads is not None and config.head_layout is None and grid is not None:
+        if not 0 <= config.kept_heads <= grid.total:
+            found.append(budget_out_of_range(config.kept_heads, grid.total))
     if config.budget_range is not None and config.head_layout is None and grid is not None:
         if config.budget_range[1] > grid.total:
             found.append(range_outside(config.budget_range, grid.total))
@@ -215,6 +222,40 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
                 ours = given if given in BUDGET_TASKS else ours
             if isinstance(given, str) and given != ours or given is None and part == "task":
                 found.append(f"`--{part}` must be {ours} for `--head-selection {method.name}`, but is {given}.")
+    return found
+
+
+def _objections_to_budget(config: PruningConfig) -> list[str]:
+    """Sentences on `--budget` that need no model; one in units has become `--unpruned-heads` by now, where a task trains."""
+    if config.budget is None:
+        return (
+            []
+            if config.sentence is None
+            else [f"`--sentence` must come with `--budget macs=`, but is {config.sentence}."]
+        )
+    found: list[str] = []
+    if config.unpruned_heads is not None:
+        found.append(
+            f"`--budget` and `--unpruned-heads` must not be given together, but are {config.budget} and {config.unpruned_heads}."
+        )
+    with noted(found):
+        request, method = parse_budget(config.budget), method_class(config)
+        if request.measure == LATENCY:
+            found.append(f"`--budget` must be in units, parameters or macs for a training, but is {config.budget}.")
+        uneven = request.measure != COUNT
+        if uneven and not method.takes_costs:
+            owners = ", ".join(each.name for each in METHODS.values() if each.takes_costs)
+            found.append(
+                f"`--budget {config.budget}` belongs to {owners} and must not be given for `--head-selection {method.name}`: use a number of heads."
+            )
+        if uneven and method.takes_costs and config.relaxation == next(iter(RELAXATIONS)):
+            found.append(
+                f"`--relaxation` must be {PROJECTION} for `--budget {config.budget}`, whose units cost differently, but is {config.relaxation}."
+            )
+        if config.sentence is not None:
+            parse_sentence(config.sentence)
+            if request.measure != MACS:
+                found.append(f"`--sentence` must come with `--budget macs=`, but is {config.sentence}.")
     return found
 
 

@@ -101,7 +101,7 @@ def settle_floor(training: TrainingOptions, model_cfg: Options) -> None:
         model_cfg: the model's.
     """
     given = given_options(model_cfg)  # whose values nobody has looked at yet
-    if "cross_floor" in given or str(given.get("unpruned_heads", 0)) == "0":
+    if "cross_floor" in given or str(given.get("unpruned_heads", given.get("budget", 0))) == "0":
         return
     start = start_to_go_on_from(training, anew_too=True)
     floor: Any = "1" if start is None else get_option(start.options, "cross_floor")
@@ -207,8 +207,8 @@ def _objections_to_going_on(start: Start, training: TrainingOptions, now: Prunin
     no_epoch = 0 < training.max_epoch < start.epoch and not training.reset_dataloader
     advice = f"{_ANEW}, with `--reset-dataloader`, for no epoch is left" if no_epoch else _ANEW
     is_fixed = method is not None and method.fixes_at is not None and method.fixes_at <= updates
-    if changes and is_fixed and now.budget is not None and start.fixed_heads not in (None, now.budget):
-        change = ("unpruned_heads", start.fixed_heads, now.budget)
+    if changes and is_fixed and now.kept_heads is not None and start.fixed_heads not in (None, now.kept_heads):
+        change = ("unpruned_heads", start.fixed_heads, now.kept_heads)
         return [_must_stay(change, start, f"its heads are fixed; {advice}")]
     nothing_left = no_epoch or 0 < training.max_update <= updates
     others = counts and _moves_other_weights(start, method, changes, now)
@@ -244,7 +244,7 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
     own = ("recipe", "importance_from", *OPTIONS, *other.options) if one is other else ()
-    names = ("unpruned_heads", "cross_floor", *own)
+    names = ("unpruned_heads", "budget", "sentence", "cross_floor", *own)
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 
@@ -255,7 +255,14 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
         return True
     if name == "recipe":  # before there were any, all trained by the paper's
         return (values[0] or PAPER) == (values[1] or PAPER)
-    if None not in values or name in ("unpruned_heads", "cross_floor", "importance_from", *OPTIONS):
+    if None not in values or name in (
+        "unpruned_heads",
+        "budget",
+        "sentence",
+        "cross_floor",
+        "importance_from",
+        *OPTIONS,
+    ):
         return False
     ways = [method_class(now).from_config(replace(now, **{name: value})) for value in values]
     return ways[0] == ways[1] and next(value for value in values if value is not None) in vars(ways[0]).values()

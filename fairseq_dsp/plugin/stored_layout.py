@@ -14,10 +14,9 @@ from fairseq_dsp.methods import method_class
 from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.modules.gates import STATE_PREFIX
 from fairseq_dsp.plugin.fitting import layout_to_cut, refuse_lack_of_importance
-from fairseq_dsp.plugin.initial_layout import initial_layout
+from fairseq_dsp.plugin.initial_layout import budget_of, initial_layout
 from fairseq_dsp.plugin.objections import budget_of_a_range, fitting_its_own_options, objections, refuse_unfit_options
 from fairseq_dsp.plugin.options import TransformerOptions, completed
-from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout, parse_layout
 
@@ -73,7 +72,7 @@ def stored_layout(state: dict[str, Any]) -> Layout:
             raise ValueError(f"importance is of {importance.numel()} heads and not {there.total}")
         if config.budget_range is not None:
             raise Refusal(budget_of_a_range(*config.budget_range))
-        budget = None if config.budget is None else Budget.of_units(config.budget, there.total)
+        budget = budget_of(config, there)
         fixed = weights.get(f"{STATE_PREFIX}fixed_mask", torch.full((there.total,), -1.0))
         floors = floors_of(there, parse_floor(config.cross_floor))
         return layout.narrow(decided(method.from_config(config), importance, fixed, budget, floors))

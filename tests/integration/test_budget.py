@@ -1,29 +1,86 @@
-"""A budget of K heads, from fairseq-train to the rows of the rewritten file."""
+"""A training under `--budget`: what it deploys keeps within it, is resumed and rewritten as any other, or is refused in a sentence."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from commands import HEADS, QUIET, assert_refused, budget, heads_in, load, prune, train
+from commands import QUIET, assert_refused, generate, load, prune, train
+
+from fairseq_dsp.checkpoints.building import load_model
+from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.plugin.stored_layout import stored_layout
+from fairseq_dsp.units.costs import Sentence
+
+PARTS = ["--importance-lr", 0.2, "--cooldown-updates", 8, "--max-update", 14]
 
 
-@pytest.mark.parametrize("k", [0, 1, 4, 7, HEADS - 1, HEADS])
-def test_training_with_a_budget_and_rewriting_leaves_exactly_that_many_heads(k: int, data: Path, tmp_path: Path):
-    train(data, tmp_path / "save", *QUIET, *budget(k, cooldown=4), "--max-update", 6)
-    prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "pruned.pt")
-    assert heads_in(tmp_path / "pruned.pt") == k
-    assert load(tmp_path / "pruned.pt")["cfg"]["model"].head_layout.count("1") == k
+def parts(*extra):
+    return [*QUIET, *PARTS, *extra]
 
 
-@pytest.mark.parametrize("k", ["13", "-1", "six", "2.5", ""])
-def test_a_budget_that_is_no_number_of_heads_is_refused_and_no_file_written(k: str, data: Path, tmp_path: Path):
-    done = train(data, tmp_path / "save", *QUIET, f"--unpruned-heads={k}", "--max-update", 2, ok=False)
-    assert_refused(done, "`--unpruned-heads`", "must be", k)
-    assert not list((tmp_path).rglob("*.pt"))
+@pytest.mark.parametrize(
+    ("measure", "options"),
+    [
+        ("macs", ["--relaxation", "projection"]),
+        ("macs", ["--head-selection", "ste"]),
+        ("macs", ["--head-selection", "hard-concrete"]),
+        ("macs", ["--head-selection", "fixed"]),
+        ("parameters", ["--relaxation", "projection", "--budget-schedule", "cubic"]),
+    ],
+)
+def test_what_is_deployed_keeps_within_the_budget(measure, options, data: Path, tmp_path: Path):
+    fixed = "fixed" in options
+    extra = [*QUIET, "--max-update", 14, *(() if fixed else PARTS[:4])]
+    counted = ["--sentence", "9,8,5"] if measure == "macs" else []
+    train(data, tmp_path, *extra, "--budget", f"{measure}=0.85", *counted, *options)
+    state = read_checkpoint(str(tmp_path / "checkpoint_last.pt"))
+    layout = stored_layout(state)
+    model = load_model(state)
+    assert model.deployed_layout() == layout
+    costs = costs_of(model, measure, Sentence(9, 8, 5))
+    most = 0.85 * costs.dense
+    assert costs.rest + costs.of(layout) <= most < costs.rest + costs.of(layout) + costs.cheapest_off(layout) + 1
+    if not fixed:
+        prune(tmp_path / "checkpoint_last.pt", tmp_path / "small.pt")
+        assert load(tmp_path / "small.pt")["fairseq_dsp"]["layout"] == str(layout)
+        masked = generate(data, tmp_path / "checkpoint_last.pt", folder=tmp_path).hypotheses()
+        assert generate(data, tmp_path / "small.pt", folder=tmp_path).hypotheses() == masked
 
 
-def test_a_missing_budget_is_refused(data: Path, tmp_path: Path):
-    done = train(data, tmp_path / "save", *QUIET, "--max-update", 2, ok=False)
-    assert_refused(done, "`--unpruned-heads` must be given")
-    assert not list((tmp_path).rglob("*.pt"))
+def test_a_resumed_training_is_one_that_was_never_stopped(data: Path, tmp_path: Path):
+    options = [*QUIET, *PARTS[:4], "--budget", "macs=0.85", "--relaxation", "projection"]
+    train(data, tmp_path / "whole", *options, "--max-update", 14)
+    train(data, tmp_path / "cut", *options, "--max-update", 5)
+    train(data, tmp_path / "cut", *options, "--max-update", 14)
+    one, other = (load(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("whole", "cut"))
+    assert all(one[name].equal(other[name]) for name in one)
+    done = train(data, tmp_path / "cut", *options[:-4], "--budget", "macs=0.8", "--relaxation", "projection", "--max-update", 15, ok=False)  # fmt: skip
+    assert_refused(done, "`--budget` must stay macs=0.85")
+
+
+def test_a_budget_in_units_is_unpruned_heads(data: Path, tmp_path: Path):
+    for name, options in (("k", ["--unpruned-heads", 5]), ("b", ["--budget", "0.42"])):
+        train(data, tmp_path / name, *QUIET, *PARTS, *options, "--relaxation", "projection")
+    one, other = (load(tmp_path / name / "checkpoint_last.pt") for name in ("k", "b"))
+    assert all(one["model"][name].equal(other["model"][name]) for name in one["model"])
+    assert str(other["cfg"]["model"].unpruned_heads) == "5"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--budget", "macs=0.01"], ["must be at least what no unit costs"]),
+        (["--budget", "macs=0.85", "--head-selection", "lagrangian"], ["`--budget macs=0.85` belongs to dsp, ste, hard-concrete, fixed"]),
+        (["--budget", "macs=0.85", "--relaxation", "successive-softmax"], ["`--relaxation` must be projection"]),
+        (["--budget", "latency=0.5"], ["`--budget` must be in units, parameters or macs"]),
+        (["--budget", "macs=0.85", "--unpruned-heads", "4"], ["must not be given together"]),
+        (["--budget", "13"], ["between 0 and 12"]),
+        (["--budget", "many"], ["`--budget` must have"]),
+        (["--unpruned-heads", "4", "--sentence", "9,8,5"], ["`--sentence` must come with"]),
+        (["--budget", "parameters=0.34", "--cross-floor", "4"], ["`--cross-floor 4` must fit `--budget parameters=0.34`"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(options, words, data: Path, tmp_path: Path):
+    assert_refused(train(data, tmp_path / "save", *QUIET, *PARTS, *options, ok=False), *words)

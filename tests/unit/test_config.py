@@ -36,6 +36,9 @@ class TestReading:
         options = {
             "head_selection": "ste",
             "unpruned_heads": 0,
+            "budget": "macs=0.5",
+            "sentence": "25,24,5",
+            "prices": "macs=3:enc=1",
             "head_layout": "enc:1/dec:/cross:",
             "ffn_group": 4,
             "head_counts": "even",
@@ -116,7 +119,7 @@ class TestReading:
 class TestBudget:
     @pytest.mark.parametrize(("given", "budget"), [(None, None), ("auto", None), ("3", 3), (0, 0)])
     def test_is_the_number_where_one_is_given(self, given, budget):
-        assert PruningConfig.from_model_cfg(argparse.Namespace(unpruned_heads=given)).budget == budget
+        assert PruningConfig.from_model_cfg(argparse.Namespace(unpruned_heads=given)).kept_heads == budget
 
 
 class TestAccess:
