@@ -28,6 +28,7 @@ def parts(*extra):
         ("macs", ["--head-selection", "hard-concrete"]),
         ("macs", ["--head-selection", "fixed"]),
         ("parameters", ["--relaxation", "projection", "--budget-schedule", "cubic"]),
+        ("parameters", ["--relaxation", "projection", "--ffn-group", 4]),
     ],
 )
 def test_what_is_deployed_keeps_within_the_budget(measure, options, data: Path, tmp_path: Path):
