@@ -131,7 +131,7 @@ class BudgetTask:
             set_option(cfg, BUDGET_TASK, self.budget_name)
             with noted(reasons):
                 total = getattr(TransformerOptions.of(cfg).grid, "total", None)
-                folder = self.cfg.data, self.cfg.source_lang, self.cfg.target_lang
+                folder = [self.option(name) for name in ("data", "source_lang", "target_lang")]
                 for option, value in settle_budget(PruningConfig.from_model_cfg(cfg), total, *folder).items():
                     set_option(cfg, option, value)
             settle_floor(self._training, cfg)
