@@ -162,7 +162,7 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
 
 
 def cli_main() -> None:
-    with as_command("multilingual.py"):
+    with as_command():
         sys.exit(main())
 
 

@@ -104,7 +104,10 @@ def wrong(wish: Wish, code: int, said: str, path: Path, before: bytes | None) ->
         return [f"{wish}: ended well without a checkpoint"]
     state = read_checkpoint(str(path))
     cfg, failures = state["cfg"].model, []
+    derived = (PruningConfig.from_model_cfg(cfg).derived or "").split(",")  # by a recipe, where nothing was asked
     for name in METHODS[wish.options["head_selection"]].options:
+        if name in derived and wish.options.get(name) is None:
+            continue
         asked = get_option(wish.options, name, getattr(PruningConfig, name))
         if (found := getattr(PruningConfig.from_model_cfg(cfg), name)) != asked:
             failures.append(f"{wish}: left a checkpoint that was trained for {name} {found}")

@@ -43,6 +43,13 @@ NOT_RUN = {
     "python examples/translation/reproduce.py ": "hours, or six minutes; test_reproduce.py runs the preset smoke",
     "python examples/translation/explore.py ": "hours; test_explore.py runs the plan smoke",
     "python examples/translation/explore_report.py ": "reads what explore.py leaves; test_explore.py runs it",
+    "python examples/translation/multilingual.py ": "hours; test_multilingual_study.py runs the preset smoke",
+    "fairseq-preprocess -s en ": "text of four languages; the corpus of test_multilingual_training.py is made so",
+    "fairseq-train data-bin --user-dir fairseq_dsp --task translation_multi_simple_epoch_dsp ": "four languages; "
+    "test_multilingual_training.py trains so",
+    "fairseq-generate data-bin ": "four languages; test_multilingual_deployment.py translates so",
+    "fairseq-dsp-score data-bin --path multi.pt ": "four languages; test_multilingual_scores.py scores so",
+    "fairseq-dsp-prune multi.pt ": "four languages; test_multilingual_scores.py makes specialists",
     "torchrun ": "several GPUs",
     "fairseq-train DATA-BIN --user-dir fairseq_dsp --cpu --distributed-backend gloo ": "the beginning of a command; "
     "test_processes.py trains two processes so",
