@@ -14,7 +14,7 @@ import torch
 from commands import HEADS, Result, Running, assert_refused, heads_in, load, prune, run, train, training
 from languages import LANGUAGES, PAIRS, SENTENCES, TASK, TOKENS, generate_pair
 
-from fairseq_dsp.checkpoints.batches import draw_batches, loss_of, loss_per_token
+from fairseq_dsp.checkpoints.batches import draw_batches, loss_per_token
 from fairseq_dsp.checkpoints.building import ungated
 from fairseq_dsp.units.layout import Layout
 
@@ -141,15 +141,11 @@ class TestPairs:
 
     def test_the_gradient_of_a_pair_is_that_of_its_own_sentences_with_their_tokens(self, several, multilingual, folder):
         model, options, _ = ungated(str(multilingual))
-        from fairseq_dsp.modules.surgery import attentions
+        from fairseq_dsp.api.score_work import subject_of
         from fairseq_dsp.scoring import SCORERS
-        from fairseq_dsp.scoring.subject import Subject
 
         batches = draw_batches(model, options, str(several), "valid", None, 4096, 1, [PAIRS[1]])
-        subject = Subject(
-            model.layout.surviving, dict(attentions(model, model.layout.grid)), batches, lambda b: loss_of(model, b), 1
-        )
-        found = SCORERS["gradient"]().score(subject, torch.ones(HEADS))
+        found = SCORERS["gradient"]().score(subject_of(model, batches, 1), torch.ones(HEADS))
         assert content(folder / f"scores/scores.{PAIRS[1]}.json")["scores"] == pytest.approx(found.tolist(), rel=1e-5)
 
     @pytest.mark.parametrize("by", ["sum", "max", "worst"])
