@@ -14,7 +14,7 @@ from models import assert_same, few_examples, layouts_of, scores
 from test_export import SOURCES, checkpoint, converted, loaded, numbers, with_dictionaries
 
 from fairseq_dsp.checkpoints.stock import build_stock
-from fairseq_dsp.export.ctranslate2 import TOLERANCE, convert, score
+from fairseq_dsp.export.ctranslate2 import TOLERANCE, convert, log_probabilities
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import pad_neurons
 from fairseq_dsp.files.checkpoint import write_checkpoint
@@ -39,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_scored_alike(model: Any, translator: Any) -> None:
     targets = [["word5", "word3", "<unk>"], ["word1"]]
     for source, target, result in zip(SOURCES, targets, translator.score_batch(SOURCES, targets), strict=True):
-        assert_same(score(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE)
+        assert_same(
+            log_probabilities(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE
+        )
 
 
 class TestCTranslate2:
@@ -69,7 +71,9 @@ class TestCTranslate2:
                 assert result.scores == pytest.approx(alone.scores, abs=1e-4)
         targets = [["word1"] * length for length in (1, 6, 2, 4, 3)]
         for source, target, result in zip(sources, targets, translator.score_batch(sources, targets), strict=True):
-            assert_same(score(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE)
+            assert_same(
+                log_probabilities(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE
+            )
 
     @pytest.mark.parametrize("layout", [SOME, NOTHING], ids=["some", "none"])
     @pytest.mark.parametrize("quantization", ["int8", "float16"])
