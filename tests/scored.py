@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from models import PAD, build_with, sentences
 from torch import Tensor
 
 from fairseq_dsp.checkpoints.batches import loss_of, words_of
-from fairseq_dsp.modules.surgery import modules_at
+from fairseq_dsp.modules.surgery import attentions, modules_at
 from fairseq_dsp.scoring.map_features import FEATURES
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.kinds import KIND_OF
@@ -116,3 +117,18 @@ def slow_derivatives(model: Any, batches: list[dict[str, Any]], live: Tensor) ->
         for (reader, _), weight in zip(readers, weights, strict=True):
             reader.weight.copy_(weight)
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def change_places(model: Any, order: Sequence[int]) -> None:
+    """Gives the heads of every site another order, in place; the model computes what it computed.
+
+    Args:
+        order: of the three heads, of size 4, that every site of `dense` has: which head comes first, and so on.
+    """
+    places = torch.tensor([4 * head + place for head in order for place in range(4)])
+    with torch.no_grad():
+        for _, attention in attentions(model, ALL.grid):
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                projection.weight.copy_(projection.weight[places].clone())
+                projection.bias.copy_(projection.bias[places].clone())
+            attention.out_proj.weight.copy_(attention.out_proj.weight[:, places].clone())

@@ -19,6 +19,7 @@ from scored import (
     SOME,
     UNEVEN,
     batch_of,
+    change_places,
     dense,
     sentence_of,
     subject_of,
@@ -275,13 +276,7 @@ class TestAll:
     def test_follow_the_heads_when_these_change_places(self, name, options):
         model, order = dense(), [2, 0, 1]
         found = score(name, options, subject_of(model))
-        places = torch.tensor([4 * head + place for head in order for place in range(4)])
-        with torch.no_grad():
-            for _, attention in attentions(model, ALL.grid):
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-                    projection.weight.copy_(projection.weight[places].clone())
-                    projection.bias.copy_(projection.bias[places].clone())
-                attention.out_proj.weight.copy_(attention.out_proj.weight[:, places].clone())
+        change_places(model, order)
         moved = score(name, options, subject_of(model))
         torch.testing.assert_close(moved.view(6, 3), found.view(6, 3)[:, order], rtol=1e-9, atol=1e-12)
 

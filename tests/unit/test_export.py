@@ -118,6 +118,14 @@ def refusal(*arguments: Any) -> str:
 SOURCES = [["word2", "word0", "word6", "word1"], ["word4"]]
 
 
+def assert_scored_alike(model: Any, translator: Any) -> None:
+    targets = [["word5", "word3", "<unk>"], ["word1"]]
+    for source, target, result in zip(SOURCES, targets, translator.score_batch(SOURCES, targets), strict=True):
+        assert_same(
+            log_probabilities(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE
+        )
+
+
 class TestCTranslate2:
     @of_every_kind
     @few_examples
@@ -125,13 +133,7 @@ class TestCTranslate2:
     def test_scores_as_fairseq_for_any_layout(self, folder, kind, data):
         model, translator, done = converted(folder, kind, data.draw(layouts_of(GRID)))
         assert done.difference <= TOLERANCE
-        # and not by the command's own check alone
-        targets = [["word5", "word3", "<unk>"], ["word1"]]
-        theirs = translator.score_batch(SOURCES, targets)
-        for source, target, result in zip(SOURCES, targets, theirs, strict=True):
-            assert_same(
-                log_probabilities(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE
-            )
+        assert_scored_alike(model, translator)  # and not by the command's own check alone
 
     @few_examples
     @given(layouts_of(GRID))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from checked import file, served
 from hypothesis import given
 from hypothesis import strategies as st
 from models import assert_same, few_examples, layouts_of, scores
-from test_export import SOURCES, checkpoint, converted, loaded, numbers, with_dictionaries
+from test_export import assert_scored_alike, checkpoint, converted, loaded, numbers, with_dictionaries
 
 from fairseq_dsp.checkpoints.stock import build_stock
 from fairseq_dsp.export.ctranslate2 import TOLERANCE, convert, log_probabilities
@@ -34,14 +33,6 @@ of_every_kind = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_dictionaries(tmp_path_factory.mktemp("export"))
-
-
-def assert_scored_alike(model: Any, translator: Any) -> None:
-    targets = [["word5", "word3", "<unk>"], ["word1"]]
-    for source, target, result in zip(SOURCES, targets, translator.score_batch(SOURCES, targets), strict=True):
-        assert_same(
-            log_probabilities(model, numbers(source), numbers(target)), torch.tensor(result.log_probs), TOLERANCE
-        )
 
 
 class TestCTranslate2:

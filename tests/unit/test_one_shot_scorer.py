@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import build, many_examples
-from scored import ALL, NETWORK, PAIRS, SOME, batch_of, dense, sentence_of, subject_of, subject_over
+from scored import ALL, NETWORK, PAIRS, SOME, batch_of, change_places, dense, sentence_of, subject_of, subject_over
 
 from fairseq_dsp.checkpoints.batches import log_probs_of
 from fairseq_dsp.errors import Refusal
@@ -128,13 +128,7 @@ class TestScorer:
         model, order = dense(), [2, 0, 1]
         scorer = make_scorer("one-shot", {"scorer_model": written(tmp_path, NETWORK.text())})
         found = scorer.score(subject_of(model), torch.ones(18))
-        places = torch.tensor([4 * head + place for head in order for place in range(4)])
-        with torch.no_grad():
-            for _, attention in attentions(model, ALL.grid):
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-                    projection.weight.copy_(projection.weight[places].clone())
-                    projection.bias.copy_(projection.bias[places].clone())
-                attention.out_proj.weight.copy_(attention.out_proj.weight[:, places].clone())
+        change_places(model, order)
         moved = scorer.score(subject_of(model), torch.ones(18))
         torch.testing.assert_close(moved.view(6, 3), found.view(6, 3)[:, order], rtol=1e-9, atol=1e-12)
 
