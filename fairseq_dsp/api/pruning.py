@@ -109,7 +109,7 @@ def prune(
 
     def sentences(model: Any, options: Any) -> list[dict[str, Any]]:
         set_languages(options, source_lang, target_lang)
-        return draw_batches(model, options, data, "train", _RESCALE_BATCHES, _RESCALE_TOKENS, _SEED)
+        return draw_batches(model, options, data, "train", _RESCALE_BATCHES, _RESCALE_TOKENS, _SEED, who="`--rescale`")
 
     if rescale is not None:
         data = os.fspath(rescale)

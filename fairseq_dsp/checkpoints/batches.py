@@ -77,6 +77,7 @@ def draw_batches(
     max_tokens: int,
     seed: int,
     pairs: Sequence[str] | None = None,
+    who: str = "`--scorer`, where it reads data,",
 ) -> list[dict[str, Any]]:
     """Batches of a data set, as the task that trained the model makes them.
 
@@ -87,12 +88,12 @@ def draw_batches(
         count: how many batches, drawn with the seed; None for all.
         max_tokens: most tokens of a batch on either side, padding included.
         pairs: of a model of several language pairs, those that are read; None for that of the options' two languages, or all.
+        who: what reads them, for the refusal of a task that is not known.
 
     Raises:
         Refusal: the task is not known, or the folder does not fit the model, is damaged, or has no sentence that is short enough.
     """
     task: Any
-    who = "`--scorer`, where it reads data,"
     if reasons := objections_to_task(options, who):
         raise Refusal(*reasons)
     if languages_of(options) is None:

@@ -5,17 +5,15 @@ It is no module of the criterion: fairseq would train it, average it over proces
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from fairseq_dsp.config import flag, get_option
-from fairseq_dsp.plugin.options import TrainingOptions
+from fairseq_dsp.plugin.options import Options, TrainingOptions
 from fairseq_dsp.plugin.starting import start_to_go_on_from
 
 if TYPE_CHECKING:
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DISTILLATION = 0.5  # share, where a teacher is given and nothing else is said
-
-Options = argparse.Namespace | DictConfig
 
 
 class Teacher:

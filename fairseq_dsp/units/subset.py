@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 # The recursion needs room below float32's 1e-38: log(1 - p) of a head that was chosen must outweigh any importance.
-_EPSILON = torch.finfo(torch.float64).tiny
+EPSILON = torch.finfo(torch.float64).tiny
 
 # One near-tie at temperature 1e-8 has a derivative near 1e8, and several multiply, which overflows float32. The bound leaves
 # room for a norm, whose squares must not overflow, and for fairseq's sums over a batch and its loss scale.
-_OVERFLOW_BOUND = 1e15
+OVERFLOW_BOUND = 1e15
 
 # The search for a threshold: 32 at once, eleven times, which leaves 2^-55 of the bracket.
 _SECTIONS, _ROUNDS = 32, 11
@@ -34,7 +34,7 @@ _CONCRETE_TEMPERATURE, _LOW, _HIGH, _CONCRETE_EPSILON = 0.33, -0.1, 1.1, 1e-6
 
 # A smaller gate moves no float32 output, but its products are denormal numbers, on which a CPU multiplies many times
 # slower: an update of a 72-head model took three times as long.
-_SMALLEST_GATE = 1e-12
+SMALLEST_GATE = 1e-12
 
 
 def annealed_temperature(update: int, initial: float, final: float, cooldown: int) -> float:
@@ -82,7 +82,7 @@ def gumbel_noise(count: int, seed: int, update: int) -> Tensor:
     Returns:
         float64 tensor [count].
     """
-    return -torch.log(-torch.log(_uniform_noise(count, seed, update).clamp_min(_EPSILON)))
+    return -torch.log(-torch.log(_uniform_noise(count, seed, update).clamp_min(EPSILON)))
 
 
 def logistic_noise(count: int, seed: int, update: int) -> Tensor:
@@ -191,8 +191,8 @@ def relaxed_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
         chosen = torch.softmax(remaining / temperature, dim=0)
         mask = mask + chosen
         if j + 1 < k:
-            remaining = remaining + torch.log((1.0 - chosen).clamp_min(_EPSILON))
-    return _NotedGradient.apply(torch.where(mask < _SMALLEST_GATE, 0.0, mask).to(scores.dtype), guard)
+            remaining = remaining + torch.log((1.0 - chosen).clamp_min(EPSILON))
+    return _NotedGradient.apply(torch.where(mask < SMALLEST_GATE, 0.0, mask).to(scores.dtype), guard)
 
 
 def projected_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
@@ -218,7 +218,7 @@ def projected_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
     if k in (0, scores.numel()):
         return torch.full_like(scores, float(k > 0)) + 0.0 * scores
     mask = _Projection.apply(scores.double(), k, temperature)
-    return torch.where(mask < _SMALLEST_GATE, 0.0, mask).to(scores.dtype)
+    return torch.where(mask < SMALLEST_GATE, 0.0, mask).to(scores.dtype)
 
 
 class _Projection(torch.autograd.Function):
@@ -247,9 +247,9 @@ class _Projection(torch.autograd.Function):
         (mask,) = ctx.saved_tensors
         slopes = mask * (1.0 - mask)
         # where no entry is between 0 and 1 a small step changes nothing
-        mean = (slopes * gradient).sum() / slopes.sum().clamp_min(_EPSILON)
+        mean = (slopes * gradient).sum() / slopes.sum().clamp_min(EPSILON)
         found = slopes * (gradient - mean) / ctx.temperature
-        return found.clamp(-_OVERFLOW_BOUND, _OVERFLOW_BOUND), None, None
+        return found.clamp(-OVERFLOW_BOUND, OVERFLOW_BOUND), None, None
 
 
 class _Guard:
@@ -284,7 +284,7 @@ class _BoundedGradient(_GuardedIdentity):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        bounded = torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-_OVERFLOW_BOUND, _OVERFLOW_BOUND)
+        bounded = torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-OVERFLOW_BOUND, OVERFLOW_BOUND)
         return torch.where(ctx.guard.finite, bounded, torch.nan), None
 
 

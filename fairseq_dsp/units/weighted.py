@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import Floors, meets, top_k_above_floors
-from fairseq_dsp.units.subset import _EPSILON, _OVERFLOW_BOUND, _SMALLEST_GATE, projected_top_k
+from fairseq_dsp.units.subset import EPSILON, OVERFLOW_BOUND, SMALLEST_GATE, projected_top_k
 
 # The search for a threshold: at most so many looks one after the other, or rounds of several at once where looking back would wait.
 _LOOKS, _SECTIONS, _ROUNDS = 120, 32, 13
@@ -48,7 +48,7 @@ def projected_under_budget(densities: Tensor, budget: Budget, temperature: float
     if limit <= 0 or limit >= float(budget.total):  # normalised costs sum to n
         return torch.full_like(densities, float(limit > 0)) + 0.0 * densities
     mask = _Projection.apply(costs * densities.double(), costs, limit, temperature)
-    return torch.where(mask < _SMALLEST_GATE, 0.0, mask).to(densities.dtype)
+    return torch.where(mask < SMALLEST_GATE, 0.0, mask).to(densities.dtype)
 
 
 def hard_under_budget(densities: Tensor, budget: Budget, floors: Floors = ()) -> Tensor:
@@ -128,9 +128,9 @@ class _Projection(torch.autograd.Function):
         mask, costs = ctx.saved_tensors
         slopes = mask * (1.0 - mask)
         # where no entry is between 0 and 1 a small step changes nothing
-        mean = (slopes * costs * gradient).sum() / (slopes * costs.square()).sum().clamp_min(_EPSILON)
+        mean = (slopes * costs * gradient).sum() / (slopes * costs.square()).sum().clamp_min(EPSILON)
         found = slopes * (gradient - costs * mean) / ctx.temperature
-        return found.clamp(-_OVERFLOW_BOUND, _OVERFLOW_BOUND), None, None, None
+        return found.clamp(-OVERFLOW_BOUND, OVERFLOW_BOUND), None, None, None
 
 
 def _threshold(scores: Tensor, costs: Tensor, limit: float, temperature: float) -> Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUIET, assert_refused, budget, run, train
+import torch
+from commands import PRUNE, QUIET, assert_refused, budget, load, run, train
 from languages import LANGUAGES, PAIRS, TASK, TOKENS, generate_pair, train_languages
 
 K = budget(5)
@@ -109,3 +110,33 @@ def test_several_target_languages_that_nothing_tells_apart_are_warned_of(several
     for tokens, warned in ((["--encoder-langtok", "src"], True), (["--decoder-langtok"], False)):
         done = train_languages(several, tmp_path / tokens[0], *QUIET, *K, "--max-update", 1, tokens=tokens)
         assert (words in done.out) == warned
+
+
+@pytest.mark.parametrize(
+    ("who", "module", "arguments"),
+    [
+        (
+            "`--scorer`",
+            "fairseq_dsp.cli.score",
+            ("{data}", "--path", "{other}", "--scorer", "gradient", "--output", "{out}"),
+        ),
+        ("`--rescale`", PRUNE, ("{other}", "{out}", "--layout", "{layout}", "--rescale", "{data}")),
+        (
+            "fairseq-dsp-train-scorer",
+            "fairseq_dsp.cli.train_scorer",
+            ("{data}", "--path", "{other}", "--output", "{out}"),
+        ),
+    ],
+    ids=["score", "rescale", "train-scorer"],
+)
+def test_sentences_of_a_task_that_is_not_known_are_never_guessed(who, module, arguments, data, dense, tmp_path):
+    state = load(dense)
+    state["cfg"]["task"]["_name"] = "denoising"
+    torch.save(state, tmp_path / "other.pt")
+    names = {
+        "data": data, "other": tmp_path / "other.pt", "out": tmp_path / "out",
+        "layout": "enc:10.11/dec:11.01/cross:10.11",
+    }  # fmt: skip
+    done = run(module, *(word.format(**names) for word in arguments), folder=tmp_path)
+    assert_refused(done, f"{who}", "needs a model of the task", "but it is denoising.")
+    assert not (tmp_path / "out").exists()
