@@ -85,10 +85,8 @@ def train_scorer(
     for path, folder in zip(paths, folders * (len(paths) if len(folders) == 1 else 1), strict=True):
         model, task_options, _ = ungated(path)
         set_languages(task_options, source_lang, target_lang)
-        subset, batches, max_tokens, seed = (options[name] for name in ("subset", "batches", "max_tokens", "seed"))
-        drawn = draw_batches(
-            model, task_options, folder, subset, batches, max_tokens, seed, who="fairseq-dsp-train-scorer"
-        )
+        which = {"subset": options["subset"], "count": options["batches"], "max_tokens": options["max_tokens"]}
+        drawn = draw_batches(model, task_options, folder, **which, seed=options["seed"], who="fairseq-dsp-train-scorer")
         model.requires_grad_(False).to("cuda" if torch.cuda.is_available() and not cpu else "cpu")
         examples.append(Example(subject_of(model, drawn, options["seed"]), partial(log_probs_of, model)))
     with watch("scorer, steps", options["steps"]) as done:
