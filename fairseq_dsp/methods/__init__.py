@@ -16,6 +16,7 @@ from fairseq_dsp.methods.lagrangian import Lagrangian
 from fairseq_dsp.methods.method import Method
 from fairseq_dsp.methods.pass_ import Pass
 from fairseq_dsp.methods.simple import Simple
+from fairseq_dsp.methods.site_threshold import SiteThreshold
 from fairseq_dsp.methods.stratified import Stratified
 
 _CLASSES: tuple[type[Method], ...] = (
@@ -26,6 +27,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Lagrangian,
     Pass,
     FunctionNorm,
+    SiteThreshold,
     Fixed,
     Stratified,
 )

@@ -7,6 +7,7 @@ sums without gradient until the update is over. Letters as in `attention`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +68,7 @@ class UnitNorms:
     def see(self, site: Site, computed: Tensor, weight: Tensor) -> None:
         """What a site's units computed, [T, B, n·d], and the map that reads it, [C, n·d]."""
         there, units = self._there[STACK_OF[site.stack].side], self.grid.size(site)
-        with torch.autocast(computed.device.type, enabled=False):
+        with _full_precision(computed.device):
             found = norms_of_units(_wide(computed).unflatten(2, (units, -1)), grams_of(_wide(weight), units))
             found = found / weight.size(0) ** 0.5
             if self.relative:
@@ -126,6 +127,13 @@ class _StreamHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if module.training:
             self.norms.see_stream(self.site, args[0] if args else kwargs["query"])
+
+
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Products are not made in half precision within, as `--amp` has it, on a device that could."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ class TranslationDspConfig(TranslationConfig):
     unpruned_heads: Optional[str] = field(
         default=None,
         metadata={
-            "help": "how many attention heads the model may keep, from 0 to all of them; with --head-selection hard-concrete also "
-            "auto: the model then keeps every head whose gate is open"
+            "help": "how many attention heads the model may keep, from 0 to all of them; with --head-selection hard-concrete or site-threshold "
+            "also auto: the model then keeps every head whose gate is open"
         },
     )
     seed: int = II("common.seed")

@@ -20,6 +20,7 @@ from models import (
     scores_as_generated,
 )
 
+from fairseq_dsp.checkpoints.choosing import choose_layout
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods import METHODS, objections_to_method
 from fairseq_dsp.methods.recipe import RECIPES, derive, objections_to_recipe
@@ -155,6 +156,18 @@ class TestBudget:
         with torch.no_grad():
             model.head_gates.importance.zero_()
         assert model.deployed_layout().count == kept
+
+    @pytest.mark.parametrize("asked", [1, 5, 12])
+    def test_of_another_number_takes_what_heads_are_ranked_by(self, method, asked):
+        model = choosing(method, 7)
+        scores(model.train())
+        model.head_gates.end_update()
+        kept = choose_layout(model.eval(), None, asked, rewritten=False).kept
+        ranking = model.head_gates.ranking()
+        assert sum(kept) == asked
+        assert min(ranking[head] for head in range(HEADS) if kept[head]) >= max(
+            ranking[head] for head in range(HEADS) if not kept[head]
+        )
 
     @budgets
     def test_is_met_exactly_once_the_heads_are_fixed(self, method, kept):

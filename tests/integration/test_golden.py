@@ -30,6 +30,7 @@ METHODS = {
     "ste": ["--head-selection", "ste"],
     "hard-concrete": ["--head-selection", "hard-concrete"],
     "function-norm": ["--head-selection", "function-norm"],
+    "site-threshold": ["--head-selection", "site-threshold"],
 }
 
 

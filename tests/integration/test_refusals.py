@@ -64,7 +64,7 @@ def attempt(data: Path, tmp_path: Path):
             ["--head-selection", "magic"],
             [
                 "`--head-selection`",
-                "dsp, ste, hard-concrete, simple, lagrangian, pass, function-norm, fixed, stratified",
+                "dsp, ste, hard-concrete, simple, lagrangian, pass, function-norm, site-threshold, fixed, stratified",
                 "magic",
             ],
         ),
@@ -88,6 +88,15 @@ def attempt(data: Path, tmp_path: Path):
         (["--head-selection", "function-norm", "--norm", "big"], ["`--norm`", "absolute or relative", "big"]),
         (["--head-selection", "function-norm", "--keep-sampling"], ["`--keep-sampling`", "function-norm"]),
         (["--head-selection", "function-norm", "--checkpoint-activations"], ["`--checkpoint-activations`", "measures"]),
+        (["--threshold-target", "0.5"], ["`--threshold-target` belongs to site-threshold", "dsp", "0.5"]),
+        (
+            ["--head-selection", "site-threshold", "--threshold-penalty", "nan"],
+            ["`--threshold-penalty`", "at least 0", "nan"],
+        ),
+        (
+            ["--head-selection", "site-threshold", "--threshold-target", "1.5"],
+            ["`--threshold-target`", "below 1", "1.5"],
+        ),
         (["--initial-temperature", "0"], ["`--initial-temperature`", "above 0", "0.0"]),
         (["--initial-temperature", "nan"], ["`--initial-temperature`", "nan"]),
         (["--final-temperature", "-1"], ["`--final-temperature`", "-1"]),

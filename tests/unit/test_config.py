@@ -54,6 +54,8 @@ class TestReading:
             "l0_penalty": 0.5,
             "norm_penalty": 0.1,
             "norm": "relative",
+            "threshold_penalty": 3.0,
+            "threshold_target": 0.5,
             "lagrangian_warmup": 0,
             "recipe": "paper",
             "nested_law": "uniform",
