@@ -28,7 +28,7 @@ AUTO = "auto"
 UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
 LATER: tuple[str, ...] = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
-LATER += ("ffn_group", "budget", "sentence", "prices")
+LATER += ("ffn_group", "budget", "sentence", "prices", "norm_penalty", "norm")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class PruningConfig:
             "help": "how the heads are chosen: dsp (Gumbel soft top-K, the default), ste (straight-through top-K), "
             "simple (a hard sample with the gradient of exact marginals), "
             "hard-concrete (L0 gates), lagrangian (L0 gates that meet the budget), pass (L0 gates driven to the budget and to 0 or 1), "
+            "function-norm (a penalty on what units add to the residual stream, by which they are ranked), "
             "fixed (drawn at random with --seed, or given by --head-layout, and trained from the start) "
             "or stratified (drawn with the counts of --head-counts, and trained from the start)",
         },
@@ -124,11 +125,8 @@ class PruningConfig:
         },
     )
     budget_start_updates: int | None = field(
-        default=None,
-        metadata={
-            "help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"
-        },
-    )
+        default=None, metadata={"help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"}
+    )  # fmt: skip
     cooldown_updates: int | None = field(
         default=None,
         metadata={
@@ -137,19 +135,20 @@ class PruningConfig:
         },
     )
     keep_sampling: bool = field(
-        default=False,
-        metadata={"help": "go on drawing heads after the cooldown, as the paper's code does, instead of fixing them"},
-    )
+        default=False, metadata={"help": "go on drawing heads after the cooldown, as the paper's code does, instead of fixing them"}
+    )  # fmt: skip
     l0_penalty: float | None = field(
-        default=None,
-        metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"},
-    )
+        default=None, metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"}
+    )  # fmt: skip
+    norm_penalty: float | None = field(
+        default=None, metadata={"help": "what function-norm asks for a mean norm of 1, in loss per target token (default: 0.01)"}
+    )  # fmt: skip
+    norm: str | None = field(
+        default=None, metadata={"help": "norms of function-norm: absolute (the default) or relative to the stream that is added to"}
+    )  # fmt: skip
     lagrangian_warmup: int | None = field(
-        default=None,
-        metadata={
-            "help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"
-        },
-    )
+        default=None, metadata={"help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"}
+    )  # fmt: skip
     nested_law: str | None = field(
         default=None,
         metadata={
@@ -158,13 +157,11 @@ class PruningConfig:
         },
     )
     sandwich: bool = field(
-        default=False,
-        metadata={"help": "of a range: every update trains the largest number of heads, a drawn one and the smallest"},
-    )
+        default=False, metadata={"help": "of a range: every update trains the largest number of heads, a drawn one and the smallest"}
+    )  # fmt: skip
     self_distillation: float | None = field(
-        default=None,
-        metadata={"help": "of a sandwich: share of what smaller numbers of heads learn from the largest (default: 0)"},
-    )
+        default=None, metadata={"help": "of a sandwich: share of what smaller numbers of heads learn from the largest (default: 0)"}
+    )  # fmt: skip
     importance_from: str | None = field(
         default=None,
         metadata={

@@ -10,6 +10,7 @@ from fairseq_dsp.config import AUTO, PruningConfig, flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods.dsp import DifferentiableSubset, StraightThrough
 from fairseq_dsp.methods.fixed import Fixed
+from fairseq_dsp.methods.function_norm import FunctionNorm
 from fairseq_dsp.methods.hard_concrete import HardConcrete
 from fairseq_dsp.methods.lagrangian import Lagrangian
 from fairseq_dsp.methods.method import Method
@@ -24,6 +25,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Simple,
     Lagrangian,
     Pass,
+    FunctionNorm,
     Fixed,
     Stratified,
 )

@@ -29,6 +29,7 @@ METHODS = {
     "dsp": [],
     "ste": ["--head-selection", "ste"],
     "hard-concrete": ["--head-selection", "hard-concrete"],
+    "function-norm": ["--head-selection", "function-norm"],
 }
 
 

@@ -52,6 +52,8 @@ class TestReading:
             "budget_schedule": "cubic",
             "budget_start_updates": 3,
             "l0_penalty": 0.5,
+            "norm_penalty": 0.1,
+            "norm": "relative",
             "lagrangian_warmup": 0,
             "recipe": "paper",
             "nested_law": "uniform",
