@@ -28,7 +28,7 @@ AUTO = "auto"
 UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
 LATER: tuple[str, ...] = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
-LATER += ("ffn_group", "budget", "sentence", "prices")
+LATER += ("ffn_group", "budget", "sentence", "prices", "prune")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ class PruningConfig:
     )
     budget: str | None = field(
         default=None,
-        metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), parameters=20M or macs=0.5"},
+        metadata={"help": "in place of --unpruned-heads: a number, 0.25, heads=18,ffn=0.5, parameters=20M, macs=0.5"},
+    )
+    prune: str | None = field(
+        default=None,
+        metadata={"help": "what is chosen among: heads (default), ffn (--ffn-group), heads,ffn, or sublayers alone"},
     )
     sentence: str | None = field(
         default=None,
@@ -72,8 +76,8 @@ class PruningConfig:
     ffn_group: int | None = field(
         default=None,
         metadata={
-            "help": "how many neurons of a feed-forward network are one unit, for a --head-layout with ffn-enc and ffn-dec "
-            "(default: as many as its marks say)",
+            "help": "how many neurons of a feed-forward network are one unit (default: twice the size of a head; for a --head-layout with "
+            "ffn-enc and ffn-dec as many as its marks say)",
         },
     )
     head_counts: str | None = field(
@@ -111,10 +115,7 @@ class PruningConfig:
     )
     relaxation: str | None = field(
         default=None,
-        metadata={
-            "help": "soft top-K of dsp: successive-softmax (the paper's, the default) or projection (no gate above 1, and as "
-            "fast for any K)"
-        },
+        metadata={"help": "soft top-K of dsp: successive-softmax (the paper's, default), or projection for any K"},
     )
     budget_schedule: str | None = field(
         default=None,
@@ -125,9 +126,7 @@ class PruningConfig:
     )
     budget_start_updates: int | None = field(
         default=None,
-        metadata={
-            "help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"
-        },
+        metadata={"help": "of --budget-schedule cubic: updates with all heads on (default: 0; advice: of warm-up)"},
     )
     cooldown_updates: int | None = field(
         default=None,

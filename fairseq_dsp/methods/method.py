@@ -26,7 +26,7 @@ class Method(ABC):
         has_window: whether heads are chosen within a window of the training that a recipe can derive (`recipe.derive`).
         recipe: values that `--recipe auto` gives to options whatever the length of the training.
         reach: importance learning rate times window that `--recipe auto` aims at; None where the learning rate is a matter of its own.
-        takes_costs: whether its budget may be of units of unequal costs.
+        takes_costs: whether its budget may be of units of unequal costs, or one for each kind.
         fixes_at: number of updates after which the heads are fixed; None where they never are.
     """
 

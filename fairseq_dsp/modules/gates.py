@@ -18,6 +18,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.methods import Method
 from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.units.chosen import Chosen, default_kinds
 from fairseq_dsp.units.floors import Floors
 from fairseq_dsp.units.layout import Grid, Layout
 
@@ -42,6 +43,7 @@ class HeadGates(nn.Module):
         floors: groups of heads of which some must stay, whatever their importance; see `floors`.
 
     Attributes:
+        chosen: what the grid is of a model: by default all of its units.
         importance: [H] float32, whatever the model's precision.
         fixed_mask: [H] float32, the chosen heads (0/1) once the cooldown is over, -1 everywhere before. A float, because
             fairseq's moving average multiplies every entry of the state.
@@ -54,6 +56,7 @@ class HeadGates(nn.Module):
     def __init__(self, grid: Grid, budget: Budget | None, method: Method, floors: Floors = ()) -> None:
         super().__init__()
         self.grid = grid
+        self.chosen = Chosen(Layout.full(grid), default_kinds(grid))
         self.budget = budget
         self.method = method
         self.floors = floors
@@ -91,8 +94,8 @@ class HeadGates(nn.Module):
         return decided(self.method, self.importance, self.fixed_mask, self.budget, self.floors)
 
     def layout(self) -> Layout:
-        """`decided_mask` as a layout of the grid."""
-        return Layout.of_mask(self.grid, self.decided_mask())
+        """What `decided_mask` leaves of the model's units, in original ids."""
+        return self.chosen.keep(self.decided_mask())
 
     def own_state(self) -> dict[str, Tensor]:
         """What the method keeps beside the importance, by name; see `Method.variables` and `Method.records`."""

@@ -50,20 +50,22 @@ class SiteGates:
 
     Args:
         owner: the model's gates.
-        span: the site's slice of the flat order.
+        span: the site's slice of the flat order: a gate for each of its units, or one for all.
+        units: n, that the site has.
         leads: the site is the first that a pass comes to, in the encoder or in the decoder, which may be called alone.
     """
 
-    def __init__(self, owner: HeadGates, span: slice, leads: bool) -> None:
+    def __init__(self, owner: HeadGates, span: slice, units: int, leads: bool) -> None:
         self.owner = owner
         self.span = span
+        self.units = units
         self.leads = leads
         self.handed: Tensor | None = None
         # where the live units lie, with what that follows from; no weights, so never stale
         self._rows: tuple[Any, Tensor] | None = None
 
     def __call__(self) -> Tensor:
-        return self.handed if self.handed is not None else self.owner.gates()[self.span]
+        return self.handed if self.handed is not None else self.owner.gates()[self.span].expand(self.units)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy that is made in the middle of a pass leaves to that pass what belongs to its graph."""
@@ -78,7 +80,8 @@ class SiteGates:
             marks = self.owner.constant_marks(anew=self.leads and begins and search is None)
             if marks is None:
                 return None
-            record = self._select(sublayer, marks[self.span])
+            of_units = marks[self.span]
+            record = self._select(sublayer, of_units * (self.units // len(of_units)))
             if search is not None:
                 search[f"{sublayer.cache_key}.live"] = record
         return self._tie(sublayer, record) if torch.is_grad_enabled() else record

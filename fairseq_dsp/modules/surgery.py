@@ -225,19 +225,27 @@ def _marked_neurons(state: dict[str, Any]) -> tuple[tuple[Site, int], ...]:
 
 
 def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
-    """Makes every site ask `gates` for its slice. `grid` counts the heads that the model has now."""
+    """Makes every site that is chosen among ask `gates` for its slice.
+
+    Args:
+        grid: the units that the model has now.
+        gates: of all of these; of those of some sites; or one gate for all units of a site.
+    """
     model.head_gates = gates
     model.register_forward_pre_hook(gates.before_forward)
     model.register_forward_hook(gates.after_forward, always_call=True)
     gates.to(next(model.encoder.parameters()).device)
     by_layer: dict[nn.Module, list[SiteGates]] = {}
     begun: set[str] = set()
-    for site, span in sorted(grid.spans(), key=lambda item: item[0].layer):  # as a pass of each side comes to them
+    there = dict(grid.counts)
+    for site, span in sorted(
+        gates.grid.spans(), key=lambda item: item[0].layer
+    ):  # as a pass of each side comes to them
         if span.stop == span.start:
             continue
         side = STACK_OF[site.stack].side
-        of_site = SiteGates(gates, span, leads=side not in begun)
-        _gate(model, site, of_site, span.stop - span.start)
+        of_site = SiteGates(gates, span, there[site], leads=side not in begun)
+        _gate(model, site, of_site, there[site])
         begun.add(side)
         by_layer.setdefault(getattr(model, side).layers[site.layer], []).append(of_site)
     for layer, site_gates in by_layer.items():
