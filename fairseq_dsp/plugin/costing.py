@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairseq_dsp.config import PruningConfig, set_option
 from fairseq_dsp.errors import Refusal
@@ -15,11 +15,14 @@ from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.chosen import Chosen, parse_kinds
 from fairseq_dsp.units.costs import MACS, PARAMETERS, Costs, Sentence, operation_costs, parameter_costs
-from fairseq_dsp.units.groups import group_of, has_neurons
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.prices import write_prices
 from fairseq_dsp.units.request import BudgetRequest, parse_budget, parse_sentence
+
+if TYPE_CHECKING:
+    from fairseq_dsp.units.cost_file import CostFile, Sizes
 
 # fairseq-generate's hypotheses a sentence.
 BEAM = 5
@@ -55,6 +58,31 @@ def costs_of(model: Any, measure: str, sentence: Sentence | None = None, layout:
             "`--budget macs=` must be for a model with one output projection, but this one has `--adaptive-softmax-cutoff`."
         )
     return operation_costs(grid, shapes, widths, sentence)
+
+
+def sizes_of(model: Any) -> Sizes:
+    """Sizes of the model before anything was pruned: what its speed depends on."""
+    heads = part_of(model.layout, [HEADS.name]).grid
+    sizes = {stack.name: heads.of(stack.name) for stack in HEADS.stacks}
+    sizes |= {stack: tuple(numbers) for stack, numbers in model.neurons.items()}
+    words = tuple(len(getattr(model, side).embed_tokens.weight) for side in ("encoder", "decoder"))
+    return {**sizes, "words": words, "parameters": (costs_of(model, PARAMETERS).dense,)}
+
+
+def measured_costs(model: Any, file: CostFile, layout: Layout | None = None) -> Costs:
+    """Costs of all units of the model's architecture in seconds a sentence, as they were measured.
+
+    Args:
+        model: a `DspTransformerModel`.
+        layout: as of `costs_of`.
+
+    Raises:
+        Refusal: they were measured of a model of other sizes.
+    """
+    grid = (layout or model.layout).grid
+    if reasons := file.objections_to_sizes(sizes_of(model)):
+        raise Refusal(*reasons)
+    return file.costs(grid, group_of(grid, model.neurons, "--ffn-group") if has_neurons(grid) else 1)
 
 
 def prices_of(model: Any, config: PruningConfig, layout: Layout) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import Costs
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.heads import HEADS
@@ -67,6 +68,18 @@ class Chosen:
             for (site, count), table in zip(self.grid.counts, part.tables, strict=True)
         ]
         return replace(part, grid=self.grid, tables=tuple(tables))
+
+    def in_sublayers(self, costs: Costs) -> Costs:
+        """Costs in which what is chosen as a whole costs so from its first unit on, 1 where units are counted; others are as they are."""
+        if not self._whole:
+            return costs
+        tables = []
+        for (_, there), table in zip(self.layout.surviving.counts, costs.tables, strict=True):
+            if costs.measure == COUNT:
+                tables.append((0, *(1,) * (len(table) - 1)))
+            else:
+                tables.append((0, *(table[there],) * there, *table[there + 1 :]))
+        return replace(costs, tables=tuple(tables))
 
     @property
     def _whole(self) -> bool:

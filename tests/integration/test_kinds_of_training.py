@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.plugin.costing import costs_of
 from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.costs import Sentence
+from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.request import written
 
 PROJECTION = ["--relaxation", "projection"]
 LEARNING = ["--importance-lr", 0.2, "--cooldown-updates", 8, "--max-update", 12]
@@ -188,3 +191,38 @@ def test_what_cannot_be_is_refused(options, words, data: Path, tmp_path: Path):
         ok=False,
     )
     assert_refused(done, *words, reasons=1 + ("stratified" in options))
+
+
+@pytest.mark.parametrize(
+    ("options", "budget", "count"),
+    [
+        (["--prune", "ffn", "--ffn-group", 4, "--budget", 9], "5", lambda layout: layout.by_kind()["neuron groups"][0] == 5),
+        (["--prune", "ffn", "--ffn-group", 4, "--budget", 9], "ffn=0.25", lambda layout: layout.by_kind()["neuron groups"][0] == 4),
+        (["--prune", "heads,ffn", "--ffn-group", 4, "--budget", 9], "heads=4,ffn=6", lambda layout: [kept for kept, _ in layout.by_kind().values()] == [4, 6]),
+        (["--prune", "sublayers", "--budget", 6], "4", lambda layout: sum(1 for site in layout.grid.sites if layout.units(site)) == 4),
+        (["--prune", "sublayers", "--budget", 6], "parameters=0.7", None),
+    ],
+)  # fmt: skip
+def test_another_budget_is_cut_by_the_same_importance(options, budget, count, data: Path, tmp_path: Path):
+    trained(data, tmp_path, *options, *PROJECTION)
+    done = prune(tmp_path / "checkpoint_last.pt", tmp_path / "other.pt", "--budget", budget)
+    layout = Layout.parse(load(tmp_path / "other.pt")["fairseq_dsp"]["layout"])
+    if count is not None:
+        assert count(layout)
+        assert "slack 0 units, the cheapest unit that is off costs 1 units" in done.out
+        return
+    model = load_model(read_checkpoint(str(tmp_path / "checkpoint_last.pt")))
+    costs = costs_of(model, "parameters", layout=Layout.full(layout.grid))
+    off = [table[-1] for site, table in zip(layout.grid.sites, costs.tables, strict=True) if not layout.units(site)]
+    spent = costs.rest + costs.of(layout)
+    assert all(len(layout.units(site)) in (0, count) for site, count in layout.grid.counts)
+    assert spent <= 0.7 * costs.dense < spent + min(off) + 1
+    slack, cheapest = math.floor(0.7 * costs.dense) - spent, written(min(off), "parameters")
+    assert f"slack {slack} parameters, the cheapest unit that is off costs {cheapest}" in done.out
+
+
+def test_another_number_of_the_units_that_were_chosen_is_cut(data: Path, tmp_path: Path):
+    trained(data, tmp_path, "--prune", "sublayers", "--budget", 6, *PROJECTION)
+    prune(tmp_path / "checkpoint_last.pt", tmp_path / "other.pt", "--unpruned-heads", 3)
+    layout = Layout.parse(load(tmp_path / "other.pt")["fairseq_dsp"]["layout"])
+    assert sum(1 for site in layout.grid.sites if layout.units(site)) == 3
