@@ -41,13 +41,13 @@ from fairseq_dsp.plugin.costing import priced
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
+from fairseq_dsp.plugin.kinds import settle_kinds
 from fairseq_dsp.plugin.languages import objections_to_use
 from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
 from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.plugin.widths import objections_to_neurons
-from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.layout import Layout
 
@@ -109,6 +109,7 @@ class DspTransformerModel(TransformerModel):
             SystemExit: options that cannot be honoured, each named on stderr.
         """
         with exit_on_refusal():
+            settle_kinds(args)
             if reasons := objections(args) + objections_to_use(args, getattr(task, "args", None)):
                 raise Refusal(*reasons)
             config = PruningConfig.from_model_cfg(args)
@@ -118,9 +119,7 @@ class DspTransformerModel(TransformerModel):
             config = priced(model, args, config)
             model._take_heads(args, config)
             if method.learned:
-                grid = model.layout.surviving
-                floors = floors_of(grid, parse_floor(config.cross_floor))
-                install_gates(model, grid, gates_of(config, grid, floors))
+                install_gates(model, model.layout.surviving, gates_of(config, model.layout))
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
@@ -188,8 +187,8 @@ class DspTransformerModel(TransformerModel):
             if k is None:
                 raise Refusal(budget_of_a_range(self.head_gates.nested.low, self.head_gates.nested.high))
             with self.head_gates.at(k):
-                return self.layout.narrow(self.head_gates.decided_mask())
-        return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
+                return self.head_gates.layout()
+        return self.layout if self.head_gates is None else self.head_gates.layout()
 
     def bake(self, k: int | None = None) -> None:
         """Turns the gated model, in place and for good, into the small one that computes the same; `k` as in `deployed_layout`."""

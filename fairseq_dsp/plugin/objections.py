@@ -249,7 +249,7 @@ def _objections_to_budget(config: PruningConfig) -> list[str]:
         if request.measure == LATENCY:
             found.append(f"`--budget` must be in units, parameters or macs for a training, but is {config.budget}.")
         uneven = request.measure != COUNT
-        if uneven and not method.takes_costs:
+        if (uneven or len(request.by_kind) > 1) and not method.takes_costs:
             owners = ", ".join(each.name for each in METHODS.values() if each.takes_costs)
             found.append(
                 f"`--budget {config.budget}` belongs to {owners} and must not be given for `--head-selection {method.name}`: use a number of heads."

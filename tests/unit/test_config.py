@@ -41,6 +41,7 @@ class TestReading:
             "prices": "macs=3:enc=1",
             "head_layout": "enc:1/dec:/cross:",
             "ffn_group": 4,
+            "prune": "sublayers",
             "head_counts": "even",
             "cross_floor": "layer",
             "pipelined": True,
