@@ -29,7 +29,7 @@ from fairseq_dsp.plugin.kinds import refuse_slow_choice, settle_kinds
 from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
-from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
+from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of, refuse_rates
 from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
 from fairseq_dsp.plugin.settling import Settling
@@ -147,6 +147,7 @@ class BudgetTask:
         model = super().build_model(cfg, from_checkpoint)
         with exit_on_refusal():
             refuse_slow_choice(model.head_gates)
+            refuse_rates(get_option(cfg, "importance_lr_of"), model.head_gates)
             start_importance(self._training, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None
         self.adopt(model)
@@ -197,7 +198,7 @@ class BudgetTask:
             return
         adam, gates = dsp_adam_of(optimizer, self.budget_name), unwrap(model).head_gates
         adam.importance_is_fixed = gates.is_fixed
-        adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
+        adam.recipe_lr, adam.places = self._settling.importance_lr or IMPORTANCE_LR, gates.chosen.places()
         super().optimizer_step(optimizer, model, update_num)
         gates.end_update()
         if not gates.is_fixed:

@@ -81,6 +81,16 @@ class Chosen:
                 tables.append((0, *(table[there],) * there, *table[there + 1 :]))
         return replace(costs, tables=tuple(tables))
 
+    def places(self) -> dict[str, slice]:
+        """Where the units of every kind lie in the flat order of `grid`."""
+        if self._whole:
+            return {SUBLAYERS.name: slice(0, self.grid.total)}
+        found: dict[str, slice] = {}
+        for site, span in self.grid.spans():
+            kind = KIND_OF[site.stack].name
+            found[kind] = slice(found.get(kind, span).start, span.stop)
+        return found
+
     @property
     def _whole(self) -> bool:
         return SUBLAYERS.name in self.kinds
@@ -94,6 +104,25 @@ class Chosen:
         marks = mask.tolist() if isinstance(mask, Tensor) else list(mask)
         for _, span in self.grid.spans():
             yield marks[span]
+
+
+def parse_rates(text: str | None, option: str) -> dict[str, float]:
+    """Numbers for kinds, such as `heads=0.5,ffn=0.1`; none of no text.
+
+    Raises:
+        Refusal: it does not read so, or numbers are no finite ones of at least 0.
+    """
+    found: dict[str, float] = {}
+    for kind, given, number in (part.partition("=") for part in (text or "").split(",") if text is not None):
+        try:
+            rate = float(number) if given and kind in [each.name for each in CHOICES] and kind not in found else -1.0
+        except ValueError:
+            rate = -1.0
+        if not 0 <= rate < float("inf"):
+            names = ", ".join(each.name for each in CHOICES)
+            raise Refusal(f"`{option}` must read KIND=RATE, with commas, for {names}, of at least 0, but is {text}.")
+        found[kind] = rate
+    return found
 
 
 def default_kinds(grid: Grid) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUIET, assert_refused, generate, load, prune, train
+import torch
+from commands import QUIET, assert_refused, different, generate, load, prune, train
 
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.files.checkpoint import read_checkpoint
@@ -229,3 +230,49 @@ def test_another_number_of_the_units_that_were_chosen_is_cut(data: Path, tmp_pat
     prune(tmp_path / "checkpoint_last.pt", tmp_path / "other.pt", "--unpruned-heads", 3)
     layout = Layout.parse(load(tmp_path / "other.pt")["fairseq_dsp"]["layout"])
     assert sum(1 for site in layout.grid.sites if layout.units(site)) == 3
+
+
+class TestLearningRatesOfKinds:
+    OPTIONS = ["--prune", "heads,ffn", "--ffn-group", 4, "--budget", "heads=5,ffn=8", *PROJECTION]
+
+    def importance(self, data: Path, folder: Path, *options: Any) -> torch.Tensor:
+        train(data, folder, *QUIET, "--cooldown-updates", 8, "--max-update", 4, *self.OPTIONS, *options)
+        return load(folder / "checkpoint_last.pt")["model"]["head_gates.importance"]
+
+    def test_the_same_rate_for_all_is_one_rate_to_the_last_bit(self, data: Path, tmp_path: Path):
+        one = self.importance(data, tmp_path / "one", "--importance-lr", 0.2)
+        for name, options in (("two", ["--importance-lr-of", "heads=0.2,ffn=0.2"]), ("three", ["--importance-lr", 0.2, "--importance-lr-of", "ffn=0.2"])):  # fmt: skip
+            assert self.importance(data, tmp_path / name, *options).equal(one)
+
+    def test_a_kind_whose_rate_is_0_stands_still_and_the_other_moves(self, data: Path, tmp_path: Path):
+        train(data, tmp_path / "none", *QUIET, *LEARNING[2:4], *self.OPTIONS, "--max-update", 1, "--importance-lr", 0)
+        start = load(tmp_path / "none" / "checkpoint_last.pt")["model"]["head_gates.importance"]
+        heads = self.importance(data, tmp_path / "heads", "--importance-lr", 0.1, "--importance-lr-of", "ffn=0")
+        assert heads[12:].equal(start[12:])
+        assert (heads[:12] != start[:12]).any()
+        ffn = self.importance(data, tmp_path / "ffn", "--importance-lr-of", "ffn=0.2,heads=0")
+        assert ffn[:12].equal(start[:12])
+        assert (ffn[12:] != start[12:]).any()
+
+    def test_a_resumed_training_is_one_that_was_never_stopped(self, data: Path, tmp_path: Path):
+        options = [*QUIET, "--cooldown-updates", 6, *self.OPTIONS, "--importance-lr-of", "heads=0.3,ffn=0.05"]
+        train(data, tmp_path / "whole", *options, "--max-update", 9)
+        for updates in (4, 9):
+            train(data, tmp_path / "cut", *options, "--max-update", updates)
+        one, other = (load(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "cut"))
+        assert not different(one["model"], other["model"])
+        assert not different(one["last_optimizer_state"], other["last_optimizer_state"])
+
+    @pytest.mark.parametrize(
+        ("rates", "words"),
+        [
+            ("sublayers=0.1", "must name kinds that are chosen (heads, ffn), but names sublayers"),
+            ("0.1", "must read KIND=RATE"),
+            ("heads=-1", "must read KIND=RATE"),
+            ("heads=nan", "must read KIND=RATE"),
+            ("heads=0.1,heads=0.2", "must read KIND=RATE"),
+        ],
+    )
+    def test_others_are_refused(self, rates, words, data: Path, tmp_path: Path):
+        done = train(data, tmp_path, *QUIET, *LEARNING, *self.OPTIONS, "--importance-lr-of", rates, ok=False)
+        assert_refused(done, "`--importance-lr-of` ", words)

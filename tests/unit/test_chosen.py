@@ -9,7 +9,7 @@ from models import build, layouts_of, many_examples
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.plugin.kinds import refuse_slow_choice
-from fairseq_dsp.units.chosen import Chosen, default_kinds, parse_kinds
+from fairseq_dsp.units.chosen import Chosen, default_kinds, parse_kinds, parse_rates
 from fairseq_dsp.units.costs import Costs
 from fairseq_dsp.units.groups import part_of
 from fairseq_dsp.units.kinds import KIND_OF
@@ -68,6 +68,31 @@ def test_all_kinds_of_a_grid_are_its_units(grid):
     for kind in ("heads", "ffn"):
         assert Chosen(layout, (kind,)).grid == part_of(layout, [kind]).grid
         assert all(KIND_OF[site.stack].name == kind for site in Chosen(layout, (kind,)).grid.sites)
+
+
+@given(choices())
+@many_examples
+def test_the_units_of_a_kind_lie_side_by_side_and_are_all(case):
+    chosen, _ = case
+    found = list(chosen.places().items())
+    assert [unit for _, span in found for unit in range(span.start, span.stop)] == list(range(chosen.grid.total))
+    if chosen.kinds != ("sublayers",):
+        for kind, span in found:
+            assert span.stop - span.start == part_of(chosen.layout, [kind]).count
+
+
+def test_rates_of_kinds_are_read():
+    assert parse_rates(None, "--importance-lr-of") == {}
+    assert parse_rates("ffn=1e-3,heads=0", "--importance-lr-of") == {"ffn": 0.001, "heads": 0.0}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0.1", "heads", "heads=", "heads=x", "heads=inf", "heads=-1", "neurons=1", "ffn=1,ffn=1", "ffn=1,"]
+)
+def test_other_rates_are_refused(text):
+    with pytest.raises(Refusal) as caught:
+        parse_rates(text, "--importance-lr-of")
+    assert f"but is {text}." in str(caught.value)
 
 
 def test_kinds_are_read_in_the_order_of_a_grid():
