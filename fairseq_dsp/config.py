@@ -29,7 +29,7 @@ UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
 LATER: tuple[str, ...] = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
 LATER += ("ffn_group", "budget", "sentence", "prices", "norm_penalty", "norm", "threshold_penalty", "threshold_target")
-LATER += ("prune",)
+LATER += ("prune", "spectral_norm")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,9 @@ class PruningConfig:
     )  # fmt: skip
     keep_sampling: bool = field(
         default=False, metadata={"help": "go on drawing heads after the cooldown, as the paper's code does, instead of fixing them"}
+    )  # fmt: skip
+    spectral_norm: str | None = field(
+        default=None, metadata={"help": "linear maps of all layers that train with a spectral norm and a scale, such as fc1,fc2,out_proj,v_proj"}
     )  # fmt: skip
     l0_penalty: float | None = field(
         default=None, metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"}
