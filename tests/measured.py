@@ -9,7 +9,7 @@ from fairseq_dsp.units.cost_file import Conditions, CostFile, Table
 CONDITIONS = Conditions("a server", "cpu", 1, "fairseq", "float32", 32, 5, 21, 21)
 
 
-def made_up_costs(sizes: dict[str, Any], conditions: Conditions = CONDITIONS) -> CostFile:
+def made_up_costs(sizes: dict[str, Any], conditions: Conditions = CONDITIONS, rest: float = 0.05) -> CostFile:
     """Costs of a model of these sizes."""
     steps = {"enc": 1, "dec": 4, "cross": 3, "ffn-enc": 1, "ffn-dec": 2}
     tables = {}
@@ -19,7 +19,6 @@ def made_up_costs(sizes: dict[str, Any], conditions: Conditions = CONDITIONS) ->
         tables[stack] = Table(kept, tuple(1e-3 * step * (count + 1) if count else 0.0 for count in kept))
         if stack.startswith("ffn"):
             tables[stack] = Table(kept, tuple(1e-3 * step * (1 + count / most) if count else 0.0 for count in kept))
-    rest = 0.05
     total = rest + sum(table.at(count) for stack, table in tables.items() for count in sizes[stack])
     return CostFile("0.1.0", conditions, "wall", 7, "2026-11-26", sizes, total, rest, tables)
 

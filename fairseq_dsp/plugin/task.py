@@ -25,7 +25,7 @@ from fairseq_dsp.plugin.best_metric import forget_earlier_runs, objections_to_me
 from fairseq_dsp.plugin.costing import settle_budget
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
-from fairseq_dsp.plugin.kinds import refuse_slow_choice, settle_kinds
+from fairseq_dsp.plugin.kinds import refuse_slow_choice
 from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
@@ -45,8 +45,8 @@ class TranslationDspConfig(TranslationConfig):
     unpruned_heads: Optional[str] = field(
         default=None,
         metadata={
-            "help": "how many attention heads the model may keep, from 0 to all of them; with --head-selection hard-concrete also "
-            "auto: the model then keeps every head whose gate is open"
+            "help": "how many attention heads the model may keep, from 0 to all of them; with --head-selection hard-concrete or site-threshold "
+            "also auto: the model then keeps every head whose gate is open"
         },
     )
     seed: int = II("common.seed")
@@ -131,7 +131,6 @@ class BudgetTask:
                 set_option(cfg, option, given)
             set_option(cfg, BUDGET_TASK, self.budget_name)
             with noted(reasons):
-                settle_kinds(cfg)
                 settle_budget(cfg, *(self.option(name) for name in ("data", "source_lang", "target_lang")))
             settle_floor(self._training, cfg)
             with noted(reasons):
@@ -200,6 +199,7 @@ class BudgetTask:
         adam.importance_is_fixed = gates.is_fixed
         adam.recipe_lr, adam.places = self._settling.importance_lr or IMPORTANCE_LR, gates.chosen.places()
         super().optimizer_step(optimizer, model, update_num)
+        gates.end_update()
         if not gates.is_fixed:
             self._progress.note(gates, adam.importance[0].grad, update_num + 1)
         if (update_num + 1) % (self.option("log_interval") or 1) == 0:
