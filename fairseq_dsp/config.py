@@ -57,15 +57,11 @@ class PruningConfig:
         },
     )
     budget: str | None = field(
-        default=None,
-        metadata={
-            "help": "in place of --unpruned-heads: a number, 0.25, auto, heads=18,ffn=0.5, parameters=20M, macs=0.5"
-        },
-    )
+        default=None, metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), auto, heads=18,ffn=0.5, parameters=20M or macs=0.5"}
+    )  # fmt: skip
     prune: str | None = field(
-        default=None,
-        metadata={"help": "what is chosen among: heads (default), ffn (--ffn-group), heads,ffn, or sublayers alone"},
-    )
+        default=None, metadata={"help": "what is chosen among: heads (the default), ffn (--ffn-group), heads,ffn, or sublayers alone"}
+    )  # fmt: skip
     sentence: str | None = field(
         default=None,
         metadata={"help": "what macs= is counted of: S,T,BEAM (default: validation set's mean lengths, 5)"},
@@ -125,9 +121,8 @@ class PruningConfig:
         default=None, metadata={"help": "how many heads are on until the cooldown is over: K (constant, the default), or all at first and then fewer and fewer (cubic)"}
     )  # fmt: skip
     budget_start_updates: int | None = field(
-        default=None,
-        metadata={"help": "of --budget-schedule cubic: updates with all heads on (default: 0; advice: of warm-up)"},
-    )
+        default=None, metadata={"help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"}
+    )  # fmt: skip
     cooldown_updates: int | None = field(
         default=None, metadata={"help": "updates after which the chosen heads are fixed (default: 15000, with --pipelined 250; hard-concrete: never)"}
     )  # fmt: skip

@@ -226,24 +226,18 @@ def _marked_neurons(state: dict[str, Any]) -> tuple[tuple[Site, int], ...]:
 
 
 def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
-    """Makes every site that is chosen among ask `gates` for its slice.
-
-    Args:
-        grid: the units that the model has now.
-        gates: of all of these; of those of some sites; or one gate for all units of a site.
-    """
+    """Makes every site that is chosen among ask `gates` for its slice. `grid` counts the units that the model has now."""
     model.head_gates = gates
     gates.to(next(model.encoder.parameters()).device)
     by_layer: dict[nn.Module, list[SiteGates]] = {}
     begun: set[str] = set()
-    there = dict(grid.counts)
     # as a pass of each side comes to them
     for site, span in sorted(gates.grid.spans(), key=lambda item: item[0].layer):
         if span.stop == span.start:
             continue
         side = STACK_OF[site.stack].side
-        of_site = SiteGates(gates, site, span, there[site], leads=side not in begun)
-        _gate(model, site, of_site, there[site])
+        of_site = SiteGates(gates, site, span, grid.size(site), leads=side not in begun)
+        _gate(model, site, of_site, of_site.units)
         begun.add(side)
         by_layer.setdefault(getattr(model, side).layers[site.layer], []).append(of_site)
     for layer, site_gates in by_layer.items():

@@ -9,7 +9,7 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.initial_layout import given_layout
-from fairseq_dsp.plugin.kinds import chosen_of
+from fairseq_dsp.plugin.kinds import chosen_of, settle_kinds
 from fairseq_dsp.plugin.options import Options, TransformerOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
@@ -127,16 +127,16 @@ def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
 
 
 def settle_budget(cfg: Options, data: str, source: str | None, target: str | None) -> None:
-    """Writes into a model's options what a training's `--budget` stands for, before it is built: K of one in heads, or `auto`; the sentence of one in
-    operations.
+    """Writes into a model's options what a training's `--prune` and `--budget` stand for, before it is built: K of one in heads, or `auto`; the sentence of
+    one in operations.
 
     Args:
-        cfg: whose kinds are settled.
         data: the data folder, and its languages.
 
     Raises:
-        Refusal: the budget cannot be read, names other kinds, or has more units than there are.
+        Refusal: `--prune` does not fit; the budget cannot be read, names other kinds, or has more units than there are.
     """
+    settle_kinds(cfg)
     config = PruningConfig.from_model_cfg(cfg)
     if config.budget is None or config.prices is not None:
         return

@@ -159,7 +159,9 @@ class DspAdam(FairseqAdam):
                 parameter.grad.clamp_(-bound, bound)
         before = [parameter.detach().clone() for parameter in self.importance] if self._rates else []
         super().step(closure, scale, groups)
-        for parameter, old, part in zip(self.importance, before, self._parts_of_steps(), strict=False):
+        for parameter, old, part in zip(
+            self.importance, before, self._parts_of_steps() if before else (), strict=False
+        ):
             parameter.data.copy_(torch.lerp(old, parameter.detach(), part.to(old)))
 
     def _parts_of_steps(self) -> list[Tensor]:

@@ -25,7 +25,7 @@ from fairseq_dsp.plugin.best_metric import forget_earlier_runs, objections_to_me
 from fairseq_dsp.plugin.costing import settle_budget
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
-from fairseq_dsp.plugin.kinds import refuse_slow_choice, settle_kinds
+from fairseq_dsp.plugin.kinds import refuse_slow_choice
 from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
@@ -131,7 +131,6 @@ class BudgetTask:
                 set_option(cfg, option, given)
             set_option(cfg, BUDGET_TASK, self.budget_name)
             with noted(reasons):
-                settle_kinds(cfg)
                 settle_budget(cfg, *(self.option(name) for name in ("data", "source_lang", "target_lang")))
             settle_floor(self._training, cfg)
             with noted(reasons):
