@@ -5,6 +5,8 @@
      "updates": 20000, "seconds": 3600.5, "words_per_second": 51000.0, "parameters": 1234567, "hardware": "…",
      "versions": {"fairseq_dsp": "0.1.0", "torch": "…"}, "data": "…", "command": "fairseq-train …"}
 
+Units are heads, or heads and groups of neurons (`/ffn-enc:…/ffn-dec:…`); `kept` and `total` count them. `budget` is what
+`fairseq-dsp-prune --budget` was given, where it was no number of units. `macs` are multiply-adds a sentence, `latency` is seconds a sentence.
 `updates`, `seconds` and `words_per_second` are null where nothing was trained. `hypotheses` and `log` may name files, as seen
 from the results file's folder: detokenised translations, a line a sentence, and the training log. Further keys are left alone.
 """
@@ -19,12 +21,20 @@ from typing import Any
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
+from fairseq_dsp.units.groups import has_neurons, part_of
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout, is_layout
 
 DENSE = "dense"
 # the figures that are scores of translations, and what readers call them
 NATS = "valid_nats"
 SCORES = {"bleu_tok": "BLEU (tokenised, lower-cased)", "sacrebleu": "sacreBLEU", "chrf": "chrF"}
+# what a deployed model costs, what readers call it, and what one of its numbers is in that unit
+COSTS = {
+    "parameters": ("M parameters", 1e-6),
+    "macs": ("M multiply-adds a sentence", 1e-6),
+    "latency": ("ms a sentence", 1e3),
+}
 REFERENCES = os.path.join("hypotheses", "references.detok.txt")  # where a reproduction leaves them, beside its results
 _MOST_REASONS = 20
 
@@ -35,10 +45,10 @@ class Record:
 
     Attributes:
         method: name of the method; `dense` for the model with all heads.
-        kept: K, the number of heads kept.
-        total: H, the number of heads that the model began with.
+        kept: K, the number of units kept.
+        total: H, the number of units that the model began with.
         seed: of training.
-        layout: the heads kept.
+        layout: the units kept.
         bleu_tok: lower-cased BLEU on tokens, 0 to 100. Likewise, on detokenised text:
         sacrebleu: BLEU.
         chrf: chrF.
@@ -55,6 +65,9 @@ class Record:
         log: path of the training log, or None.
         valid_nats: loss of the deployed model on the validation set, in nats a target token, without label smoothing; None
             where it was not validated.
+        macs: multiply-adds of the deployed model for a sentence of the test set's mean lengths, or None.
+        latency: seconds a sentence in which it translated the test set, on the hardware that the run names, or None.
+        budget: what bought the units, where units were not counted, such as `parameters=0.5`; None where they were.
         shuffled_of: the method whose counts of heads by sublayer this run has, with heads drawn within; None for other runs.
         line: number of the line in its file.
     """
@@ -80,6 +93,9 @@ class Record:
     log: str | None = None
     valid_nats: float | None = None
     shuffled_of: str | None = None
+    macs: int | None = None
+    latency: float | None = None
+    budget: str | None = None
     line: int = 0
 
     @property
@@ -87,9 +103,24 @@ class Record:
         return self.method == DENSE
 
     @property
+    def is_counted(self) -> bool:
+        """Whether it is one of K heads: neurons are no units, and the budget is a number."""
+        return self.budget is None and not has_neurons(self.layout.grid)
+
+    @property
+    def heads(self) -> Layout:
+        """The attention heads kept."""
+        return part_of(self.layout, [HEADS.name])
+
+    @property
+    def size(self) -> str:
+        """What it was cut to, in a table: K heads, so many units, or its budget."""
+        return self.budget or (str(self.kept) if self.is_counted else f"{self.kept} units")
+
+    @property
     def name(self) -> str:
         """What a message calls the run."""
-        return f"{self.method}, {self.kept} heads, seed {self.seed}"
+        return f"{self.method}, {self.size}{' heads' if self.is_counted else ''}, seed {self.seed}"
 
 
 def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
@@ -126,7 +157,7 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
         if wrong:
             continue
         record = _record(content, number)
-        key = (record.method, record.kept, record.seed, record.layout.grid, describe(record.data))
+        key = (record.method, record.budget or record.kept, record.seed, record.layout.grid, describe(record.data))
         if key in records:
             twice.append(
                 f"{path}: lines {records[key].line} and {number} are both {record.name}; line {number} counts."
@@ -188,9 +219,11 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
     layout = Layout.parse(content["layout"])
     for name, count, what in (("kept", layout.count, "keeps"), ("total", layout.grid.total, "has")):
         if content[name] != count:
-            found.append(f"`{name}` must be the {count} heads that the layout {what}, but is {content[name]}")
+            found.append(
+                f"`{name}` must be the {count} {layout.grid.noun} that the layout {what}, but is {content[name]}"
+            )
     if content["method"] == DENSE and content["kept"] != content["total"] and not found:
-        found.append(f"`kept` must be {content['total']}, all heads, for dense, but is {content['kept']}")
+        found.append(f"`kept` must be {content['total']}, all {layout.grid.noun}, for dense, but is {content['kept']}")
     return found
 
 
@@ -252,4 +285,7 @@ _OPTIONAL_RULES: Rules = {
     "log": _PATH,
     "valid_nats": _NUMBER,
     "shuffled_of": ("a text of one line or null", or_none(_is_text)),
+    "macs": ("a whole number of at least 0, or null", or_none(_is_count)),
+    "latency": _NUMBER,
+    "budget": ("a text of one line or null", or_none(_is_text)),
 }
