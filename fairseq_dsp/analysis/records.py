@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.errors import Refusal, summed_up
 from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
 from fairseq_dsp.units.groups import has_neurons, part_of
 from fairseq_dsp.units.heads import HEADS
@@ -65,10 +65,12 @@ class Record:
         log: path of the training log, or None.
         valid_nats: loss of the deployed model on the validation set, in nats a target token, without label smoothing; None
             where it was not validated.
+        shuffled_of: the method whose counts of heads by sublayer this run has, with heads drawn within; None for other runs.
+        size_of: K, where the run is a narrower dense model with as many parameters as K heads leave: `kept` says that K too, while the
+            layout has all of its heads; None for other runs.
         macs: multiply-adds of the deployed model for a sentence of the test set's mean lengths, or None.
         latency: seconds a sentence in which it translated the test set, on the hardware that the run names, or None.
         budget: what bought the units, where units were not counted, such as `parameters=0.5`; None where they were.
-        shuffled_of: the method whose counts of heads by sublayer this run has, with heads drawn within; None for other runs.
         line: number of the line in its file.
     """
 
@@ -93,6 +95,7 @@ class Record:
     log: str | None = None
     valid_nats: float | None = None
     shuffled_of: str | None = None
+    size_of: int | None = None
     macs: int | None = None
     latency: float | None = None
     budget: str | None = None
@@ -116,6 +119,11 @@ class Record:
     def size(self) -> str:
         """What it was cut to, in a table: K heads, so many units, or its budget."""
         return self.budget or (str(self.kept) if self.is_counted else f"{self.kept} units")
+
+    @property
+    def has_all_heads(self) -> bool:
+        """Whether no head of its architecture was ever cut, so that there is nothing to say of a choice."""
+        return self.is_dense or self.size_of is not None
 
     @property
     def name(self) -> str:
@@ -174,12 +182,6 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
     return list(records.values())
 
 
-def summed_up(what: str, sentences: Sequence[str]) -> list[str]:
-    """One sentence for many that say the same of other lines or runs: the first, and how many more there are."""
-    more = len(sentences) - 1
-    return [f"{sentences[0].removesuffix('.')}; likewise of {more} more {what}."] if more > 0 else list(sentences)
-
-
 def resolve(path: str, results: str) -> str:
     """A path in a results file, as seen from the working directory."""
     return os.path.join(os.path.dirname(results), path)
@@ -216,12 +218,17 @@ def _problems(content: Any) -> list[str]:
 def _disagreements(content: dict[str, Any]) -> list[str]:
     """What is wrong between values that are right by themselves."""
     found = []
-    layout = Layout.parse(content["layout"])
+    layout, size = Layout.parse(content["layout"]), content.get("size_of")
     for name, count, what in (("kept", layout.count, "keeps"), ("total", layout.grid.total, "has")):
-        if content[name] != count:
+        if content[name] != count and (size is None or name == "total"):
             found.append(
                 f"`{name}` must be the {count} {layout.grid.noun} that the layout {what}, but is {content[name]}"
             )
+    if size is not None and (content["kept"], layout.count) != (size, layout.grid.total):
+        found.append(
+            f"`size_of` must be what `kept` is, of a layout with all its heads, but they are {size}, {content['kept']} and "
+            f"{layout.count} of {layout.grid.total}"
+        )
     if content["method"] == DENSE and content["kept"] != content["total"] and not found:
         found.append(f"`kept` must be {content['total']}, all {layout.grid.noun}, for dense, but is {content['kept']}")
     return found
@@ -285,6 +292,7 @@ _OPTIONAL_RULES: Rules = {
     "log": _PATH,
     "valid_nats": _NUMBER,
     "shuffled_of": ("a text of one line or null", or_none(_is_text)),
+    "size_of": ("a whole number of at least 0, or null", or_none(_is_count)),
     "macs": ("a whole number of at least 0, or null", or_none(_is_count)),
     "latency": _NUMBER,
     "budget": ("a text of one line or null", or_none(_is_text)),

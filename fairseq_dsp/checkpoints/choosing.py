@@ -87,7 +87,7 @@ def choose_layout(
     if not 0 <= budget <= gates.grid.total:
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
     floors = gates.floors if budget >= fewest(gates.floors) else ()
-    return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
+    return model.layout.narrow(top_k_above_floors(gates.ranking(), budget, floors))
 
 
 def refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | None, by: str) -> None:
@@ -160,7 +160,7 @@ def choose_under(
             f"{request.text}."
         )
     else:
-        kinds, values = _kinds_of(layout.grid), model.head_gates.importance.tolist()
+        kinds, values = _kinds_of(layout.grid), model.head_gates.ranking().tolist()
     if request.measure == MACS and demand.sentence is None:
         languages = [get_option(task, name) for name in ("source_lang", "target_lang")]
         demand = replace(demand, sentence=sentence_of_validation(get_option(task, "data"), *languages))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fairseq_dsp.config import PruningConfig, set_option
+from fairseq_dsp.config import AUTO, PruningConfig, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.surgery import attentions
@@ -122,7 +122,7 @@ def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
 def settle_budget(
     config: PruningConfig, total: int | None, data: str, source: str | None, target: str | None
 ) -> dict[str, Any]:
-    """Options that a training's `--budget` stands for, before a model is built: K of one in units; the sentence of one in operations.
+    """Options that a training's `--budget` stands for, before a model is built: K of one in units, or `auto`; the sentence of one in operations.
 
     Args:
         total: heads of the architecture.
@@ -133,6 +133,8 @@ def settle_budget(
     """
     if config.budget is None or config.prices is not None:
         return {}
+    if config.budget == AUTO and config.unpruned_heads is None:
+        return {"unpruned_heads": AUTO, "budget": None}
     request = parse_budget(config.budget)
     heads_alone = config.ffn_group is None and config.head_layout is None
     if request.measure == COUNT and heads_alone and total is not None and config.unpruned_heads is None:
