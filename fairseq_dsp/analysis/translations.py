@@ -57,11 +57,11 @@ def read_translations(text: str, expected: int) -> Translations:
                 f"{len(rows[kind])}: generate with `--required-batch-size-multiple 1`."
             )
     speed = re.search(r"([\d.]+) tokens/s\)", text)
-    took = re.search(r"Translated ([\d,]+) sentences .* in ([\d.]+)s ", text)
+    rate = re.search(r"\(([\d.]+) sentences/s", text)
     return Translations(
         *([rows[kind][index] for index in sorted(rows[kind])] for kind in ("S", "T", "H")),
         tokens_per_second=float(speed.group(1)) if speed else float("nan"),
-        seconds_per_sentence=float(took[2]) / int(took[1].replace(",", "")) if took else None,
+        seconds_per_sentence=1 / float(rate[1]) if rate and float(rate[1]) > 0 else None,
     )
 
 
