@@ -25,6 +25,7 @@ from exploration.reading import (
     SHUFFLED,
     Line,
     best_of,
+    budget_of,
     budgets,
     by_arm,
     dense_nats,
@@ -35,6 +36,7 @@ from exploration.reading import (
     rank_correlation,
     rules,
 )
+from exploration.setting import budget_text
 
 from fairseq_dsp.analysis.seeds import Difference, paired
 from fairseq_dsp.errors import Refusal, as_command
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         help="differences to this arm, or to the best of these")  # fmt: skip
     args = parser.parse_args(arguments)
     lines = [line for path in args.files for line in _read(path)]
-    known = {name_of(line) for line in lines if "K" in line}
+    known = {name_of(line) for line in lines if budget_of(line) is not None}
     reasons = [f"`--against` must be an arm of the files, but is {name}." for name in args.against if name not in known]
     translated = {(line["bleu_sentences"], line["bleu_signature"]) for line in lines if BLEU in line}
     if len(translated) > 1:
@@ -79,14 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def summary(lines: Sequence[Line], figure: str = NATS) -> Iterator[str]:
     """Means of every arm at every budget, with the number of seeds; the best at the smallest budget first."""
     columns = {kept: by_arm(lines, kept, figure) for kept in budgets(lines)}
-    yield f"| {figure} | " + " | ".join(f"{kept} heads" for kept in columns) + " |"
+    yield f"| {figure} | " + " | ".join(map(budget_text, columns)) + " |"
     yield "| --- |" + " ---: |" * len(columns)
     for name in dict.fromkeys(name for arms in columns.values() for name in arms):
         cells = [list(arms.get(name, {}).values()) for arms in columns.values()]
         yield f"| {name} | " + " | ".join(f"{_mean(each)} ({len(each)})" if each else "" for each in cells) + " |"
 
 
-def table(lines: Sequence[Line], kept: int, against: Sequence[str] = (), figure: str = NATS) -> Iterator[str]:
+def table(lines: Sequence[Line], kept: float, against: Sequence[str] = (), figure: str = NATS) -> Iterator[str]:
     """The arms of a budget, the best mean first.
 
     Args:
@@ -95,7 +97,7 @@ def table(lines: Sequence[Line], kept: int, against: Sequence[str] = (), figure:
     arms = by_arm(lines, kept, figure)
     base = best_of(arms, against)
     more = f" less {base} | p |" if base else ""
-    yield f"| {kept} heads | {figure} | by seed |{more}"
+    yield f"| {budget_text(kept)} | {figure} | by seed |{more}"
     yield "| --- | ---: | --- |" + (" ---: | ---: |" if base else "")
     for name, values in arms.items():
         seeds = ", ".join(f"{seed}: {value:.3f}" for seed, value in sorted(values.items()))
@@ -105,7 +107,7 @@ def table(lines: Sequence[Line], kept: int, against: Sequence[str] = (), figure:
         yield row
 
 
-def heads_matter(lines: Sequence[Line], kept: int, figures: Sequence[str]) -> Iterator[str]:
+def heads_matter(lines: Sequence[Line], kept: float, figures: Sequence[str]) -> Iterator[str]:
     """Choices beside their own counts with heads drawn within, and beside the best rule; nothing where no arm was shuffled."""
     rows = []
     for figure in figures:
@@ -119,7 +121,7 @@ def heads_matter(lines: Sequence[Line], kept: int, figures: Sequence[str]) -> It
             compared = "".join(_compared(paired(values, each)) for each in others)
             rows.append(f"| {name} | {figure} | {rule or ''} | {cells} |{compared}")
     if rows:
-        yield f"| {kept} heads | figure | rule | chosen | shuffled | rule's | less shuffled | p | less the rule | p |"
+        yield f"| {budget_text(kept)} | figure | rule | chosen | shuffled | rule's | less shuffled | p | less the rule | p |"
         yield "| --- | --- | --- |" + " ---: |" * 7
         yield from rows
 
@@ -133,10 +135,10 @@ def _compared(found: Difference | None) -> str:
     return f" {found.mean:+.3f}{error} | {p_value} |"
 
 
-def early_table(lines: Sequence[Line], kept: int) -> Iterator[str]:
+def early_table(lines: Sequence[Line], kept: float) -> Iterator[str]:
     """Early losses and the last of the arms that cut the trained model and change nothing else; none where nothing was measured."""
     if means := early_means(lines, kept):
-        yield f"| {kept} heads, arms that only cut | {' | '.join(EARLY)} | nats |"
+        yield f"| {budget_text(kept)}, arms that only cut | {' | '.join(EARLY)} | nats |"
         yield "| --- |" + " ---: |" * (len(EARLY) + 1)
         for name, values in means.items():
             yield f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
@@ -153,10 +155,10 @@ def correlations(lines: Sequence[Line]) -> Iterator[str]:
     yield "| --- | ---: |" + " ---: |" * len(EARLY)
     for name, some in groups.items():
         for kept in budgets(some):
-            here = [line for line in some if line["K"] == kept and "cut" in line]
+            here = [line for line in some if budget_of(line) == kept and "cut" in line]
             cells = [_correlation(here, early) for early in EARLY]
             if any(cells):
-                yield f"| {name}, {kept} heads | {len(here)} | " + " | ".join(cells) + " |"
+                yield f"| {name}, {budget_text(kept)} | {len(here)} | " + " | ".join(cells) + " |"
 
 
 def _correlation(lines: Sequence[Line], early: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fairseq_dsp.units.layout import HEAD_STACKS
 
+from .levels import levels
 from .setting import Job, Setting
 
 LOW, HIGH = 1e-3, 4e-3  # learning rates of the first plan, and of the others
@@ -224,6 +225,11 @@ def controls(make: _Arms) -> Iterator[Job]:
     yield make("recipe-shuffled", "learned", budget="constant", window=0.4, shuffle=1)
 
 
+def levels_together(setting: Setting, seeds: Sequence[int]) -> list[Job]:
+    """Heads, neurons and both, at equal parameters; see `levels`."""
+    return list(levels(setting, seeds, HIGH))
+
+
 def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     """Every chooser once, at six heads with the first seed: does it run?"""
     seed = seeds[0]
@@ -244,5 +250,6 @@ def _first(kept: int, seed: int) -> list[Job]:
 
 
 PLANS: dict[str, Callable[[Setting, Sequence[int]], list[Job]]] = {
-    "phase1": phase1, "phase2": phase2, "phase3": phase3, "recorded": recorded, "decisive": decisive, "target": target, "smoke": smoke,
+    "phase1": phase1, "phase2": phase2, "phase3": phase3, "recorded": recorded, "decisive": decisive,
+    "target": target, "levels": levels_together, "smoke": smoke,
 }  # fmt: skip
