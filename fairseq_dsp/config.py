@@ -28,7 +28,7 @@ AUTO = "auto"
 UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
 LATER: tuple[str, ...] = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
-LATER += ("ffn_group", "budget", "sentence", "prices")
+LATER += ("ffn_group", "budget", "sentence", "prices", "norm_penalty", "norm", "threshold_penalty", "threshold_target")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class PruningConfig:
             "help": "how the heads are chosen: dsp (Gumbel soft top-K, the default), ste (straight-through top-K), "
             "simple (a hard sample with the gradient of exact marginals), "
             "hard-concrete (L0 gates), lagrangian (L0 gates that meet the budget), pass (L0 gates driven to the budget and to 0 or 1), "
+            "function-norm (a penalty on what units add to the residual stream, by which they are ranked), "
+            "site-threshold (a learned share of every sublayer), "
             "fixed (drawn at random with --seed, or given by --head-layout, and trained from the start) "
             "or stratified (drawn with the counts of --head-counts, and trained from the start)",
         },
@@ -55,7 +57,7 @@ class PruningConfig:
     )
     budget: str | None = field(
         default=None,
-        metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), parameters=20M or macs=0.5"},
+        metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), auto, parameters=20M or macs=0.5"},
     )
     sentence: str | None = field(
         default=None,
@@ -100,9 +102,8 @@ class PruningConfig:
         },
     )
     pipelined: bool = field(
-        default=False,
-        metadata={"help": "train the importance variables alone, on top of a dense checkpoint (--finetune-from-model)"},
-    )
+        default=False, metadata={"help": "train the importance variables alone, on top of a dense checkpoint (--finetune-from-model)"}
+    )  # fmt: skip
     initial_temperature: float | None = field(
         default=None, metadata={"help": "temperature of dsp at the first update (default: 0.1)"}
     )
@@ -117,18 +118,11 @@ class PruningConfig:
         },
     )
     budget_schedule: str | None = field(
-        default=None,
-        metadata={
-            "help": "how many heads are on until the cooldown is over: K (constant, the default), or all at first and then fewer "
-            "and fewer (cubic)"
-        },
-    )
+        default=None, metadata={"help": "how many heads are on until the cooldown is over: K (constant, the default), or all at first and then fewer and fewer (cubic)"}
+    )  # fmt: skip
     budget_start_updates: int | None = field(
-        default=None,
-        metadata={
-            "help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"
-        },
-    )
+        default=None, metadata={"help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"}
+    )  # fmt: skip
     cooldown_updates: int | None = field(
         default=None,
         metadata={
@@ -137,19 +131,26 @@ class PruningConfig:
         },
     )
     keep_sampling: bool = field(
-        default=False,
-        metadata={"help": "go on drawing heads after the cooldown, as the paper's code does, instead of fixing them"},
-    )
+        default=False, metadata={"help": "go on drawing heads after the cooldown, as the paper's code does, instead of fixing them"}
+    )  # fmt: skip
     l0_penalty: float | None = field(
-        default=None,
-        metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"},
-    )
+        default=None, metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"}
+    )  # fmt: skip
+    norm_penalty: float | None = field(
+        default=None, metadata={"help": "what function-norm asks for a mean norm of 1, in loss per target token (default: 0.01)"}
+    )  # fmt: skip
+    norm: str | None = field(
+        default=None, metadata={"help": "norms of function-norm: absolute (the default) or relative to the stream that is added to"}
+    )  # fmt: skip
+    threshold_penalty: float | None = field(
+        default=None, metadata={"help": "what site-threshold asks, in loss per target token, while all is on that the target leaves out (default: 10)"}
+    )  # fmt: skip
+    threshold_target: float | None = field(
+        default=None, metadata={"help": "share of the heads that costs site-threshold nothing (default: that of the budget; none with auto)"}
+    )  # fmt: skip
     lagrangian_warmup: int | None = field(
-        default=None,
-        metadata={
-            "help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"
-        },
-    )
+        default=None, metadata={"help": "updates in which lagrangian goes from all heads to the budget (default: half of --cooldown-updates)"}
+    )  # fmt: skip
     nested_law: str | None = field(
         default=None,
         metadata={
@@ -158,13 +159,11 @@ class PruningConfig:
         },
     )
     sandwich: bool = field(
-        default=False,
-        metadata={"help": "of a range: every update trains the largest number of heads, a drawn one and the smallest"},
-    )
+        default=False, metadata={"help": "of a range: every update trains the largest number of heads, a drawn one and the smallest"}
+    )  # fmt: skip
     self_distillation: float | None = field(
-        default=None,
-        metadata={"help": "of a sandwich: share of what smaller numbers of heads learn from the largest (default: 0)"},
-    )
+        default=None, metadata={"help": "of a sandwich: share of what smaller numbers of heads learn from the largest (default: 0)"}
+    )  # fmt: skip
     importance_from: str | None = field(
         default=None,
         metadata={

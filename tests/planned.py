@@ -28,6 +28,7 @@ def runs(*methods: str, budgets: tuple[Any, ...] = (4, 2), **settings: Any) -> d
     )
     shared: dict[str, Any] = {"gpu": False, "precision": "fp32"}
     shared |= {name: value for name, value in settings.items() if name not in fields}
+    shared.setdefault("words", (50, 60))
     whole = Setup(preset, presets.schedule(preset, 100), "aa", "bb", "subword_nmt", **shared)
     made = plan.plan(whole, methods, budgets, (1, 2))
     assert len({run.name for run in made}) == len(made)

@@ -23,6 +23,7 @@ DENSE = "transformer_iwslt_de_en"
 OURS = f"dsp_{DENSE}"
 BENCH = ["-c", "from fairseq_dsp.cli.bench import cli_main; cli_main()"]
 PRUNING = ["-m", "fairseq_dsp.benchmark.pruning"]
+SPEED = ["-m", "fairseq_dsp.benchmark.unit_speed"]
 
 SPREAD_AND_PACKED = [DENSE, *(f"{OURS}:{how}={kept}" for kept in (36, 18) for how in ("spread", "packed"))]
 GENERATION = ["--random", *SPREAD_AND_PACKED, f"{OURS}:spread=6", f"{OURS}:spread=0"]
@@ -54,8 +55,8 @@ COMMANDS = {
         "--no-memory",
     ],
 }  # fmt: skip
-LEARNED, REWRITING, PROJECTIONS = "learned", "rewriting", "projections"
-NAMES = [*COMMANDS, REWRITING, PROJECTIONS, LEARNED]
+LEARNED, REWRITING, PROJECTIONS, UNITS = "learned", "rewriting", "projections", "units"
+NAMES = [*COMMANDS, REWRITING, PROJECTIONS, UNITS, LEARNED]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -83,6 +84,8 @@ def command(name: str, args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """What Python runs, and the arguments that make a file."""
     if name == REWRITING:
         return PRUNING, ["--megabytes", "1000"]
+    if name == UNITS:
+        return SPEED, []
     return BENCH, learned(args.runs, args.data) if name == LEARNED else COMMANDS[name]
 
 

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = Setting(**{each.name: getattr(args, each.name) for each in fields(Setting)})
     jobs = PLANS[args.plan](setting, seeds)
     if reasons := sorted({f"`--plan {args.plan}` must fit the {setting.grid.total} heads of the model, but keeps {job.kept}."
-                          for job in jobs if job.kept > setting.grid.total}):  # fmt: skip
+                          for job in jobs if job.kept is not None and job.kept > setting.grid.total}):  # fmt: skip
         raise Refusal(*reasons)
     output = Path(args.output)
     claim(output, args.data, setting)

@@ -19,6 +19,7 @@ from pathlib import Path
 from exploration.reading import (
     EARLY,
     Line,
+    budget_of,
     budgets,
     by_arm,
     dense_nats,
@@ -28,6 +29,7 @@ from exploration.reading import (
     only_cuts,
     rank_correlation,
 )
+from exploration.setting import budget_text
 
 from fairseq_dsp.analysis.seeds import paired
 from fairseq_dsp.errors import Refusal, as_command
@@ -59,19 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def summary(lines: Sequence[Line]) -> Iterator[str]:
     """Mean nats of every arm at every budget, with the number of seeds; the lowest at the smallest budget first."""
     columns = {kept: by_arm(lines, kept) for kept in budgets(lines)}
-    yield "| nats | " + " | ".join(f"{kept} heads" for kept in columns) + " |"
+    yield "| nats | " + " | ".join(map(budget_text, columns)) + " |"
     yield "| --- |" + " ---: |" * len(columns)
     for name in dict.fromkeys(name for arms in columns.values() for name in arms):
         cells = [list(arms.get(name, {}).values()) for arms in columns.values()]
         yield f"| {name} | " + " | ".join(f"{_mean(each)} ({len(each)})" if each else "" for each in cells) + " |"
 
 
-def table(lines: Sequence[Line], kept: int, against: str | None) -> Iterator[str]:
+def table(lines: Sequence[Line], kept: float, against: str | None) -> Iterator[str]:
     """The arms of a budget, the lowest mean first."""
     arms = by_arm(lines, kept)
     base = arms.get(against or "")
     more = f" less {against} | p |" if base else ""
-    yield f"| {kept} heads | nats | by seed |{more}"
+    yield f"| {budget_text(kept)} | nats | by seed |{more}"
     yield "| --- | ---: | --- |" + (" ---: | ---: |" if base else "")
     for name, values in arms.items():
         seeds = ", ".join(f"{seed}: {value:.3f}" for seed, value in sorted(values.items()))
@@ -85,10 +87,10 @@ def table(lines: Sequence[Line], kept: int, against: str | None) -> Iterator[str
         yield row
 
 
-def early_table(lines: Sequence[Line], kept: int) -> Iterator[str]:
+def early_table(lines: Sequence[Line], kept: float) -> Iterator[str]:
     """Early losses and the last of the arms that cut the trained model and change nothing else; none where nothing was measured."""
     if means := early_means(lines, kept):
-        yield f"| {kept} heads, arms that only cut | {' | '.join(EARLY)} | nats |"
+        yield f"| {budget_text(kept)}, arms that only cut | {' | '.join(EARLY)} | nats |"
         yield "| --- |" + " ---: |" * (len(EARLY) + 1)
         for name, values in means.items():
             yield f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
@@ -105,10 +107,10 @@ def correlations(lines: Sequence[Line]) -> Iterator[str]:
     yield "| --- | ---: |" + " ---: |" * len(EARLY)
     for name, some in groups.items():
         for kept in budgets(some):
-            here = [line for line in some if line["K"] == kept and "cut" in line]
+            here = [line for line in some if budget_of(line) == kept and "cut" in line]
             cells = [_correlation(here, early) for early in EARLY]
             if any(cells):
-                yield f"| {name}, {kept} heads | {len(here)} | " + " | ".join(cells) + " |"
+                yield f"| {name}, {budget_text(kept)} | {len(here)} | " + " | ".join(cells) + " |"
 
 
 def _correlation(lines: Sequence[Line], early: str) -> str:

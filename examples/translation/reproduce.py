@@ -27,7 +27,7 @@ from reproduction.commands import Setup
 from reproduction.data import INFO, Data, read_data
 from reproduction.experiment import RESULT, Experiment
 from reproduction.measure import hardware
-from reproduction.plan import parse_budgets, plan
+from reproduction.plan import parse_budgets, plan, plan_preset
 from reproduction.presets import METHODS, PRESETS, Preset, scale_batch, schedule
 from reproduction.results import write_marker
 from reproduction.running import Place, refuse_full_disk
@@ -108,9 +108,12 @@ def reproduce(args: argparse.Namespace) -> int:
     setup = Setup(
         preset=preset, schedule=schedule(preset, data.updates_an_epoch(preset.max_tokens)), source=data.source,
         target=data.target, remove_bpe=data.remove_bpe, gpu=bool(gpus),
-        precision=args.precision or ("bf16" if gpus else "fp32"), raw=data.raw,
+        precision=args.precision or ("bf16" if gpus else "fp32"), words=data.words, raw=data.raw,
     )  # fmt: skip
-    runs = plan(setup, args.methods or preset.methods, budgets, args.seeds or preset.seeds)
+    if args.methods or args.seeds:
+        runs = plan(setup, args.methods or preset.methods, budgets, args.seeds or preset.seeds)
+    else:
+        runs = plan_preset(setup, budgets)
     if args.dry_run:
         print("\n".join(shlex.join(step.words) for run in runs for step in run.steps))
         return 0
@@ -166,7 +169,7 @@ def prepare_output(out: Path, setup: Setup, data: Data) -> None:
         OSError: the folder cannot be made.
     """
     now = {**asdict(setup.preset), "gpu": setup.gpu, "precision": setup.precision}
-    now = {name: value for name, value in now.items() if name not in ("methods", "budgets", "seeds")}
+    now = {name: value for name, value in now.items() if name not in ("methods", "budgets", "seeds", "deciding")}
     now |= {f"data: {name}": value for name, value in data.info.items()}
     now = json.loads(json.dumps(now))
     if (out / MARKER).is_file():

@@ -56,6 +56,8 @@ class Record:
         valid_nats: loss of the deployed model on the validation set, in nats a target token, without label smoothing; None
             where it was not validated.
         shuffled_of: the method whose counts of heads by sublayer this run has, with heads drawn within; None for other runs.
+        size_of: K, where the run is a narrower dense model with as many parameters as K heads leave: `kept` says that K too, while the
+            layout has all of its heads; None for other runs.
         line: number of the line in its file.
     """
 
@@ -80,11 +82,17 @@ class Record:
     log: str | None = None
     valid_nats: float | None = None
     shuffled_of: str | None = None
+    size_of: int | None = None
     line: int = 0
 
     @property
     def is_dense(self) -> bool:
         return self.method == DENSE
+
+    @property
+    def has_all_heads(self) -> bool:
+        """Whether no head of its architecture was ever cut, so that there is nothing to say of a choice."""
+        return self.is_dense or self.size_of is not None
 
     @property
     def name(self) -> str:
@@ -185,10 +193,15 @@ def _problems(content: Any) -> list[str]:
 def _disagreements(content: dict[str, Any]) -> list[str]:
     """What is wrong between values that are right by themselves."""
     found = []
-    layout = Layout.parse(content["layout"])
+    layout, size = Layout.parse(content["layout"]), content.get("size_of")
     for name, count, what in (("kept", layout.count, "keeps"), ("total", layout.grid.total, "has")):
-        if content[name] != count:
+        if content[name] != count and (size is None or name == "total"):
             found.append(f"`{name}` must be the {count} heads that the layout {what}, but is {content[name]}")
+    if size is not None and (content["kept"], layout.count) != (size, layout.grid.total):
+        found.append(
+            f"`size_of` must be what `kept` is, of a layout with all its heads, but they are {size}, {content['kept']} and "
+            f"{layout.count} of {layout.grid.total}"
+        )
     if content["method"] == DENSE and content["kept"] != content["total"] and not found:
         found.append(f"`kept` must be {content['total']}, all heads, for dense, but is {content['kept']}")
     return found
@@ -252,4 +265,5 @@ _OPTIONAL_RULES: Rules = {
     "log": _PATH,
     "valid_nats": _NUMBER,
     "shuffled_of": ("a text of one line or null", or_none(_is_text)),
+    "size_of": ("a whole number of at least 0, or null", or_none(_is_count)),
 }

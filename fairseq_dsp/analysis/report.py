@@ -177,7 +177,7 @@ def _sections(
     compared = (tables.over_seeds(records, against), tables.do_heads_matter(records))
     scores.tables.extend(table for table in compared if table is not None)
     sections = [scores]
-    pruned = [group for group in grouped(records) if not group.records[0].is_dense]
+    pruned = [group for group in grouped(records) if not group.records[0].has_all_heads]
     if any(group.kept for group in pruned):
         paths = _paths(folder, "attention-types")
         plots.attention_type_shares(records, *paths, note=note)

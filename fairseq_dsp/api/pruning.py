@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.api.score_work import READERS, subject_of
+from fairseq_dsp.checkpoints.account import Demand
 from fairseq_dsp.checkpoints.averaging import average as mean_of
 from fairseq_dsp.checkpoints.batches import draw_batches
-from fairseq_dsp.checkpoints.choosing import Demand
 from fairseq_dsp.checkpoints.pair_batches import set_languages
 from fairseq_dsp.checkpoints.rewriting import Rewrite, Stages, rewrite
 from fairseq_dsp.config import whole_number
@@ -22,6 +22,7 @@ from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.scoring import SCORERS, finite_scores
+from fairseq_dsp.units.cost_file import CostFile, read_costs
 from fairseq_dsp.units.costs import LATENCY, MACS
 from fairseq_dsp.units.groups import part_of
 from fairseq_dsp.units.heads import HEADS
@@ -60,6 +61,7 @@ def prune(
     unpruned_heads: int | str | None = None,
     budget: str | float | None = None,
     sentence: str | None = None,
+    costs: CostFile | str | os.PathLike[str] | None = None,
     scores: ScoreFile | str | os.PathLike[str] | None = None,
     cross_floor: int | str | None = None,
     rescale: str | os.PathLike[str] | None = None,
@@ -77,9 +79,11 @@ def prune(
         layout: keep these heads, or those that another checkpoint keeps; None for the choice of the training.
         unpruned_heads: K, keep the K most important heads; None for the budget of the training.
         budget: in place of `unpruned_heads`, what the model may keep or cost: a number of units, a share of them (`0.25`), or
-            `parameters=`, `macs=` with a number or a share of the dense model's.
+            `parameters=`, `macs=`, `latency=` with a number or a share of the dense model's.
         sentence: what `macs=` is counted of: tokens of source and target and the beam, as `25,24,5`; None for the mean lengths of the
             validation set and a beam of 5.
+        costs: what units take, with `latency=`: of a file that `fairseq-dsp-bench --costs` measured, on whichever machine the model
+            will serve.
         scores: importance by `score`, or its file, with `unpruned_heads` or `budget`.
         cross_floor: with `scores` or `scorer`, cross-attention heads that stay whatever the scores say: their number, or `layer` for one in every
             decoder layer; None for 1, or 0 where no head is kept.
@@ -100,7 +104,7 @@ def prune(
     target = checked_file(output, force)
     kept = whole_number(unpruned_heads, "unpruned_heads")
     others = {"--unpruned-heads": unpruned_heads, "--layout": layout, "--scorer": scorer}
-    demand = _demand(budget, sentence, others)
+    demand = _demand(budget, sentence, costs, others)
     if scores is not None:
         if layout is not None:
             given = scores.checkpoint if isinstance(scores, ScoreFile) else os.fspath(scores)
@@ -135,33 +139,47 @@ def prune(
     return done
 
 
-def _demand(budget: str | float | None, sentence: str | None, others: dict[str, Any]) -> Demand | None:
+def _demand(
+    budget: str | float | None,
+    sentence: str | None,
+    costs: CostFile | str | os.PathLike[str] | None,
+    others: dict[str, Any],
+) -> Demand | None:
     """The budget; None where none is given.
 
     Raises:
         Refusal: options that cannot be honoured, all at once.
     """
+    named = costs.conditions if isinstance(costs, CostFile) else costs
+    belongs = (("--sentence", MACS, sentence), ("--costs", LATENCY, named))
+    reasons = []
     if budget is None:
-        if sentence is not None:
-            raise Refusal(f"`--sentence` must come with `--budget macs=`, but is {sentence}.")
+        for option, measure, value in belongs:
+            if value is not None:
+                reasons.append(f"`{option}` must come with `--budget {measure}=`, but is {value}.")
+        if reasons:
+            raise Refusal(*reasons)
         return None
     reasons = [
         f"`--budget` and `{option}` must not be given together, but are {budget} and {value}."
         for option, value in others.items()
         if value is not None
     ]
-    request = counted = None
+    request = counted = measured = None
     with noted(reasons):
         request = parse_budget(str(budget))
-        if request.measure == LATENCY:
-            raise Refusal(f"`--budget` must be in units, parameters or macs, but is {budget}.")
-        if sentence is not None and request.measure != MACS:
-            raise Refusal(f"`--sentence` must come with `--budget macs=`, but is {sentence}.")
+        if request.measure == LATENCY and costs is None:
+            reasons.append(f"`--costs` must be given for `--budget latency=`: {budget} is of measured times.")
+        for option, measure, value in belongs:
+            if value is not None and request.measure != measure:
+                reasons.append(f"`{option}` must come with `--budget {measure}=`, but is {value}.")
     with noted(reasons):
         counted = None if sentence is None else parse_sentence(sentence)
+    with noted(reasons):
+        measured = costs if isinstance(costs, CostFile) or costs is None else read_costs(os.fspath(costs))
     if reasons or request is None:
         raise Refusal(*reasons)
-    return Demand(request, counted)
+    return Demand(request, counted, measured)
 
 
 def _stages(scorer: str | None, number: int | str | None, others: dict[str, Any], data: Any) -> Stages | None:

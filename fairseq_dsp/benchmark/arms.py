@@ -2,8 +2,8 @@
 
     [LABEL=]NAME[:option=value,…]
 
-NAME is one of `--head-selection`; a scorer, which cuts a dense model above a `cross_floor` (1) and takes its own options beside that; or a
-control: `dense`, `sufficient`, `cross-first`, or `shuffled:ARM`, which draws anew which heads of every site another arm of the list keeps.
+NAME is one of `--head-selection`; a scorer, which cuts a dense model above a `cross_floor` (1) and takes its own options beside that,
+`cut:NAME` where a method has its name; or a control: `dense`, `sufficient`, `cross-first`, or `shuffled:ARM`, which draws anew which heads of every site another arm of the list keeps.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from fairseq_dsp.methods.stratified import counts_of_layout, draw_stratified
 from fairseq_dsp.scoring import SCORER_OPTIONS, SCORERS, make_scorer
 from fairseq_dsp.units.layout import Grid, Layout, Site
 
-DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED = "dense", "sufficient", "cross-first", "shuffled"
+DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED, CUT = "dense", "sufficient", "cross-first", "shuffled", "cut"
 CONTROLS = (DENSE, SUFFICIENT, CROSS_FIRST, SHUFFLED)
 # Of the optimizer; all others are the model's.
 OPTIMIZER_OPTIONS = ("importance_lr", "importance_lr_follows_scheduler")
 FLOOR = "cross_floor"
-_OPTIONS = {option.name for option in fields(PruningConfig)} - {"head_selection", "unpruned_heads", "seed", "derived"}
+_OF_METHODS = {option.name for option in fields(PruningConfig)}
+_OPTIONS = _OF_METHODS - {"head_selection", "unpruned_heads", "seed", "derived"}
 # Of the criterion: the share that is learned from the dense model (`--start dense`).
 OF_THE_TRAINING = (*OPTIMIZER_OPTIONS, "distillation")
 # a budget of its own must be a range, of which the arm deploys `--kept`
@@ -41,24 +42,24 @@ class Arm:
         name: of a method, a scorer or a control.
         options: of the method, as text.
         source: of `shuffled`: the arm whose counts by site it takes.
+        is_scorer: whether the name is a scorer's.
     """
 
     label: str
     name: str
     options: tuple[tuple[str, str], ...] = ()
     source: Arm | None = None
+    is_scorer: bool = False
 
     @property
     def spec(self) -> str:
         """The text that gives this arm, without a label; what a line of results is found by."""
         if self.source is not None:
             return f"{SHUFFLED}:{self.source.spec}"
-        return self.name + ":" * bool(self.options) + ",".join(f"{name}={value}" for name, value in self.options)
-
-    @property
-    def is_scorer(self) -> bool:
-        # `random` cuts as `fixed` does
-        return self.name in SCORERS and self.name not in METHODS
+        prefix = f"{CUT}:" * (self.is_scorer and self.name in METHODS)
+        return (
+            prefix + self.name + ":" * bool(self.options) + ",".join(f"{name}={value}" for name, value in self.options)
+        )
 
 
 def parse_arm(text: str) -> Arm:
@@ -70,12 +71,15 @@ def parse_arm(text: str) -> Arm:
     head, _, rest = text.partition(":")
     label, named, name = head.rpartition("=")
     label = label if named else text
+    asked_to_cut = name == CUT
+    if asked_to_cut:
+        name, _, rest = rest.partition(":")
     if name == SHUFFLED:
         source = parse_arm(rest)
         if source.name in (SHUFFLED, DENSE):
             raise Refusal(f"`{SHUFFLED}` must take the counts of an arm that cuts heads, but is {text}.")
         return Arm(label, SHUFFLED, source=source)
-    known = (*METHODS, *(scorer for scorer in SCORERS if scorer not in METHODS), *CONTROLS)
+    known = tuple(SCORERS) if asked_to_cut else tuple(dict.fromkeys((*METHODS, *SCORERS, *CONTROLS)))
     reasons = []
     if name not in known:
         reasons.append(f"`--methods` must name one of {', '.join(known)}, but is {text}.")
@@ -87,8 +91,14 @@ def parse_arm(text: str) -> Arm:
         for part, (option, value) in zip(parts, options, strict=True)
         if option not in _OPTIONS or not value
     ]
-    cuts = name in SCORERS and name not in METHODS
-    taken = {FLOOR, *SCORERS[name].options} if cuts else _OPTIONS - {*SCORER_OPTIONS} if name in METHODS else set()
+    cuts = name in SCORERS and (asked_to_cut or name not in METHODS)
+    taken = (
+        {FLOOR, *SCORERS[name].options}
+        if cuts
+        else _OPTIONS - ({*SCORER_OPTIONS} - _OF_METHODS)
+        if name in METHODS
+        else set()
+    )
     if alien := [option for option, _ in options if option in _OPTIONS - taken]:
         what = f"no options but {' and '.join(sorted(taken))}" if cuts else "no options"
         what = f"no {alien[0]}" if name in METHODS else what
@@ -100,7 +110,7 @@ def parse_arm(text: str) -> Arm:
             make_scorer(name, dict(options))
     if reasons:
         raise Refusal(*reasons)
-    return Arm(label, name, tuple(sorted(options)))
+    return Arm(label, name, tuple(sorted(options)), is_scorer=cuts)
 
 
 def control_layout(arm: Arm, grid: Grid, k: int, seed: int, needed: Sequence[Head], source: Layout | None) -> Layout:

@@ -22,20 +22,31 @@ from fairseq_dsp.checkpoints.stock import build_stock, stock_cfg
 from fairseq_dsp.config import architecture_of
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
+from fairseq_dsp.methods.dsp import PROJECTION
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
-from fairseq_dsp.modules.surgery import grid_of
+from fairseq_dsp.modules.surgery import grid_of, neurons_of, shrink_model
+from fairseq_dsp.plugin.costing import sizes_of
 from fairseq_dsp.plugin.languages import languages_of, objections_to_differences, objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.options import TransformerOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.units.cost_file import Sizes
+from fairseq_dsp.units.costs import MACS
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.layout import HEAD_STACKS, Layout
+from fairseq_dsp.units.request import parse_budget
 
-RANDOM_SYNTAX = "ARCH[:spread=K|packed=K|layout=TEXT|FILE][,gated][,pipelined][,method=NAME][,relaxation=NAME][,words=SOURCE/TARGET]"
+RANDOM_SYNTAX = (
+    "ARCH[:spread=K|packed=K|layout=TEXT|FILE|budget=TEXT][,ffn=G][,gated][,pipelined][,method=NAME][,relaxation=NAME]"
+    "[,words=SOURCE/TARGET]"
+)
 
 # IWSLT14 German-English after byte pair encoding, as fairseq's example prepares it.
 _WORDS = (8848, 6632)
 _SIDES = ("encoder", "decoder")
+
+_SENTENCE = "21,21,5"  # that operations of a `budget` are counted of: 20 words at beam 5
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,13 @@ class Candidate:
         text: a checkpoint's path, or a model in `RANDOM_SYNTAX`.
         random: which of the two.
         ctranslate2: the type of weights with which CTranslate2 runs it; empty where fairseq does.
+        cut: the layout that our model of it is cut to, empty for all of its units; None for the model as it stands.
     """
 
     text: str
     random: bool = False
     ctranslate2: str = ""
+    cut: str | None = None
 
     def build(self, words: tuple[int, int] | None = None) -> nn.Module:
         """The model, float32, on the CPU, in evaluation mode, gates in place; for CTranslate2, one of ours with the same heads.
@@ -61,11 +74,18 @@ class Candidate:
         Raises:
             Refusal: no such checkpoint or architecture, or a layout that does not fit.
         """
+        ours = self.cut is not None or bool(self.ctranslate2)
         if not self.random:
             state = read_checkpoint(self.text)
-            return (load_model(state) if self.ctranslate2 else _load(state, self.text)).float().eval()
-        ours = self.ctranslate2 and family_of(self.text.partition(":")[0]) == "transformer"
-        return _build_random(f"dsp_{self.text}" if ours else self.text, words).eval()
+            model = (load_model(state) if ours else _load(state, self.text)).float().eval()
+        else:
+            stock = family_of(self.text.partition(":")[0]) == "transformer"
+            model = _build_random(f"dsp_{self.text}" if ours and stock else self.text, words).eval()
+        if self.cut:
+            layout = Layout.parse(self.cut)
+            shrink_model(model, layout)
+            model.layout = layout
+        return model
 
 
 def several_languages(candidates: list[Candidate]) -> str | None:
@@ -97,6 +117,8 @@ class Facts:
         words: rows of the source and the target embeddings.
         phases: stages of training that differ in speed; one unnamed where all updates are alike.
         gated: whether heads are being chosen.
+        sizes: of the model before anything was pruned; see `units/cost_file`.
+        ours: whether the attention is ours, and not fairseq's own.
     """
 
     parameters: int
@@ -106,6 +128,8 @@ class Facts:
     words: tuple[int, int]
     phases: tuple[str, ...]
     gated: bool
+    sizes: Sizes
+    ours: bool
 
 
 def facts_of(model: nn.Module) -> Facts:
@@ -122,7 +146,12 @@ def facts_of(model: nn.Module) -> Facts:
     counted = sum(p.numel() for p in weights)
     words = (len(model.encoder.embed_tokens.weight), len(model.decoder.embed_tokens.weight))
     heads, there = layout.by_kind()[HEADS.noun]
-    return Facts(counted, heads, there, str(layout), words, phases, gates is not None)
+    if ours:
+        sizes = sizes_of(model)
+    else:
+        heads_of = {stack: layout.grid.of(stack) for stack in HEAD_STACKS}
+        sizes = {**heads_of, **neurons_of(model), "words": words, "parameters": (counted,)}
+    return Facts(counted, heads, there, str(layout), words, phases, gates is not None, sizes, ours)
 
 
 def dictionaries_of(model: nn.Module) -> tuple[Dictionary, Dictionary]:
@@ -176,24 +205,33 @@ def _build_random(text: str, words: tuple[int, int] | None) -> nn.Module:
         raise Refusal(f"`--random` can remove heads of dsp_{architecture} alone, but is {text}.")
     words = _read_words(text, settings) or words or _WORDS
     args = argparse.Namespace(
-        arch=architecture, _name=architecture, share_decoder_input_output_embed=True, dropout=0.3, seed=1
+        arch=architecture,
+        _name=architecture,
+        share_decoder_input_output_embed=True,
+        dropout=0.3,
+        seed=1,
+        relaxation=None,
     )
     ARCH_CONFIG_REGISTRY[architecture](args)
-    layout = _layout(text, settings, TransformerOptions.of(args).grid)
+    layout = _layout(text, settings, TransformerOptions.of(args))
     gated = "gated" in settings
+    if "budget" in settings:
+        args.budget, args.relaxation = settings["budget"], PROJECTION
+        args.sentence = _SENTENCE if parse_budget(str(args.budget)).measure == MACS else None
     if ours and not gated:
         args.head_layout = str(layout)
     elif gated:
         args.head_selection = settings.get("method") or "dsp"
-        args.relaxation = settings.get("relaxation")
-        args.unpruned_heads, args.pipelined = layout.count, "pipelined" in settings
+        args.relaxation = settings.get("relaxation") or args.relaxation
+        args.unpruned_heads = None if "budget" in settings else layout.count
+        args.ffn_group, args.pipelined = int(settings.get("ffn") or 0) or None, "pipelined" in settings
         args.task, args.optimizer = "translation_dsp", "dsp_adam"
         args.criterion = "label_smoothed_cross_entropy_dsp"
     embeddings = {f"{side}.embed_tokens.weight": torch.empty(n, 0) for side, n in zip(_SIDES, words, strict=True)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = ARCH_MODEL_REGISTRY[architecture].build_model(args, VocabularyTask(embeddings, args))
-    if gated:  # so that the heads that will be fixed are those of the layout
+    if gated and "budget" not in settings:  # so that the heads that will be fixed are those of the layout
         with torch.no_grad():
             model.head_gates.importance.add_(torch.tensor(layout.kept) * 4.0)
     return model
@@ -204,22 +242,29 @@ def _read_settings(text: str, rest: str) -> dict[str, str | None]:
     for word in filter(None, rest.split(",")):
         name, given, value = word.partition("=")
         settings[name] = value if given else None
-    valued = {*PLACEMENTS, "layout", "method", "relaxation", "words"}
+    valued = {*PLACEMENTS, "layout", "budget", "ffn", "method", "relaxation", "words"}
     wrong = [name for name, value in settings.items() if (value is None) != (name in ("gated", "pipelined"))]
     unknown = set(settings) - valued - {"gated", "pipelined"}
-    places = [name for name in (*PLACEMENTS, "layout") if name in settings]
-    lonely = {"pipelined", "method", "relaxation"} & set(settings) and "gated" not in settings
+    places = [name for name in (*PLACEMENTS, "layout", "budget") if name in settings]
+    lonely = {"pipelined", "method", "relaxation", "budget", "ffn"} & set(settings) and "gated" not in settings
+    lonely = lonely or "ffn" in settings and "budget" not in settings
     if wrong or unknown or len(places) > 1 or lonely or "gated" in settings and not places:
         raise Refusal(f"`--random` must read {RANDOM_SYNTAX}, with heads to choose where it is gated, but is {text}.")
+    if not (settings.get("ffn") or "1").isdigit():
+        raise Refusal(f"`--random ffn` must be a number of neurons, but is {settings['ffn']}.")
     return settings
 
 
-def _layout(text: str, settings: dict[str, str | None], grid: Grid) -> Layout:
+def _layout(text: str, settings: dict[str, str | None], options: TransformerOptions) -> Layout:
+    grid = options.grid
+    assert grid is not None  # an architecture fills them in
     layout = Layout.full(grid)
     if "layout" in settings:
         layout = _given_layout(str(settings["layout"]))
-        if layout.grid != grid:
+        if part_of(layout, [HEADS.name]).grid != grid:
             raise Refusal(f"`--random` must have a layout of its architecture's heads, but is {text}.")
+        if has_neurons(layout.grid):
+            group_of(layout.grid, options.neurons or {}, "--random")  # refuses what does not fit
     for name in set(PLACEMENTS) & set(settings):
         value = str(settings[name])
         if not value.isdigit() or int(value) > grid.total:

@@ -4,7 +4,7 @@
         --methods recipe=dsp:recipe=auto paper=dsp ste fixed cross-first gradient
 
 An arm reads [LABEL=]NAME[:option=value,…]: a method of --head-selection with its options; a scorer, which cuts the dense model
-(--start dense); or a control: dense, sufficient (heads that suffice by construction), cross-first (a cross-attention head in
+(--start dense), cut:NAME where a method has its name; or a control: dense, sufficient (heads that suffice by construction), cross-first (a cross-attention head in
 every decoder layer first, drawn at random), shuffled:ARM (the counts by site of another arm of the list, heads drawn anew).
 Every finished arm is a line of the file. Lines that are there are not done again.
 """

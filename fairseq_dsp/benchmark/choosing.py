@@ -199,6 +199,8 @@ class Bench:
             optimizer.clip_grad_norm(1.0)
             optimizer.importance_is_fixed = model.head_gates is not None and model.head_gates.is_fixed
             optimizer.step()
+            if model.head_gates is not None:
+                model.head_gates.end_update()
         model.set_num_updates(updates)
 
     @torch.no_grad()
@@ -219,7 +221,7 @@ class Bench:
 
     def _options(self, arm: Arm, k: int, source: Layout | None = None) -> dict[str, Any]:
         """The arm as options of ours."""
-        if arm.name in METHODS:
+        if arm.name in METHODS and not arm.is_scorer:
             given = dict(arm.options)
             budget = {} if {"head_layout", "unpruned_heads"} & set(given) else {"unpruned_heads": k}
             given = {**given, **budget, "head_selection": arm.name}

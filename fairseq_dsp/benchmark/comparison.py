@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ class Row:
         share: of the promised speed-up that came; see `measuring.achieved_share`.
         peak_bytes: see `memory.peak`; None in CTranslate2, or where it was not to be measured.
         profile: seconds by operator, see `profiling`; None in CTranslate2, or where it was not to be measured.
+        by_costs: seconds of a batch that a costs file promises; None where none does. Likewise:
+        by_costs_ratio: what it promises of the first row of this engine / of this one.
     """
 
     model: str
@@ -96,6 +98,8 @@ class Row:
     share: float | None
     peak_bytes: int | None
     profile: dict[str, float] | None
+    by_costs: float | None = None
+    by_costs_ratio: float | None = None
 
     def record(self, case: Case, signature: dict[str, Any]) -> dict[str, Any]:
         """The row as one JSON object: case, row, signature."""
@@ -113,7 +117,12 @@ class _Entry:
 
     @property
     def engine(self) -> str:
-        return f"CTranslate2 {self.candidate.ctranslate2}" if self.candidate.ctranslate2 else "fairseq"
+        return engine_of(self.candidate)
+
+
+def engine_of(candidate: Candidate) -> str:
+    """What runs it."""
+    return f"CTranslate2 {candidate.ctranslate2}" if candidate.ctranslate2 else "fairseq"
 
 
 def compare(
@@ -122,12 +131,14 @@ def compare(
     timing: Timing,
     case: Case,
     watch: Watch = unwatched,
+    promise: Callable[[Candidate, Facts, Case], float | None] = lambda candidate, facts, case: None,
 ) -> list[Row]:
     """Measures all models in turn; the first is the baseline.
 
     Args:
         candidates: label, model, and what is known of it.
         watch: is told how far each part of the work is.
+        promise: seconds that a costs file promises of a model.
 
     Returns:
         a row for every model and phase that the workload applies to.
@@ -161,6 +172,7 @@ def compare(
     ]
     flops = [total / times for (total, _), (times, _) in zip(counts, sizes, strict=True)]
     engines = [entry.engine for entry in entries]
+    promises = [promise(entry.candidate, entry.facts, case) for entry in entries]
     rows = []
     for number, (entry, own, (times, tokens)) in enumerate(zip(entries, seconds, sizes, strict=True)):
         first = engines.index(entry.engine)
@@ -186,9 +198,15 @@ def compare(
                 share=achieved_share(ratio.median, promised) if ratio and promised else None,
                 peak_bytes=peaks[number],
                 profile=profiles[number],
+                by_costs=promises[number],
+                by_costs_ratio=_ratio(promises[first], promises[number]),
             )
         )
     return rows
+
+
+def _ratio(first: float | None, own: float | None) -> float | None:
+    return None if first is None or own is None else first / own
 
 
 def _prepare(entry: _Entry, settings: Settings, case: Case) -> Run:
@@ -201,7 +219,7 @@ def _prepare(entry: _Entry, settings: Settings, case: Case) -> Run:
 def signature(settings: Settings, timing: Timing) -> dict[str, Any]:
     """Where and how it was measured."""
     return {
-        "machine": torch.cuda.get_device_name() if settings.device == "cuda" else processor_name(),
+        "machine": processor_of(settings),
         "cores": os.cpu_count(),
         "threads": settings.threads,
         "torch": torch.__version__,
@@ -220,6 +238,11 @@ def _quiet_randomness() -> Iterator[None]:
     """Dropout draws from torch's generator: the caller finds it as it was."""
     with torch.random.fork_rng():
         yield
+
+
+def processor_of(settings: Settings) -> str:
+    """The name of what computes: the GPU, or the processor."""
+    return str(torch.cuda.get_device_name()) if settings.device == "cuda" else processor_name()
 
 
 def processor_name() -> str:

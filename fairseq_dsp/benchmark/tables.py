@@ -25,6 +25,9 @@ def show(console: Console, case: Case, rows: Sequence[Row]) -> None:
     for kernels in dict.fromkeys(row.attention for row in rows if row.attention):
         some = [name for name, row in zip(names, rows, strict=True) if row.attention == kernels]
         _say(console, f"attention by {kernels}: {'; '.join(some)}")
+    for name, row in zip(names, rows, strict=True):
+        if row.by_costs is not None:
+            _say(console, f"by costs, {name}: {_beside(row)}")
     if any(each.too_wide for row in rows for each in (estimate(row.seconds), row.ratio, row.engine_ratio) if each):
         _say(
             console,
@@ -104,6 +107,16 @@ def _figures(case: Case, rows: Sequence[Row], names: Sequence[str], whole: bool)
             "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f}",
         )
     return table
+
+
+def _beside(row: Row) -> str:
+    """What was promised and what was measured, side by side."""
+    assert row.by_costs is not None
+    measured = None if row.engine_ratio is None else row.engine_ratio.median
+    text = f"promised {row.by_costs * 1e3:.4g} ms, measured {row.median * 1e3:.4g} ms"
+    if measured is None or row.by_costs_ratio is None:
+        return text
+    return f"{text}; promised ratio {row.by_costs_ratio:.2f}, measured {measured:.2f} ({measured / row.by_costs_ratio - 1:+.1%})"
 
 
 def _profile(rows: Sequence[Row], names: Sequence[str]) -> Table:

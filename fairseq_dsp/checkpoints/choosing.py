@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fairseq_dsp.checkpoints.account import Account, Demand
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.plugin.costing import costs_of, sentence_of_validation
+from fairseq_dsp.plugin.costing import costs_of, measured_costs, sentence_of_validation
 from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
 from fairseq_dsp.plugin.options import TaskOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
-from fairseq_dsp.units.costs import MACS, Costs, Sentence
+from fairseq_dsp.units.costs import MACS, Costs
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.floors import Floors, fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
 from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of, with_part
@@ -86,7 +87,7 @@ def choose_layout(
     if not 0 <= budget <= gates.grid.total:
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
     floors = gates.floors if budget >= fewest(gates.floors) else ()
-    return model.layout.narrow(top_k_above_floors(gates.importance.detach(), budget, floors))
+    return model.layout.narrow(top_k_above_floors(gates.ranking(), budget, floors))
 
 
 def refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | None, by: str) -> None:
@@ -132,62 +133,6 @@ def _refuse_other_weights(model: DspTransformerModel, scores: ScoreFile) -> None
         raise Refusal(objection)
 
 
-@dataclass(frozen=True)
-class Demand:
-    """A budget, and the sentence that operations are counted of; None for the mean of the checkpoint's validation set."""
-
-    request: BudgetRequest
-    sentence: Sentence | None = None
-
-
-@dataclass(frozen=True)
-class Account:
-    """What a choice comes to.
-
-    Attributes:
-        demand: what was asked for, with the sentence that was counted of.
-        costs: of the architecture's units.
-        limit: the most that kept units might cost.
-        layout: the units that are kept.
-    """
-
-    demand: Demand
-    costs: Costs
-    limit: int
-    layout: Layout
-
-    @property
-    def slack(self) -> int:
-        """What is left of the limit."""
-        return self.limit - self.costs.of(self.layout)
-
-    def lines(self) -> list[str]:
-        """The account for people: budget, what is kept as a share of the whole and of what can be taken out, and the slack."""
-        costs, measure = self.costs, self.costs.measure
-        spent, sentence = costs.of(self.layout), self.demand.sentence
-        of = (
-            f", for {sentence.source} source and {sentence.target} target tokens at beam {sentence.beam}"
-            if sentence
-            else ""
-        )
-        most, whole = self._written(costs.rest + self.limit), self._written(costs.dense)
-        part = spent / costs.prunable if costs.prunable else 1.0
-        cheapest = costs.cheapest_off(self.layout)
-        lines = [f"budget {self.demand.request.text}: at most {most} of {whole}{of}"]
-        if measure == COUNT:
-            lines.append(f"kept: {self._written(spent)}, {part:.1%}; slack {self._written(self.slack)}")
-        else:
-            lines.append(
-                f"kept: {self._written(costs.rest + spent)}, {(costs.rest + spent) / costs.dense:.1%} of the whole model and {part:.1%} of "
-                f"the {costs.prunable / costs.dense:.1%} that can be taken out; slack {self._written(self.slack)}"
-            )
-        lines[-1] += "" if cheapest is None else f", the cheapest unit that is off costs {self._written(cheapest)}"
-        return lines
-
-    def _written(self, cost: int) -> str:
-        return written(cost * self.costs.scale, self.costs.measure)
-
-
 def choose_under(
     model: DspTransformerModel, task: Any, demand: Demand, scores: ScoreFile | None, floor: str | None
 ) -> Account:
@@ -215,15 +160,18 @@ def choose_under(
             f"{request.text}."
         )
     else:
-        kinds, values = _kinds_of(layout.grid), model.head_gates.importance.tolist()
+        kinds, values = _kinds_of(layout.grid), model.head_gates.ranking().tolist()
     if request.measure == MACS and demand.sentence is None:
         options = TaskOptions.of(task)
-        demand = Demand(request, sentence_of_validation(options.data, *options.languages))
+        demand = replace(demand, sentence=sentence_of_validation(options.data, *options.languages))
     if request.measure != MACS:
-        demand = Demand(request)
+        demand = replace(demand, sentence=None)
     limits = _limits(request, layout, kinds)
     named = [name for names, _ in limits for name in names]
-    costs = costs_of(model, request.measure, demand.sentence, layout)
+    if demand.measured is not None:
+        costs = measured_costs(model, demand.measured, layout)
+    else:
+        costs = costs_of(model, request.measure, demand.sentence, layout)
     if request.measure == COUNT:
         costs = costs.counting(lambda site: KIND_OF[site.stack].name in named)
     kept, scored = layout, part_of(layout, kinds).surviving

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.account import Account, Demand
 from fairseq_dsp.checkpoints.agreement import TOLERANCE, largest_difference
 from fairseq_dsp.checkpoints.batches import loss_per_token
 from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.choosing import Account, Demand, as_grouped, choose_layout, choose_under, refuse_budget
+from fairseq_dsp.checkpoints.choosing import as_grouped, choose_layout, choose_under, refuse_budget
 from fairseq_dsp.checkpoints.rescaling import cut_in_stages, input_moments, rescale_state
 from fairseq_dsp.config import LATER, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal

@@ -15,7 +15,9 @@ from rich.console import Console
 
 from fairseq_dsp.benchmark.candidates import RANDOM_SYNTAX, Candidate, Facts, facts_of, labels, several_languages
 from fairseq_dsp.benchmark.comparison import Timing, compare, signature
-from fairseq_dsp.benchmark.measuring import CLOCKS
+from fairseq_dsp.benchmark.costs import drawn, measure_costs, target_words
+from fairseq_dsp.benchmark.measuring import CLOCKS, Watch
+from fairseq_dsp.benchmark.promises import Promise
 from fairseq_dsp.benchmark.sentences import dictionary_sizes
 from fairseq_dsp.benchmark.settings import Case, Settings
 from fairseq_dsp.benchmark.tables import show, show_profile, title_of
@@ -25,9 +27,13 @@ from fairseq_dsp.cli.waiting import watch_within, watched
 from fairseq_dsp.config import whole_number
 from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
-from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.files.output import OutputFile, checked_file
+from fairseq_dsp.units.cost_file import read_costs
+from fairseq_dsp.units.kinds import KIND_OF
 
 _NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
+
+_WORK = "encoder,decoder-step,generate,update"
 
 _UNFOLDED = 100_000  # columns of a file, which need not fold its tables
 
@@ -50,9 +56,20 @@ def get_parser() -> argparse.ArgumentParser:
         help=f"with generate, every model in CTranslate2 too, with weights of this type: {', '.join(QUANTIZATIONS)}",
     )  # fmt: skip
     work = parser.add_argument_group("work")
-    default = "encoder,decoder-step,generate,update"
     work.add_argument(
-        "--workloads", default=default, metavar="LIST", help=f"of {', '.join(WORKLOADS)} (default: {default})"
+        "--workloads",
+        metavar="LIST",
+        help=f"of {', '.join(WORKLOADS)} (default: {_WORK}; with --costs or --promised generate)",
+    )
+    work.add_argument(
+        "--costs", metavar="FILE",
+        help="measure what the units of one dense model take in generation, in CTranslate2 where --ctranslate2 is given, and write it for "
+        "fairseq-dsp-prune --budget latency=",
+    )  # fmt: skip
+    work.add_argument(
+        "--promised",
+        metavar="FILE",
+        help="set beside what is measured what such a file promises, on the machine it is of",
     )
     work.add_argument("--batch-size", default="32", metavar="LIST", help="sentences at a time (default: 32)")
     work.add_argument("--beam", default="5", metavar="LIST", help="hypotheses a sentence (default: 5)")
@@ -62,7 +79,8 @@ def get_parser() -> argparse.ArgumentParser:
     add_languages(work)
     work.add_argument(
         "--output-length", metavar="N",
-        help="words to generate (default: --length; with --data, until the model ends, at most 200)",
+        help="words to generate (default: --length; with --data, until the model ends, at most 200, with --costs the mean words of the "
+        "translations, and with --promised those of FILE)",
     )  # fmt: skip
     work.add_argument(
         "--max-tokens", default="4096", metavar="N", help="tokens of an update or a validation (default: 4096)"
@@ -87,7 +105,7 @@ def get_parser() -> argparse.ArgumentParser:
     how.add_argument("--no-memory", action="store_true", help="spare the processes that measure peak memory")
     how.add_argument("--profile", action="store_true", help="also show where the time of a call goes, by operator")
     parser.add_argument("--json", metavar="FILE", help="write a line for every row, with all times, after every case")
-    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--force", action="store_true", help="overwrite what is written")
     return parser
 
 
@@ -105,27 +123,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = replace(settings, task_of=several_languages(given))
     words = dictionary_sizes(settings) if settings.data else None
     if args.ctranslate2:
-        given = given + [replace(candidate, ctranslate2=args.ctranslate2) for candidate in given]
+        served = [replace(candidate, ctranslate2=args.ctranslate2) for candidate in given]
+        given = served if args.costs is not None else given + served
     facts = [facts_of(candidate.build(words)) for candidate in watched("reading the models", given, len(given))]
     settings = replace(settings, words=_common_words(list(zip(given, facts, strict=True)), words))
+    if args.costs is not None:
+        return _measure_costs(args, given[0], settings, timing, cases[0])
     candidates = list(zip(labels(given), given, facts, strict=True))
+    promise = None
+    if args.promised is not None:
+        promise = Promise(args.promised, settings)
+        promise.refuse_other(list(zip(given, facts, strict=True)), cases)
     sign = signature(settings, timing)
     plain = {"markup": False, "emoji": False}  # a path may hold what looks like either
     console = Console(**plain) if Console().is_terminal else Console(width=_UNFOLDED, **plain)
     records: list[dict[str, Any]] = []
     for number, case in enumerate(cases, 1):
         watch = watch_within(f"{title_of(case)} (case {number} of {len(cases)})")
-        rows = compare(candidates, settings, timing, case, watch)
+        rows = compare(candidates, settings, timing, case, watch, *([promise.seconds] if promise else []))
         records += [row.record(case, sign) for row in rows]
         if rows:
             show(console, case, rows)
             if timing.profile:
                 show_profile(console, rows)
         if args.json:  # after every case: whatever ends the measuring, what was measured is kept
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            args.json.write(lambda file, lines=lines: file.write(lines.encode()), "the measurements")
+            _write(args.json, records)
             args.json = replace(args.json, force=True)  # what is there now is ours
     print(" | ".join(f"{name} {value}" for name, value in sign.items()))
+
+
+def _measure_costs(
+    args: argparse.Namespace, candidate: Candidate, settings: Settings, timing: Timing, case: Case
+) -> None:
+    """`--costs`: a costs file, and what it says."""
+    if settings.output_length is None:
+        settings = replace(settings, output_length=target_words(settings, case))
+    stacks = list(KIND_OF)
+
+    def watch(stack: str) -> Watch:
+        return watch_within(f"{title_of(case)}, {stack} (stack {stacks.index(stack) + 1} of {len(stacks)})")
+
+    costs, rows = measure_costs(candidate, settings, timing, case, watch)
+    args.costs.write(lambda file: file.write(costs.text().encode()), "the costs")
+    if args.json:
+        sign = signature(settings, timing)
+        _write(args.json, [{**row.record(case, sign), "stack": stack} for stack, row in rows])
+    print("\n".join(drawn(costs)))
+
+
+def _write(target: OutputFile, records: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    target.write(lambda file: file.write(lines.encode()), "the measurements")
 
 
 def cli_main() -> None:
@@ -153,6 +201,26 @@ def _common_words(measured: list[tuple[Candidate, Facts]], words: tuple[int, int
     return min(sources), min(targets)
 
 
+def _objections_to_costs(args: argparse.Namespace, names: list[str]) -> list[str]:
+    """Sentences on what `--costs` and `--promised` cannot be measured with."""
+    found = []
+    if args.costs is not None and args.promised is not None:
+        found.append(
+            f"`--costs` and `--promised` must not be given together, but are {args.costs} and {args.promised}."
+        )
+    if args.costs is not None:
+        if len(args.models or ()) > 1:
+            found.append(f"`--costs` must be measured of one model, but {len(args.models)} are given.")
+        if names != ["generate"]:
+            found.append(f"`--costs` must be measured in generation, but `--workloads` is {args.workloads}.")
+        for option, value in (("--batch-size", args.batch_size), ("--beam", args.beam)):
+            if "," in value:
+                found.append(f"`{option}` must be one number with `--costs`, but is {value}.")
+        if args.profile:
+            found.append("`--profile` must not come with `--costs`, which compares no two models.")
+    return found
+
+
 def _read(args: argparse.Namespace) -> tuple[Settings, Timing, list[Case]]:
     """The request as plain data.
 
@@ -162,7 +230,9 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Timing, list[Case]]:
     reasons: list[str] = []
     if not args.models:
         reasons.append("`--path` or `--random` must name a model, but neither is given.")
+    args.workloads = args.workloads or ("generate" if args.costs or args.promised else _WORK)
     names = args.workloads.split(",")
+    reasons += _objections_to_costs(args, names)
     for name in names:
         if name not in WORKLOADS:
             reasons.append(f"`--workloads` must be of {', '.join(WORKLOADS)}, but has {name!r}.")
@@ -185,7 +255,7 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Timing, list[Case]]:
     if args.data and args.length:
         reasons.append(f"`--length` is of synthetic sentences and must not come with `--data`, but is {args.length}.")
     untrained = [candidate.text for candidate in args.models or () if candidate.random]
-    if args.data and untrained and not args.output_length and "generate" in names:
+    if args.data and untrained and not args.output_length and "generate" in names and not (args.costs or args.promised):
         reasons.append(
             f"`--output-length` must be given with `--data` for {untrained[0]}: random weights end a sentence anywhere."
         )
@@ -202,9 +272,14 @@ def _read(args: argparse.Namespace) -> tuple[Settings, Timing, list[Case]]:
     if args.clock == "cpu" and (device == "cuda" or numbers.get("threads", 1) > 1):
         where = "a GPU" if device == "cuda" else f"{numbers['threads']} threads"
         reasons.append(f"`--clock cpu` adds up one thread's processor time, but there is {where}: use wall.")
-    if args.json is not None:
+    for option in ("json", "costs"):
+        if getattr(args, option) is not None:
+            with noted(reasons):
+                setattr(args, option, checked_file(getattr(args, option), args.force))
+    if args.promised is not None:
         with noted(reasons):
-            args.json = checked_file(args.json, args.force)
+            args.promised = read_costs(args.promised, "--promised")
+            numbers["output_length"] = numbers.get("output_length") or args.promised.conditions.target - 1
     if reasons:
         raise Refusal(*reasons)
     pairs, warmup = numbers.pop("pairs"), numbers.pop("warmup")

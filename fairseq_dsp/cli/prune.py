@@ -34,12 +34,17 @@ def get_parser() -> argparse.ArgumentParser:
         "--budget",
         metavar="TEXT",
         help="in place of --unpruned-heads, what to keep at most: a number of units, a share of them (0.25), or what the whole model may "
-        "cost, parameters=20M or macs=0.5 (multiply-adds a sentence; a share is of the dense model's)",
+        "cost, parameters=20M, macs=0.5 (multiply-adds a sentence) or latency=40ms (a sentence); a share is of the dense model's",
     )
     parser.add_argument(
         "--sentence",
         metavar="S,T,BEAM",
         help="what macs= is counted of: source and target tokens and the beam (default: mean lengths of the validation set, beam 5)",
+    )
+    parser.add_argument(
+        "--costs",
+        metavar="FILE",
+        help="what units take, for latency=: measured by fairseq-dsp-bench --costs on the machine that will serve",
     )
     parser.add_argument(
         "--scores", metavar="FILE", help="importance by fairseq-dsp-score, with --unpruned-heads or --budget"

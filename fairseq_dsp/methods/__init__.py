@@ -10,11 +10,13 @@ from fairseq_dsp.config import AUTO, PruningConfig, flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods.dsp import DifferentiableSubset, StraightThrough
 from fairseq_dsp.methods.fixed import Fixed
+from fairseq_dsp.methods.function_norm import FunctionNorm
 from fairseq_dsp.methods.hard_concrete import HardConcrete
 from fairseq_dsp.methods.lagrangian import Lagrangian
 from fairseq_dsp.methods.method import Method
 from fairseq_dsp.methods.pass_ import Pass
 from fairseq_dsp.methods.simple import Simple
+from fairseq_dsp.methods.site_threshold import SiteThreshold
 from fairseq_dsp.methods.stratified import Stratified
 
 _CLASSES: tuple[type[Method], ...] = (
@@ -24,6 +26,8 @@ _CLASSES: tuple[type[Method], ...] = (
     Simple,
     Lagrangian,
     Pass,
+    FunctionNorm,
+    SiteThreshold,
     Fixed,
     Stratified,
 )

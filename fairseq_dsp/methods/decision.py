@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,14 @@ from fairseq_dsp.units.floors import Floors, fewest, top_k_above_floors
 from fairseq_dsp.units.weighted import hard_under_budget, meets_budget
 
 
-def decided(method: Method, importance: Tensor, fixed_mask: Tensor, budget: Budget | None, floors: Floors) -> Tensor:
+def decided(
+    method: Method,
+    importance: Tensor,
+    fixed_mask: Tensor,
+    budget: Budget | None,
+    floors: Floors,
+    own: Mapping[str, Tensor],
+) -> Tensor:
     """The heads that evaluation and rewriting keep, within the budget where one was given, exactly K where costs are equal: [H], 0/1, no gradient.
 
     Args:
@@ -19,6 +28,7 @@ def decided(method: Method, importance: Tensor, fixed_mask: Tensor, budget: Budg
         fixed_mask: [H], the chosen heads once they are fixed; anything but marks that meet the budget before.
         budget: of the deployed model; None for the number that the method finds itself.
         floors: groups of heads of which some must stay, whatever their importance.
+        own: the method's variables and records.
     """
     fixed = fixed_mask.detach()
     # Anything but exact marks (an averaged state) falls back on the importance, which decided them. The device answers
@@ -26,13 +36,16 @@ def decided(method: Method, importance: Tensor, fixed_mask: Tensor, budget: Budg
     marked = ((fixed == 0) | (fixed == 1)).all()
     if budget is not None:
         marked = marked & meets_budget(fixed, budget)
-    return torch.where(marked, fixed, most_important(method, importance, budget, floors))
+    return torch.where(marked, fixed, most_important(method, importance, budget, floors, own))
 
 
-def most_important(method: Method, importance: Tensor, budget: Budget | None, floors: Floors) -> Tensor:
+def most_important(
+    method: Method, importance: Tensor, budget: Budget | None, floors: Floors, own: Mapping[str, Tensor]
+) -> Tensor:
     """The most important heads: those that the budget buys, or as many as the method finds right. Arguments as of `decided`."""
+    ranking = method.ranking(importance, **own)
     if budget is not None:
-        return hard_under_budget(importance, budget, floors)
-    own_number = method.own_number(importance)
+        return hard_under_budget(ranking, budget, floors)
+    own_number = method.own_number(importance, **own)
     assert own_number is not None  # `objections_to_method` has asked
-    return top_k_above_floors(importance, max(own_number, fewest(floors)), floors)
+    return top_k_above_floors(ranking, max(own_number, fewest(floors)), floors)

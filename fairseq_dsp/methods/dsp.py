@@ -70,7 +70,7 @@ class DifferentiableSubset(Scheduled):
         fixes_at = None if config.keep_sampling else cooldown_of(config)
         return cls(*cls.schedule_of(config), config.seed, initial, final, fixes_at, relaxation)
 
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         assert budget is not None
         noise = noise_for(importance, gumbel_noise, self.seed, update)
         if self.relaxation == PROJECTION:
@@ -94,7 +94,7 @@ class StraightThrough(Scheduled):
     def from_config(cls, config: PruningConfig) -> StraightThrough:
         return cls(*cls.schedule_of(config), None if config.keep_sampling else cooldown_of(config))
 
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         assert budget is not None
         return straight_through_under_budget(importance, budget)
 

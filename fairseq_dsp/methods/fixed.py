@@ -25,5 +25,5 @@ class Fixed(Method):
     def from_config(cls, config: PruningConfig) -> Fixed:
         return cls()
 
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         raise AssertionError("a model with fixed heads has no gates")

@@ -50,10 +50,10 @@ class HardConcrete(Method):
         penalty = L0_PENALTY if config.l0_penalty is None else config.l0_penalty
         return cls(config.seed, penalty, config.cooldown_updates)
 
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         return hard_concrete(importance, noise_for(importance, logistic_noise, self.seed, update))
 
-    def own_number(self, importance: Tensor) -> int:
+    def own_number(self, importance: Tensor, **own: Tensor) -> int:
         return int((hard_concrete_without_noise(importance.detach()) > 0).sum())
 
     def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Lagrangian(Method):
         if update == 0:
             own["multipliers"].zero_()
 
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         noise = noise_for(importance, logistic_noise, self.seed, update)
         return hard_concrete(log_alpha(importance), noise, TEMPERATURE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,9 @@ class Method(ABC):
         recipe: values that `--recipe auto` gives to options whatever the length of the training.
         reach: importance learning rate times window that `--recipe auto` aims at; None where the learning rate is a matter of its own.
         takes_costs: whether its budget may be of units of unequal costs.
+        measures: whether it is told the norms of what units add to the residual stream, and ranks units by them. Nothing moves the
+            importance then.
+        norm: the form of these norms, one of `units.norms.NORMS`; None where none are measured.
         fixes_at: number of updates after which the heads are fixed; None where they never are.
     """
 
@@ -38,7 +41,9 @@ class Method(ABC):
     has_window: ClassVar[bool] = False
     recipe: ClassVar[Mapping[str, Any]] = {}
     reach: ClassVar[float | None] = None
+    measures: ClassVar[bool] = False
     fixes_at: int | None
+    norm: str | None = None
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
@@ -53,12 +58,21 @@ class Method(ABC):
     def from_config(cls, config: PruningConfig) -> Method:
         """The method with the options' values, defaults filled in."""
 
+    def of_sites(self, sizes: Sequence[int]) -> Method:
+        """The method for a model whose sites have so many units each, in the flat order; few need to know."""
+        return self
+
     @abstractmethod
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         """Gates of a training update before the heads are fixed: [H], with gradient to the importance.
 
-        `budget` is what the heads that are on at this update cost (`budget_at`); None for `--unpruned-heads auto`.
+        `budget` is what the heads that are on at this update cost (`budget_at`); None for `--unpruned-heads auto`. `own` are
+        `variables` and `records`.
         """
+
+    def ranking(self, importance: Tensor, **own: Tensor) -> Tensor:
+        """What heads are ranked by when some are kept, the larger the longer: [H]; the importance where nothing else is said."""
+        return importance
 
     def budget_at(self, budget: Budget | None, update: int) -> Budget | None:
         """What the heads that are on at an update cost before they are fixed: the budget, where no schedule says otherwise.
@@ -68,7 +82,7 @@ class Method(ABC):
         """
         return budget
 
-    def own_number(self, importance: Tensor) -> int | None:
+    def own_number(self, importance: Tensor, **own: Tensor) -> int | None:
         """How many heads the method itself would keep; None where it has no say."""
         return None
 
@@ -88,12 +102,25 @@ class Method(ABC):
         """
         return None
 
+    def note(self, norms: Tensor, seen: Tensor, **own: Tensor) -> None:
+        """After an update, of a method that `measures`: may change `own` in place.
+
+        Args:
+            norms: [H], the mean norm of what every unit has added to the residual stream, over the update's positions in all processes.
+            seen: [H] bool, whether there were any.
+        """
+        return None
+
     def temperature(self, update: int) -> float | None:
         """What is annealed, for the log; None where nothing is."""
         return None
 
     def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor | None:
-        """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none. Others as above."""
+        """Added to the loss per target token (or per sentence, with `--sentence-avg`); None for none. Others as above.
+
+        `own` of a method that `measures` also has `norms`, if a pass has measured any: [H], the mean of every unit over the positions of
+        the micro-batch, with gradient to the weights.
+        """
         return None
 
 

@@ -74,7 +74,7 @@ class Pass(Method):
             importance.clamp_(-FURTHEST, FURTHEST)
         rounds_begun.fill_(round_)
 
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         return hard_concrete(importance, noise_for(importance, logistic_noise, self.seed, update))
 
     def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:

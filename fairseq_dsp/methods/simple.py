@@ -37,7 +37,7 @@ class Simple(Scheduled):
     def from_config(cls, config: PruningConfig) -> Simple:
         return cls(*cls.schedule_of(config), config.seed, None if config.keep_sampling else cooldown_of(config))
 
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         assert budget is not None
         noise = noise_for(importance, gumbel_noise, self.seed, update)
         return exact_straight_through_top_k(importance, noise, budget.count)

@@ -50,7 +50,7 @@ class Stratified(Method):
     def from_config(cls, config: PruningConfig) -> Stratified:
         return cls()
 
-    def gates(self, importance: Tensor, budget: Budget | None, update: int) -> Tensor:
+    def gates(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor:
         raise AssertionError("a model with fixed heads has no gates")
 
 

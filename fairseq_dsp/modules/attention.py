@@ -143,6 +143,7 @@ class PrunableAttention(nn.Module):
         gates = self.gates()
         columns = gates.repeat_interleave(self.head_dim)
         weight = self.out_proj.weight
+        self.gates.see(context, weight)
         # Float32 gates make these float32 products in a half-precision model: the gradient of a gate sums very many.
         if gates.requires_grad and not weight.requires_grad:
             # A frozen weight needs no gradient, and to make one for the gates alone costs more than to scale contexts.

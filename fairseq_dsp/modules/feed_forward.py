@@ -80,6 +80,7 @@ class _GatedColumns(_Gated):
 
     def _scaled(self, x: Tensor) -> Tensor:
         gates, weight = self.gates(), self.weight
+        self.gates.see(x, weight)
         columns = gates.repeat_interleave(self.group)
         # Float32 gates make these float32 products in a half-precision model: the gradient of a gate sums very many.
         if gates.requires_grad and not weight.requires_grad:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.methods import Method
 from fairseq_dsp.methods.decision import decided
+from fairseq_dsp.modules.unit_norms import UnitNorms
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.floors import Floors
 from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.norms import RELATIVE
 
 logger = logging.getLogger("fairseq_dsp.gates")  # as logs have always named it
 
@@ -43,6 +45,7 @@ class HeadGates(nn.Module):
 
     Attributes:
         importance: [H] float32, whatever the model's precision.
+        norms: what units add to the residual stream; None for a method that does not measure it.
         fixed_mask: [H] float32, the chosen heads (0/1) once the cooldown is over, -1 everywhere before. A float, because
             fairseq's moving average multiplies every entry of the state.
 
@@ -55,22 +58,29 @@ class HeadGates(nn.Module):
         super().__init__()
         self.grid = grid
         self.budget = budget
-        self.method = method
+        self.norms: UnitNorms | None = None
+        self.take(method)
         self.floors = floors
         self.update = 0
         self.importance = nn.Parameter(initial_importance(grid))
         self.importance.param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
         self.register_buffer("fixed_mask", torch.full((grid.total,), _UNDECIDED))
-        for name, value in method.variables().items():
+        for name, value in self.method.variables().items():
             self.register_parameter(name, nn.Parameter(value))
             self.get_parameter(name).param_group = IMPORTANCE_GROUP  # type: ignore[attr-defined]
-        for name, value in method.records().items():
+        for name, value in self.method.records().items():
             self.register_buffer(name, value)
         self._drawn: Tensor | None = None
         # what was read from the device, with the state of the tensors that it was read from
         self._fixed: tuple[Any, tuple[bool, ...]] | None = None
         self._evaluated: tuple[Any, tuple[bool, ...]] | None = None
         self._loaded = False
+
+    def take(self, method: Method) -> None:
+        """From now on the method makes gates; what it keeps beside the importance must be what the one before kept."""
+        self.method = method.of_sites([count for _, count in self.grid.counts])
+        if method.norm is not None and self.norms is None:
+            self.norms = UnitNorms(self.grid, method.norm == RELATIVE)
 
     def set_num_updates(self, num_updates: int) -> None:
         """fairseq calls this before every micro-batch, and before it loads a checkpoint."""
@@ -88,7 +98,11 @@ class HeadGates(nn.Module):
 
     def decided_mask(self) -> Tensor:
         """The heads that evaluation and rewriting keep, exactly K where K was given: [H], 0/1, no gradient."""
-        return decided(self.method, self.importance, self.fixed_mask, self.budget, self.floors)
+        return decided(self.method, self.importance, self.fixed_mask, self.budget, self.floors, self.own_state())
+
+    def ranking(self) -> Tensor:
+        """What heads are ranked by: [H], no gradient."""
+        return self.method.ranking(self.importance, **self.own_state()).detach()
 
     def layout(self) -> Layout:
         """`decided_mask` as a layout of the grid."""
@@ -102,11 +116,20 @@ class HeadGates(nn.Module):
         """What the method adds to the loss of this update; None once heads are fixed, which cost nothing that could be saved."""
         if self.is_fixed:
             return None
-        return self.method.penalty(self.importance, self.budget, self.update, **self.own_state())
+        own = self.own_state()
+        if self.norms is not None and (norms := self.norms.of_pass()) is not None:
+            own["norms"] = norms
+        return self.method.penalty(self.importance, self.budget, self.update, **own)
+
+    def end_update(self) -> None:
+        """Whoever steps the optimizer calls this then, in every process: the method takes in what has been measured."""
+        if self.norms is not None and self.norms.has_measured:
+            with torch.no_grad():
+                self.method.note(*self.norms.of_update(), **self.own_state())
 
     def mean_importance(self) -> dict[str, float]:
-        """Mean importance of all heads of an attention type; a type that has none is left out."""
-        values = self.importance.detach().tolist()
+        """Mean of what all heads of an attention type are ranked by; a type that has none is left out."""
+        values = self.ranking().tolist()
         found: dict[str, list[float]] = {}
         for site, span in self.grid.spans():
             found.setdefault(site.stack, []).extend(values[span])
@@ -129,7 +152,7 @@ class HeadGates(nn.Module):
                 self._loaded = False
             with torch.no_grad():
                 self.method.begin_update(self.importance, self.budget, self.update, **self.own_state())
-            return self._in_graph(self.method.gates(self.importance, self.budget_now, self.update))
+            return self._in_graph(self.method.gates(self.importance, self.budget_now, self.update, **self.own_state()))
         if self._fixed is None or self._fixed[0] != stamp_of(self.fixed_mask):
             mask = self.decided_mask()
             before, marks = torch.stack([self.fixed_mask, mask]).tolist()
@@ -168,7 +191,9 @@ class HeadGates(nn.Module):
         """
         if self.training and not self.is_fixed:
             return None
-        tensors = (self.fixed_mask,) if self.training else (self.fixed_mask, self.importance)
+        tensors = (
+            (self.fixed_mask,) if self.training else (self.fixed_mask, self.importance, *self.own_state().values())
+        )
         known = self._fixed if self.training else self._evaluated
         stamp = stamp_of(*tensors)
         if known is None or known[0] != stamp or anew and not self.training:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.idle import tie
 from fairseq_dsp.units.kind import Slice, unit_places
+from fairseq_dsp.units.layout import Site
 
 # What a sublayer computes with in place of its own tensors, by their names, without biases that it does not have.
 Record = dict[str, Tensor]
@@ -44,18 +45,25 @@ class Gates(Protocol):
             begins: a pass may begin with this question; not with one that a sublayer of two modules asks again for its second.
         """
 
+    def see(self, computed: Tensor, weight: Tensor) -> None:
+        """What the site's units computed, before their gates, [T, B, n·d], and the map that reads it, [C, n·d]; asked for by nobody but a method
+        that `measures`.
+        """
+
 
 class SiteGates:
     """The gates of one site, as its sublayer asks for them.
 
     Args:
         owner: the model's gates.
+        site: of the owner's grid.
         span: the site's slice of the flat order.
         leads: the site is the first that a pass comes to, in the encoder or in the decoder, which may be called alone.
     """
 
-    def __init__(self, owner: HeadGates, span: slice, leads: bool) -> None:
+    def __init__(self, owner: HeadGates, site: Site, span: slice, leads: bool) -> None:
         self.owner = owner
+        self.site = site
         self.span = span
         self.leads = leads
         self.handed: Tensor | None = None
@@ -64,6 +72,11 @@ class SiteGates:
 
     def __call__(self) -> Tensor:
         return self.handed if self.handed is not None else self.owner.gates()[self.span]
+
+    def see(self, computed: Tensor, weight: Tensor) -> None:
+        """Shows it to the method that measures it, in training; see `Gates`."""
+        if self.owner.norms is not None and self.owner.training:
+            self.owner.norms.see(self.site, computed, weight)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy that is made in the middle of a pass leaves to that pass what belongs to its graph."""
@@ -174,6 +187,9 @@ class ConstantGates:
 
     def live(self, sublayer: Any, search: Search, begins: bool = True) -> None:
         """None: all units are computed and multiplied, so that a comparison compares two computations."""
+
+    def see(self, computed: Tensor, weight: Tensor) -> None:
+        """Nothing is measured."""
 
 
 def linear_of(x: Tensor, record: Record, name: str) -> Tensor:

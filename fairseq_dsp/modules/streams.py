@@ -1,10 +1,9 @@
-"""Where the residual stream can be seen that a sublayer adds to. Called by `scoring`."""
+"""Where the residual stream can be seen that a sublayer adds to. Called by `scoring` and `surgery`."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from fairseq_dsp.modules.surgery import modules_at
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
 from fairseq_dsp.units.layout import Grid, Site
@@ -20,10 +19,10 @@ def streams(model: nn.Module, grid: Grid) -> dict[Site, nn.Module]:
         grid: of the model's sites.
     """
     found = {}
-    for site, module in modules_at(model, grid).items():
+    for site in grid.sites:
         layer = getattr(model, STACK_OF[site.stack].side).layers[site.layer]
         heads = KIND_OF[site.stack] is HEADS
         norm = f"{STACK_OF[site.stack].module}_layer_norm" if heads else "final_layer_norm"
-        first = module if heads else layer.fc1
+        first = getattr(layer, STACK_OF[site.stack].module) if heads else layer.fc1
         found[site] = getattr(layer, norm) if layer.normalize_before else first
     return found

@@ -18,6 +18,7 @@ from fairseq_dsp.modules.feed_forward import gate_neurons, ungate_neurons
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.site_gates import ConstantGates, GatedCheckpoint, Gates, SiteGates
 from fairseq_dsp.modules.slicing import keep_units
+from fairseq_dsp.modules.streams import streams
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kind import Slice, unit_places
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
@@ -236,13 +237,15 @@ def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
         if span.stop == span.start:
             continue
         side = STACK_OF[site.stack].side
-        of_site = SiteGates(gates, span, leads=side not in begun)
+        of_site = SiteGates(gates, site, span, leads=side not in begun)
         _gate(model, site, of_site, span.stop - span.start)
         begun.add(side)
         by_layer.setdefault(getattr(model, side).layers[site.layer], []).append(of_site)
     for layer, site_gates in by_layer.items():
         if hasattr(layer, "precheckpoint_forward"):
             layer.forward = GatedCheckpoint(layer.forward, site_gates)
+    if gates.norms is not None:
+        gates.norms.watch(model, streams(model, grid))
 
 
 def remove_gates(model: nn.Module, grid: Grid) -> None:
@@ -254,8 +257,11 @@ def remove_gates(model: nn.Module, grid: Grid) -> None:
             ungate_neurons(layer)
             if isinstance(layer.__dict__.get("forward"), GatedCheckpoint):
                 layer.forward = layer.forward.ungated()
+    gates = model.head_gates
+    if gates.norms is not None:
+        gates.norms.unwatch(model)
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is model.head_gates]:
+        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", hook) in (gates, gates.norms)]:
             del hooks[key]
     model.head_gates = None
 

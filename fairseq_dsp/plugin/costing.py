@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fairseq_dsp.config import PruningConfig, set_option
+from fairseq_dsp.config import AUTO, PruningConfig, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.surgery import attentions
@@ -13,11 +13,14 @@ from fairseq_dsp.plugin.options import Options
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import MACS, PARAMETERS, Costs, Sentence, operation_costs, parameter_costs
-from fairseq_dsp.units.groups import group_of, has_neurons
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.prices import write_prices
 from fairseq_dsp.units.request import BudgetRequest, parse_budget, parse_sentence
+
+if TYPE_CHECKING:
+    from fairseq_dsp.units.cost_file import CostFile, Sizes
 
 # fairseq-generate's hypotheses a sentence.
 BEAM = 5
@@ -53,6 +56,31 @@ def costs_of(model: Any, measure: str, sentence: Sentence | None = None, layout:
             "`--budget macs=` must be for a model with one output projection, but this one has `--adaptive-softmax-cutoff`."
         )
     return operation_costs(grid, shapes, widths, sentence)
+
+
+def sizes_of(model: Any) -> Sizes:
+    """Sizes of the model before anything was pruned: what its speed depends on."""
+    heads = part_of(model.layout, [HEADS.name]).grid
+    sizes = {stack.name: heads.of(stack.name) for stack in HEADS.stacks}
+    sizes |= {stack: tuple(numbers) for stack, numbers in model.neurons.items()}
+    words = tuple(len(getattr(model, side).embed_tokens.weight) for side in ("encoder", "decoder"))
+    return {**sizes, "words": words, "parameters": (costs_of(model, PARAMETERS).dense,)}
+
+
+def measured_costs(model: Any, file: CostFile, layout: Layout | None = None) -> Costs:
+    """Costs of all units of the model's architecture in seconds a sentence, as they were measured.
+
+    Args:
+        model: a `DspTransformerModel`.
+        layout: as of `costs_of`.
+
+    Raises:
+        Refusal: they were measured of a model of other sizes.
+    """
+    grid = (layout or model.layout).grid
+    if reasons := file.objections_to_sizes(sizes_of(model)):
+        raise Refusal(*reasons)
+    return file.costs(grid, group_of(grid, model.neurons, "--ffn-group") if has_neurons(grid) else 1)
 
 
 def prices_of(model: Any, config: PruningConfig, grid: Grid) -> str:
@@ -94,7 +122,7 @@ def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
 def settle_budget(
     config: PruningConfig, total: int | None, data: str, source: str | None, target: str | None
 ) -> dict[str, Any]:
-    """Options that a training's `--budget` stands for, before a model is built: K of one in units; the sentence of one in operations.
+    """Options that a training's `--budget` stands for, before a model is built: K of one in units, or `auto`; the sentence of one in operations.
 
     Args:
         total: heads of the architecture.
@@ -105,6 +133,8 @@ def settle_budget(
     """
     if config.budget is None or config.prices is not None:
         return {}
+    if config.budget == AUTO and config.unpruned_heads is None:
+        return {"unpruned_heads": AUTO, "budget": None}
     request = parse_budget(config.budget)
     heads_alone = config.ffn_group is None and config.head_layout is None
     if request.measure == COUNT and heads_alone and total is not None and config.unpruned_heads is None:

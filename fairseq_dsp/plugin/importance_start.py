@@ -24,8 +24,8 @@ def objections_to_importance_from(training: TrainingOptions, config: PruningConf
     path = config.importance_from
     if path is None:
         return []
-    if not method_class(config).learned:
-        owners = ", ".join(name for name, method in METHODS.items() if method.learned)
+    if not method_class(config).learned or method_class(config).measures:
+        owners = ", ".join(name for name, method in METHODS.items() if method.learned and not method.measures)
         return [f"{_OPTION} belongs to {owners}, which learn importance, but is {path}."]
     start = starting_point(training)
     if start is None:

@@ -210,6 +210,12 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
     if config.budget_range is not None and config.head_layout is None and grid is not None:
         if config.budget_range[1] > grid.total:
             found.append(range_outside(config.budget_range, grid.total))
+    if method.measures:
+        for name in ("checkpoint_activations", "offload_activations"):
+            if (value := options.get(name)) not in (None, False):
+                found.append(
+                    f"{flag(name)} must not be given for `--head-selection {method.name}`, which measures activations, but is {value}."
+                )
     if method.learned:
         for part, ours in (
             ("task", MULTILINGUAL_BUDGET if get_option(args, "task") == MULTILINGUAL else BILINGUAL_BUDGET),

@@ -43,7 +43,7 @@ class HeadProgress:
             gradient: of the importance; None where it had none.
             update: number of updates done.
         """
-        if gradient is not None:
+        if gradient is not None and not gates.method.measures:
             self._signals.note(gradient, gates.decided_mask, update)
 
     def look(self, gates: HeadGates) -> Layout:
@@ -53,6 +53,8 @@ class HeadProgress:
         self.figures = {f"heads_{stack}": kept for stack, (kept, _) in layout.by_type().items()}
         self.figures |= {f"importance_{stack}": mean for stack, mean in gates.mean_importance().items()}
         self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
+        if gates.method.measures and layout.count:
+            self.figures["norm_threshold"] = gates.ranking()[gates.decided_mask() > 0].min().item()
         if not gates.is_fixed:
             self.figures |= self._signals.read(gates.decided_mask())
         return layout

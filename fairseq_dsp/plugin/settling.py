@@ -73,7 +73,7 @@ class Settling:
         with exit_on_refusal():
             if reasons := objections_to_method(config):
                 raise Refusal(*reasons)
-        model.head_gates.method = method_class(config).from_config(config)
+        model.head_gates.take(method_class(config).from_config(config))
         if isinstance(model.head_gates, NestedGates) and (nested := Nested.from_config(config)) is not None:
             model.head_gates.nested = nested
         _tell(config, f" of {updates} updates")

@@ -75,4 +75,9 @@ def stored_layout(state: dict[str, Any]) -> Layout:
         budget = budget_of(config, there)
         fixed = weights.get(f"{STATE_PREFIX}fixed_mask", torch.full((there.total,), -1.0))
         floors = floors_of(there, parse_floor(config.cross_floor))
-        return layout.narrow(decided(method.from_config(config), importance, fixed, budget, floors))
+        chosen = method.from_config(config).of_sites([count for _, count in there.counts])
+        own = {
+            name: weights.get(STATE_PREFIX + name, value)
+            for name, value in {**chosen.variables(), **chosen.records()}.items()
+        }
+        return layout.narrow(decided(chosen, importance, fixed, budget, floors, own))

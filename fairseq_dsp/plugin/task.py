@@ -44,8 +44,8 @@ class TranslationDspConfig(TranslationConfig):
     unpruned_heads: Optional[str] = field(
         default=None,
         metadata={
-            "help": "how many attention heads the model may keep, from 0 to all of them; with --head-selection hard-concrete also "
-            "auto: the model then keeps every head whose gate is open"
+            "help": "how many attention heads the model may keep, from 0 to all of them; with --head-selection hard-concrete or site-threshold "
+            "also auto: the model then keeps every head whose gate is open"
         },
     )
     seed: int = II("common.seed")
@@ -199,6 +199,7 @@ class BudgetTask:
         adam.importance_is_fixed = gates.is_fixed
         adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
         super().optimizer_step(optimizer, model, update_num)
+        gates.end_update()
         if not gates.is_fixed:
             self._progress.note(gates, adam.importance[0].grad, update_num + 1)
         if (update_num + 1) % (self.option("log_interval") or 1) == 0:

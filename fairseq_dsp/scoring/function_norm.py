@@ -10,28 +10,11 @@ from torch import Tensor
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.scoring.passes import gated, hooks, run
 from fairseq_dsp.units.kinds import STACK_OF
+from fairseq_dsp.units.norms import RELATIVE, grams_of, length_of_stream, norms_of_units, objection_to_norm
 
 if TYPE_CHECKING:
     from fairseq_dsp.scoring.subject import Subject
     from fairseq_dsp.units.layout import Site
-
-NORMS = ("absolute", "relative")
-
-
-def norms_of_units(computed: Tensor, grams: Tensor) -> Tensor:
-    """|O_u c_u| of every unit u: sqrt(c_u^T (O_u^T O_u) c_u), without a vector of C numbers for a unit: [..., n].
-
-    Args:
-        computed: c, [..., n, d].
-        grams: O_u^T O_u, [n, d, d].
-    """
-    return (torch.einsum("...ui,uij->...uj", computed, grams) * computed).sum(dim=-1).clamp_min(0).sqrt()
-
-
-def grams_of(weight: Tensor, units: int) -> Tensor:
-    """O_u^T O_u of every unit's columns O_u of the map [C, n·d] that reads what it computed: [n, d, d]."""
-    columns = weight.detach().unflatten(1, (units, -1)).movedim(1, 0)  # [n, C, d]
-    return columns.mT @ columns
 
 
 class FunctionNormScorer:
@@ -61,9 +44,9 @@ class FunctionNormScorer:
     options: ClassVar[tuple[str, ...]] = ("norm",)
 
     def __init__(self, norm: str | None = None) -> None:
-        if norm not in (None, *NORMS):
-            raise Refusal(f"`--norm` must be {' or '.join(NORMS)}, but is {norm}.")
-        self.relative = norm == "relative"
+        if (objection := objection_to_norm(norm)) is not None:
+            raise Refusal(objection)
+        self.relative = norm == RELATIVE
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         spans = dict(subject.grid.spans())
@@ -74,13 +57,13 @@ class FunctionNormScorer:
 
         def note_stream(site: Site) -> Any:
             def note(_: Any, args: Any, kwargs: dict[str, Tensor]) -> None:
-                streams[site] = _length(args[0] if args else kwargs["query"])
+                streams[site] = length_of_stream(args[0] if args else kwargs["query"])
 
             return note
 
         def note_norms(site: Site, units: int) -> Any:
             weight = subject.reader(site).weight
-            grams, scale = grams_of(weight, units), len(weight) ** 0.5
+            grams, scale = grams_of(weight.detach(), units), len(weight) ** 0.5
 
             def note(_: Any, inputs: tuple[Tensor]) -> None:
                 norms[site] = norms_of_units(inputs[0].unflatten(2, (units, -1)), grams) / scale
@@ -102,8 +85,3 @@ class FunctionNormScorer:
                     totals[spans[site]] += found[there].double().sum(dim=0).cpu()
                     positions[spans[site]] += there.sum().cpu()
         return totals / positions.clamp_min(1) * live
-
-
-def _length(stream: Tensor) -> Tensor:
-    """|x| / sqrt(C) of every position's x: [T, B, C] -> [T, B]."""
-    return stream.norm(dim=2) / stream.size(2) ** 0.5

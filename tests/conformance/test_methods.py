@@ -20,6 +20,7 @@ from models import (
     scores_as_generated,
 )
 
+from fairseq_dsp.checkpoints.choosing import choose_layout
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods import METHODS, objections_to_method
 from fairseq_dsp.methods.recipe import RECIPES, derive, objections_to_recipe
@@ -51,6 +52,21 @@ def fixed(method: str, kept: int) -> Any:
     return model.eval()
 
 
+def moves_what_heads_are_ranked_by(model: Any) -> bool:
+    """Whether an update would: by a gradient of the importance, or of a method that measures by what it has measured."""
+    gates = model.head_gates
+    before = gates.ranking().clone()
+    gradients(model)
+    scores(model)
+    if (penalty := gates.penalty()) is not None:
+        penalty.backward()
+    gates.end_update()
+    assert torch.isfinite(gates.importance.grad).all()
+    assert torch.isfinite(gates.ranking()).all()
+    assert gates.method.measures != gates.importance.grad.any()
+    return bool(gates.importance.grad.any()) or not torch.equal(gates.ranking(), before)
+
+
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     file = io.BytesIO()
     torch.save(state, file)
@@ -66,7 +82,7 @@ class TestOptions:
 
     def test_are_taken_or_refused_as_the_method_declares(self, method):
         values = {"bool": True, "int": 3, "float": 0.05, "str": "projection"}
-        words = {"budget_schedule": "cubic", "head_counts": "even"}
+        words = {"budget_schedule": "cubic", "head_counts": "even", "norm": "relative"}
         needed = {"budget_start_updates": {"budget_schedule": "cubic"}}
         kinds = {option.name: str(option.type).split(" ")[0] for option in fields(PruningConfig)}
         for option in {option for each in METHODS.values() for option in each.options}:
@@ -88,11 +104,8 @@ class TestRecipe:
         values = {name: value for name, value in derive(config, 100).items() if name != "importance_lr"}
         assert bool(values) == METHODS[method].has_window
         model = choosing(method, 7, **values)
-        found = gradients(model)
-        if (penalty := model.head_gates.penalty()) is not None:
-            penalty.backward()
         assert model.head_gates.method.fixes_at == (40 if values else None)
-        assert found["head_gates.importance"].any() or model.head_gates.importance.grad.any()
+        assert moves_what_heads_are_ranked_by(model)
 
     def test_may_be_named_where_there_is_a_window_alone(self, method):
         for recipe in RECIPES:
@@ -144,6 +157,18 @@ class TestBudget:
             model.head_gates.importance.zero_()
         assert model.deployed_layout().count == kept
 
+    @pytest.mark.parametrize("asked", [1, 5, 12])
+    def test_of_another_number_takes_what_heads_are_ranked_by(self, method, asked):
+        model = choosing(method, 7)
+        scores(model.train())
+        model.head_gates.end_update()
+        kept = choose_layout(model.eval(), None, asked, rewritten=False).kept
+        ranking = model.head_gates.ranking()
+        assert sum(kept) == asked
+        assert min(ranking[head] for head in range(HEADS) if kept[head]) >= max(
+            ranking[head] for head in range(HEADS) if not kept[head]
+        )
+
     @budgets
     def test_is_met_exactly_once_the_heads_are_fixed(self, method, kept):
         model = fixed(method, kept)
@@ -193,6 +218,7 @@ class TestState:
     def test_carries_what_the_method_keeps_beside_the_importance(self, method):
         model = choosing(method, 7, update=3)
         scores(model.train())
+        model.head_gates.end_update()
         resumed = choosing(method, 7, update=3, seed=1)
         resumed.load_state_dict(through_a_file(model.state_dict()), strict=True)
         ours, theirs = resumed.head_gates.own_state(), model.head_gates.own_state()
@@ -201,6 +227,8 @@ class TestState:
             assert value.dtype == torch.float32  # an average, or fairseq's moving one, multiplies every entry
             assert torch.equal(value, theirs[name])
             assert f"head_gates.{name}" in model.state_dict()
+        for each in (model, resumed):
+            scores(each.train())
         penalties = [each.head_gates.penalty() for each in (model, resumed)]
         assert penalties[0] is None or torch.equal(*penalties)
 
@@ -224,16 +252,9 @@ class TestState:
 
 class TestTraining:
     @choices
-    def test_moves_the_importance_before_the_heads_are_fixed(self, method, kept):
+    def test_moves_what_heads_are_ranked_by_before_they_are_fixed(self, method, kept):
         for update in range(3):
-            model = choosing(method, kept, update=update)
-            gradients(model)
-            penalty = model.head_gates.penalty()
-            if penalty is not None:
-                penalty.backward()
-            found = model.head_gates.importance.grad
-            assert torch.isfinite(found).all()
-            assert found.any()
+            assert moves_what_heads_are_ranked_by(choosing(method, kept, update=update))
 
     def test_draws_the_same_in_every_micro_batch_of_an_update(self, method):
         model = choosing(method, 7, update=0).train()

@@ -57,3 +57,19 @@ def test_a_layout_of_a_benchmark_may_be_a_checkpoint_of_any_name(pruned: Path, t
     assert_refused(run(BENCH, "--random", f"{model}/none", *QUICK, folder=tmp_path), "`--random` must be a layout")
     done = run(BENCH, "--random", f"{model}/none.pt", *QUICK, folder=tmp_path)
     assert_refused(done, "`--random`: the checkpoint must be a file, but", "does not exist")
+
+
+def test_costs_are_of_the_data_s_own_lengths_and_stand_beside_what_is_measured(dense, pruned, data, tmp_path):
+    sizes = "--batch-size 4 --beam 2 --pairs 3 --warmup 1 --cpu".split()
+    done = run(BENCH, "--costs", tmp_path / "costs.json", "--path", dense, "--data", data, *sizes, folder=tmp_path)
+    assert done.code == 0, done.err
+    file = json.loads((tmp_path / "costs.json").read_text())
+    assert 3 <= file["target"] <= 9  # 2 to 8 words and an end
+    assert file["sizes"]["ffn-dec"] == [16, 16]
+    beside = ["--promised", tmp_path / "costs.json", "--path", dense, pruned, "--data", data, "--no-memory"]
+    done = run(BENCH, *beside, *sizes, folder=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.count("promised ratio") == 1
+    assert_refused(
+        run(BENCH, *beside, "--output-length", 3, *sizes, folder=tmp_path), "its `target` is", "here it is 4"
+    )

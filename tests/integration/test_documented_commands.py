@@ -50,6 +50,9 @@ NOT_RUN = {
     "fairseq-generate data-bin ": "four languages; test_multilingual_deployment.py translates so",
     "fairseq-dsp-score data-bin --path multi.pt ": "four languages; test_multilingual_scores.py scores so",
     "fairseq-dsp-prune multi.pt ": "four languages; test_multilingual_scores.py makes specialists",
+    "fairseq-dsp-bench --costs ": "what a machine measures of a tiny model is noise; test_benchmark_costs.py measures so",
+    "fairseq-dsp-prune dense.pt small.pt --scores scores.json --budget latency=": "needs such a file; test_prune_budget.py prunes so",
+    "fairseq-dsp-bench --promised ": "needs such a file; test_benchmark_costs.py compares so",
     "torchrun ": "several GPUs",
     "fairseq-train DATA-BIN --user-dir fairseq_dsp --cpu --distributed-backend gloo ": "the beginning of a command; "
     "test_processes.py trains two processes so",

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "examples/translation"))
 
 import explore
 import explore_report
+from exploration.levels import LEVELS
 from exploration.plans import PLANS
 from exploration.setting import Setting
 
@@ -49,6 +50,25 @@ def test_every_arm_keeps_its_heads_one_of_them_in_cross_attention(explored: Path
             assert layout.by_type()["cross"][0] >= 1, line
         assert 0 < line["nats"] < 20
         assert 0 <= line["used"] <= 5 or line["a"]["family"] in ("race", "obs")
+
+
+def test_levels_have_the_size_of_a_dense_model_of_a_layer_less_and_never_more(data: Path, tmp_path: Path):
+    size = "--layers 3 --heads 2 --ffn 32 --updates 2".split()
+    call(data, tmp_path / "out", *size, "--plan", "levels", "--seeds", 1)
+    lines = {line["arm"]: line for line in lines_of(tmp_path / "out") if "share" in line}
+    assert lines.keys() == {*LEVELS, "dense-small"}
+    most = lines["dense-small"]["parameters"]
+    units = 4 * 12 * 6 + 3 * 6 + 16 * (2 * 12 + 1)  # a head and a group
+    stay = (
+        2 * 2 * 12 + 12 + 12 + 3 * 2 * 12 + 2 * 12 + 12
+    )  # norms and output biases of a layer of both sides, which never go
+    for name in LEVELS:
+        assert most - 2 * units < lines[name]["parameters"] <= most + stay, name
+    kept = {name: Layout.parse(line["layout"]).by_kind() for name, line in lines.items()}
+    assert kept["heads"]["neuron groups"] == (12, 12)
+    assert kept["ffn"]["heads"] == (18, 18)
+    assert kept["random"] == kept["joint"]
+    assert Layout.parse(lines["random"]["layout"]).by_type()["cross"][0] >= 1
 
 
 def test_an_arm_that_moves_weights_while_it_chooses_has_no_loss_of_a_cut(explored: Path):

@@ -29,6 +29,8 @@ METHODS = {
     "dsp": [],
     "ste": ["--head-selection", "ste"],
     "hard-concrete": ["--head-selection", "hard-concrete"],
+    "function-norm": ["--head-selection", "function-norm"],
+    "site-threshold": ["--head-selection", "site-threshold"],
 }
 
 

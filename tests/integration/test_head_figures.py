@@ -116,9 +116,16 @@ def test_they_are_taken_only_when_they_are_printed(data: Path, tmp_path: Path, m
     assert done.out.count("| looked") == 7
 
 
-def test_hard_concrete_with_a_number_of_its_own_trains_and_rewrites(data: Path, tmp_path: Path):
-    options = ["--head-selection", "hard-concrete", "--unpruned-heads", "auto", "--importance-lr", "0.5"]
-    options += ["--l0-penalty", "2", "--max-epoch", "3", "--log-format", "json"]
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--head-selection", "hard-concrete", "--unpruned-heads", "auto", "--l0-penalty", "2"],
+        ["--head-selection", "site-threshold", "--budget", "auto", "--threshold-target", "0.3"],
+    ],
+    ids=lambda options: options[1],
+)
+def test_a_method_with_a_number_of_its_own_trains_and_rewrites(options: list[str], data: Path, tmp_path: Path):
+    options = [*options, "--importance-lr", "0.5", "--max-epoch", "3", "--log-format", "json"]
     done = train(data, tmp_path / "save", *options)
     kept = sum(int(float(figures(done.out, "valid")[-1][f"valid_{name}"])) for name in BY_TYPE)
     assert kept < HEADS  # at this price

@@ -7,15 +7,26 @@ from pathlib import Path
 
 import pytest
 from commands import assert_refused, generate, load, prune
+from measured import made_up_costs
 from test_score import score
 
+import fairseq_dsp as api
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.files.checkpoint import read_checkpoint
-from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.plugin.costing import costs_of, measured_costs, sizes_of
+from fairseq_dsp.units.cost_file import read_costs
 from fairseq_dsp.units.costs import Sentence
 from fairseq_dsp.units.layout import Layout
 
 LENGTHS = Sentence(9, 8, 5)
+
+
+@pytest.fixture
+def costs(dense: Path, tmp_path: Path) -> Path:
+    """Costs of the dense checkpoint's sizes."""
+    file = made_up_costs(sizes_of(load_model(read_checkpoint(str(dense)))))
+    (tmp_path / "costs.json").write_text(file.text())
+    return tmp_path / "costs.json"
 
 
 @pytest.fixture
@@ -76,7 +87,10 @@ def test_a_trained_checkpoint_keeps_its_most_important_heads(trained, tmp_path):
         (["--budget", "3", "--sentence", "2,2,2"], ["`--sentence` must come with `--budget macs=`"], 1),
         (["--sentence", "2,2,2"], ["`--sentence` must come with `--budget macs=`"], 1),
         (["--budget", "macs=0.9", "--sentence", "2,2"], ["`--sentence` must be source tokens"], 1),
-        (["--budget", "latency=0.5"], ["`--budget` must be in units, parameters or macs"], 1),
+        (["--budget", "latency=0.5"], ["`--costs` must be given for `--budget latency=`", "latency=0.5"], 1),
+        (["--budget", "macs=0.9", "--costs", "none.json"], ["`--costs` must come with `--budget latency=`", "cannot be read"], 2),
+        (["--costs", "none.json", "--sentence", "2,2,2"], ["`--sentence` must come with", "`--costs` must come with"], 2),
+        (["--budget", "latency=40", "--costs", "none.json"], ["`--budget` must have a number with us, ms, s", "cannot be read"], 2),
         (["--budget", "none", "--unpruned-heads", "3", "--sentence", "x"], ["must not be given together", "`--budget` must have", "`--sentence`"], 3),
         (["--budget", "1", "--cross-floor", "2"], ["`--cross-floor 2` must fit the budget of 1"], 1),
         (["--budget", "parameters=0.5", "--cross-floor", "4"], ["`--cross-floor 4` must fit the budget of parameters=0.5"], 1),
@@ -91,3 +105,45 @@ def test_what_cannot_be_met_is_refused_and_nothing_is_written(options, words, re
 def test_a_dense_checkpoint_needs_scores(dense, tmp_path):
     done = prune(dense, tmp_path / "small.pt", "--budget", "3", ok=False)
     assert_refused(done, "`--budget` must come with `--scores`")
+
+
+@pytest.mark.parametrize("budget", ["latency=0.85", "latency=75ms"])
+def test_measured_time_is_met_by_the_best_choice_under_its_tables(budget, dense, data, costs, tmp_path):
+    score(data, dense, tmp_path / "units.json", "--units", "heads,ffn", "--ffn-group", 4, scorer="random")
+    options = ["--scores", tmp_path / "units.json", "--budget", budget, "--costs", costs]
+    done = prune(dense, tmp_path / "small.pt", *options)
+    model, file, layout = load_model(read_checkpoint(str(dense))), read_costs(str(costs)), kept(tmp_path / "small.pt")
+    table = measured_costs(model, file, Layout.full(layout.grid))
+    assert table.scale == pytest.approx(file.dense / 2**16)
+    seconds = 0.85 * file.dense if budget == "latency=0.85" else 0.075
+    spent = (table.rest + table.of(layout)) * table.scale
+    assert spent <= seconds * 1.0004 < spent + table.cheapest_off(layout) * table.scale + 3 * table.scale
+    assert 0 < layout.count < layout.grid.total
+    assert f"budget {budget}: at most" in done.out
+    assert (
+        "costs measured in fairseq float32 on a server (cpu, 1 thread), batch 32, beam 5, 21 source and 21" in done.out
+    )
+    assert re.search(
+        r"kept: .* ms a sentence, .* of the whole model .*; slack .* ms a sentence, the cheapest", done.out
+    )
+    same = api.prune(dense, tmp_path / "same.pt", scores=tmp_path / "units.json", budget=budget, costs=file)
+    assert same.layout == layout
+
+
+def test_all_of_the_time_keeps_all_units(dense, data, costs, scores, tmp_path):
+    prune(dense, tmp_path / "small.pt", "--scores", scores, "--budget", "latency=1.0", "--costs", costs)
+    assert kept(tmp_path / "small.pt").count == 12
+
+
+def test_a_trained_checkpoint_keeps_what_its_importance_says_within_measured_time(trained, costs, tmp_path):
+    prune(trained, tmp_path / "small.pt", "--budget", "latency=0.9", "--costs", costs)
+    assert 0 < kept(tmp_path / "small.pt").count < 12
+
+
+def test_costs_of_another_model_are_refused(pruned, scores, dense, tmp_path):
+    file = made_up_costs({**sizes_of(load_model(read_checkpoint(str(dense)))), "words": (3, 4), "ffn-enc": (16,) * 3})
+    (tmp_path / "other.json").write_text(file.text())
+    options = ["--scores", scores, "--budget", "latency=0.9", "--costs", tmp_path / "other.json"]
+    done = prune(dense, tmp_path / "small.pt", *options, ok=False)
+    assert_refused(done, "its `ffn-enc` is 3 times 16", "its `words` is 3, 4", reasons=2)
+    assert not (tmp_path / "small.pt").exists()

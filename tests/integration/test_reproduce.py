@@ -19,7 +19,10 @@ from commands import ROOT
 from forks import run_in_forks
 from models import not_on_0_12_2
 
+from fairseq_dsp.analysis.records import read_records
+from fairseq_dsp.analysis.tables import do_heads_matter
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.units.layout import Layout
 
 SCRIPT = ROOT / "examples/translation/reproduce.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -41,6 +44,7 @@ KEYS += [
     "log",
     "valid_nats",
     "shuffled_of",
+    "size_of",
 ]
 SMALL = ["--preset", "smoke", "--epochs", 2, "--max-tokens", 400]
 
@@ -266,6 +270,28 @@ def test_every_method_gives_a_result(precision: str, data: Path, tmp_path: Path)
     code, printed = call(tmp_path, *SMALL, "--data", data, "--output", tmp_path / "out", *options, limit=1700)
     assert code == 0, printed
     found = records(tmp_path / "out")
-    assert len(found) == 1 + 9 * 3 + 1
+    assert len(found) == 1 + 3 * (len(presets.METHODS) - 1) + 1
     kept = {(record["method"], record["kept"]) for record in found if record["method"] != "hard-concrete-auto"}
     assert kept == {("dense", 12)} | {(m, k) for m in presets.METHODS[1:] for k in (12, 3, 0)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_arm_of_the_converged_benchmark_gives_a_result(data: Path, tmp_path: Path):
+    """In smoke size, with one seed; the report reads what comes of it."""
+    methods = presets.PRESETS["converged"].methods
+    options = ["--methods", *methods, "--budgets", 3, "--jobs", 2]
+    code, printed = call(tmp_path, *SMALL, "--data", data, "--output", tmp_path / "out", *options, limit=1700)
+    assert code == 0, printed
+    found = {record["method"]: record for record in records(tmp_path / "out")}
+    assert set(found) == set(methods)
+    assert {record["kept"] for method, record in found.items() if method != "dense"} == {3}
+    small, cut = found["dense-small"], found["stratified"]
+    assert small["size_of"] == 3
+    assert 0.95 * cut["parameters"] < small["parameters"] <= cut["parameters"]
+    chosen, shuffled = (Layout.parse(found[f"{name}dsp-auto-finetune"]["layout"]) for name in ("", "shuffled-"))
+    assert shuffled.surviving == chosen.surviving
+    assert found["shuffled-dsp-auto-finetune"]["shuffled_of"] == "dsp-auto-finetune"
+    assert "teacher_kl" in (tmp_path / "out" / found["dsp-auto-taught-finetune"]["log"]).read_text()
+    read = read_records(str(tmp_path / "out/results.jsonl"), pytest.fail)
+    assert len(do_heads_matter(read).rows) == 2

@@ -15,6 +15,8 @@ GRID = Grid.of_heads((2, 2), (2, 2), (2, 2))
 COOLDOWN, END = 10, 14  # 8 updates an epoch
 SCHEDULE = [*QUIET, *budget(5, cooldown=COOLDOWN), "--save-interval-updates", 1]
 METHODS = {name: ["--head-selection", name] for name in ("dsp", "ste", "simple", "lagrangian", "pass")}
+METHODS["site-threshold"] = ["--head-selection", "site-threshold"]
+METHODS["function-norm"] = ["--head-selection", "function-norm", "--norm", "relative", "--norm-penalty", 0.1]
 METHODS["sampling"] = ["--keep-sampling"]
 CUBIC = ["--budget-schedule", "cubic", "--budget-start-updates", 2]
 METHODS["cubic"] = [*CUBIC, "--relaxation", "projection", "--initial-temperature", 1, "--final-temperature", 0.1]
@@ -53,7 +55,17 @@ def test_resuming_from_any_update_equals_the_uninterrupted_run(
 
 @pytest.mark.parametrize(
     ("method", "update"),
-    [("dsp", 11), ("ste", 3), ("sampling", 11), ("simple", 7), ("lagrangian", 7), ("pass", 7), ("cubic", 7)],
+    [
+        ("dsp", 11),
+        ("ste", 3),
+        ("sampling", 11),
+        ("simple", 7),
+        ("lagrangian", 7),
+        ("pass", 7),
+        ("cubic", 7),
+        ("function-norm", 7),
+        ("site-threshold", 7),
+    ],
 )
 def test_a_run_that_was_stopped_and_started_again_equals_one_that_was_not(
     method: str, update: int, data: Path, tmp_path: Path

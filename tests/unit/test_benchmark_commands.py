@@ -23,7 +23,7 @@ def printed(capsys, *names: str) -> list[str]:
 
 
 def test_every_stored_file_has_a_command():
-    assert {path.stem for path in RUN.glob("*.jsonl")} == set(make.NAMES) - {make.PROJECTIONS}
+    assert {path.stem for path in RUN.glob("*.jsonl")} == set(make.NAMES) - {make.PROJECTIONS, make.UNITS}
 
 
 @pytest.mark.parametrize("name", [*make.COMMANDS, make.LEARNED])
@@ -54,6 +54,8 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(capsys, tmp_path, monk
     assert line.endswith(" --json DIR/mask.jsonl")
     (line,) = printed(capsys, make.REWRITING)
     assert line == "python -m fairseq_dsp.benchmark.pruning --megabytes 1000 --json DIR/rewriting.jsonl"
+    (line,) = printed(capsys, make.UNITS)
+    assert line == "python -m fairseq_dsp.benchmark.unit_speed --json DIR/units.jsonl"
     assert list(tmp_path.iterdir()) == []
 
 

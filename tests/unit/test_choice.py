@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,12 @@ def test_arms_are_read_with_label_options_and_commas_in_values() -> None:
     assert parse_arm(f"x=shuffled:{arm.spec}").source.spec == arm.spec
     layout = "enc:0000.0000/dec:1000.0000/cross:1000.1000"
     assert parse_arm(f"fixed:head_layout={layout}").options == (("head_layout", layout),)
-    assert parse_arm("function-norm:norm=relative").spec == "function-norm:cross_floor=1,norm=relative"
+    assert parse_arm("gradient").spec == parse_arm("cut:gradient").spec == "gradient:cross_floor=1"
+    arm = parse_arm("cut:function-norm:norm=relative")
+    assert (arm.spec, arm.is_scorer) == ("cut:function-norm:cross_floor=1,norm=relative", True)
+    assert parse_arm(arm.spec) == replace(arm, label=arm.spec)
+    arm = parse_arm("function-norm:norm=relative,norm_penalty=0.1")
+    assert (arm.spec, arm.is_scorer) == ("function-norm:norm=relative,norm_penalty=0.1", False)
     assert parse_arm("dsp:initial_temperature=1,2,seed").options == (("initial_temperature", "1,2,seed"),)
 
 
@@ -146,8 +152,8 @@ def test_arms_are_read_with_label_options_and_commas_in_values() -> None:
     [("dps", "must name one of"), ("dsp:temperature=1", "option=value"), ("cross-first:relaxation=x", "takes no options"),
      ("shuffled:dense", "an arm that cuts heads"), ("shuffled", "must name one of"), ("gradient:seed=2", "option=value"),
      ("gradient:relaxation=projection", "no options but cross_floor"),
-     ("gradient:norm=relative", "no options but cross_floor"), ("dsp:statistic=entropy", "takes no statistic"),
-     ("function-norm:norm=big", "`--norm` must be"), ("attention-statistics", "`--statistic` must be one of")],
+     ("gradient:norm=relative", "no options but cross_floor"), ("cut:dsp", "must name one of"), ("dsp:statistic=entropy", "takes no statistic"),
+     ("cut:function-norm:norm=big", "`--norm` must be"), ("attention-statistics", "`--statistic` must be one of")],
 )  # fmt: skip
 def test_arms_that_are_none_are_refused(text: str, wrong: str) -> None:
     with pytest.raises(Refusal, match=wrong):

@@ -88,6 +88,8 @@ METHODS = [
     {"relaxation": "projection"},
     {"method": "ste"},
     {"method": "hard-concrete"},
+    {"method": "function-norm"},
+    {"method": "site-threshold"},
     {"checkpoint_activations": True},
 ]
 

@@ -55,6 +55,14 @@ class TestReading:
         assert [record.line for record in records] == [2, 4]
         assert not warnings
 
+    def test_takes_a_dense_model_as_large_as_a_pruned_one_for_its_budget(self, results):
+        whole = str(Layout.full(Layout.parse(run()["layout"]).grid))
+        small = run("dense-small", 6, layout=whole, size_of=6)
+        (record,) = read(write(results, [small]))[0]
+        assert (record.kept, record.has_all_heads, record.is_dense) == (6, True, False)
+        for wrong in ({"size_of": 5}, {"layout": run()["layout"]}, {"size_of": "few"}):
+            assert "`size_of` must be" in reasons_of(write(results, [small | wrong]))[0]
+
     def test_takes_methods_that_nobody_knows(self, results):
         assert read(write(results, [run("größer $x_1$ <b>|")]))[0][0].method == "größer $x_1$ <b>|"
 

@@ -38,6 +38,32 @@ class TestFromADenseModel:
         assert run.needs == (f"dense-s{seed}", chosen)
         assert "--rescale" not in planned[chosen].steps[0].words  # what it is compared with
 
+    def test_heads_are_chosen_in_stages_by_one_command(self, seed: int):
+        name, dense = f"joint-fisher-staged-finetune-k4-s{seed}", f"dense-s{seed}"
+        planned = runs("joint-fisher-staged-finetune")
+        cut, train, _ = planned[name].steps
+        options = ("--scorer", "joint-fisher", "--stages", "4", "--unpruned-heads", "4", "--rescale", "DATA-BIN")
+        assert_cut(cut, checkpoint(dense, BEST), f"runs/{name}/pruned.pt", *options)
+        assert value(train, "--finetune-from-model") == value(train, "--head-layout") == f"runs/{name}/pruned.pt"
+        assert planned[name].needs == (dense,)
+        assert not [each for each in planned if "scores" in each]
+
+    def test_the_default_is_told_nothing_but_the_budget_and_may_have_a_teacher_and_a_control(self, seed: int):
+        planned = runs("dsp-auto-taught-finetune", "shuffled-dsp-auto-finetune", "dsp-auto")
+        dense = checkpoint(f"dense-s{seed}", BEST)
+        derived = {*TEMPERATURES, "--cooldown-updates", "--importance-lr", "--relaxation"}
+        for method in ("dsp-auto", "dsp-auto-finetune", "dsp-auto-taught-finetune"):
+            train = planned[f"{method}-k4-s{seed}"].steps[0]
+            assert value(train, "--recipe") == "auto"
+            assert not derived & set(train.words)
+            assert ("--finetune-from-model" in train.words) is (method != "dsp-auto")
+            assert ("--teacher" in train.words) is ("taught" in method)
+        taught = planned[f"dsp-auto-taught-finetune-k4-s{seed}"].steps[0]
+        assert [value(taught, f"--{word}") for word in ("teacher", "distillation")] == [dense, "0.5"]
+        shuffled = planned[f"shuffled-dsp-auto-finetune-k4-s{seed}"]
+        assert shuffled.needs == (f"dense-s{seed}", f"dsp-auto-finetune-k4-s{seed}")
+        assert value(shuffled.steps[0], "--head-counts") == planned[shuffled.needs[1]].deployed
+
     @pytest.mark.parametrize(
         ("method", "options"),
         [

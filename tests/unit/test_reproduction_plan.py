@@ -149,11 +149,13 @@ class TestEveryMethodIs:
 class TestThePlan:
     def test_trains_a_dense_model_a_seed_only_where_somebody_needs_one(self):
         for method in presets.METHODS:
-            dense = [name for name in runs(method) if name.startswith("dense")]
+            dense = [name for name in runs(method) if name.startswith("dense-s") and "small" not in name]
             alone = method in (
                 "dsp",
                 "dsp-paper",
                 "dsp-projection",
+                "dsp-auto",
+                "dense-small",
                 "ste",
                 "hard-concrete",
                 "fixed",
@@ -217,7 +219,7 @@ class TestThePlan:
     def test_of_the_paper_is_all_methods_at_ten_budgets_with_its_recipe(self):
         preset = presets.PRESETS["paper"]
         assert preset.total_heads == 72
-        setup = Setup(preset, presets.schedule(preset, 1000), "de", "en", "subword_nmt", False, "fp32")
+        setup = Setup(preset, presets.schedule(preset, 1000), "de", "en", "subword_nmt", False, "fp32", (50, 60))
         planned = plan.plan(setup, preset.methods, plan.parse_budgets(preset.budgets, 72), [1])
         assert len([run for run in planned if run.budget is not None]) == 1 + 10 * 10
         joint = " ".join(next(run for run in planned if run.name == "dsp-k18-s1").steps[0].words)
@@ -225,6 +227,29 @@ class TestThePlan:
             assert words in joint
         for words in ("--final-temperature 1e-8", "--max-epoch 60", "--max-tokens 4096", "--dropout 0.3"):
             assert words in joint
+
+    def test_of_the_converged_benchmark_has_every_arm_and_begins_with_all_of_the_first_seed(self):
+        preset = presets.PRESETS["converged"]
+        setup = Setup(preset, presets.schedule(preset, 300), "de", "en", "subword_nmt", False, "fp32", (4000, 4000))
+        planned = plan.plan_preset(setup, plan.parse_budgets(preset.budgets, 72))
+        found = {(run.method, run.budget, run.seed) for run in planned if run.budget is not None}
+        from_dense = ("random", "stratified", "gradient", "fisher", "dsp-paper", "dsp", "dsp-auto", "dsp-auto-taught")
+        wanted = {f"{name}-finetune" for name in (*from_dense, "shuffled-dsp-auto", "joint-fisher-staged")}
+        wanted |= {"dsp-paper", "dsp", "dsp-auto", "stratified", "even", "dense-small"}
+        for seed in (1, 2):
+            assert {(method, kept, seed) for method in wanted for kept in (24, 12, 6)} < found
+        assert {method for method, _, seed in found if seed == 6} == set(preset.deciding)
+        order = [run.seed for run in planned]
+        assert order == sorted(order)  # a seed's dense model too comes after all of the seed before
+        assert not any(seed == 3 for method, _, seed in found if method == "even")
+
+    def test_of_a_dense_model_as_small_as_a_pruned_one(self):
+        run = runs("dense-small", precision="bf16")["dense-small-k2-s1"]
+        train, _ = run.steps
+        assert (run.method, run.budget, run.needs) == ("dense-small", 2, ())
+        assert value(train, "--head-layout") == "enc:11.11/dec:11.11/cross:11.11"  # it has all of its heads
+        assert int(value(train, "--decoder-embed-dim")) == int(value(train, "--encoder-embed-dim")) < 64
+        assert_translated(run, checkpoint(run.name, BEST))
 
     def test_keeps_the_shares_of_the_schedule_with_larger_batches(self):
         preset = presets.scale_batch(presets.PRESETS["paper"], 16384)

@@ -12,8 +12,10 @@ from torch import Tensor
 from fairseq_dsp.checkpoints.rescaling import cut_and_rescale
 from fairseq_dsp.methods.stratified import counts_of_layout, draw_stratified
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.units.layout import HEAD_STACKS, Layout, Site
+from fairseq_dsp.units.groups import with_all_of
+from fairseq_dsp.units.layout import Layout, Site
 
+from . import levels
 from .data import Data
 from .learned import learn
 from .models import cut_from, shrink
@@ -187,9 +189,22 @@ def _raced(lab: Lab) -> Choice:
     return Choice(Layout.parse(race[0][1]), updates * len(candidates), race=race)
 
 
+def _leveled(lab: Lab) -> Choice:
+    """Options: level (see `levels.choose`)."""
+    batches = drawn(lab.data.train, _SCORED, lab.job.seed, _FOR_SCORES)
+    return Choice(levels.choose(lab.model, batches, lab.job.seed, lab.job.share, lab.job.options["level"]))
+
+
+def _small(lab: Lab) -> Choice:
+    """Options: layers (of a smaller dense model, which takes the place of the lab's)."""
+    lab.model = levels.train_small(lab.setting, lab.data, lab.job.seed, lab.job.options["layers"])
+    return Choice(lab.model.layout, cut=True)
+
+
 FAMILIES: dict[str, Callable[[Lab], Choice]] = {
     "fixed": _fixed, "scored": _scored, "removed": _removed, "learned": _learned, "elim": _eliminated, "gradual": _gradual,
     "obs": _reconstructed, "staged": _staged, "race": _raced,
+    "levels": _leveled, "small": _small,
 }  # fmt: skip
 
 
@@ -223,6 +238,7 @@ def run(job: Job, setting: Setting, data: Data, dense: dict[str, Tensor]) -> dic
         line["cut"] = round(nats(model, data.valid), 4)
         line |= _fine_tune(lab, model, setting.updates - choice.used)
     line["nats"] = round(nats(model, data.valid), 4)
+    line["parameters"] = model.weight_count()
     line["seconds"] = round(time.time() - begin, 1)
     return line
 
@@ -235,6 +251,7 @@ def _cut(lab: Lab, choice: Choice, layout: Layout) -> DspTransformerModel:
     if not options.get("recut"):
         return cut_from(lab.dense, lab.setting, lab.data, job.seed, layout)
     model = cut_from(lab.dense, lab.setting, lab.data, job.seed)
+    model.layout = with_all_of(model.layout, layout.grid)
     batches = drawn(lab.data.train, _RECONSTRUCTED, job.seed, _FOR_RESCALING)
     cut_and_rescale(model, layout, moments_of(model, batches))
     return model
@@ -254,9 +271,9 @@ def _fine_tune(lab: Lab, model: DspTransformerModel, updates: int) -> dict[str, 
 
 
 def counts_text(layout: Layout) -> str:
-    """`enc:0.1.0/dec:1.0.1/cross:1.0.2`: heads kept, by sublayer."""
+    """`enc:0.1.0/dec:1.0.1/cross:1.0.2`: units kept, by sublayer."""
     by_stack = {
         stack: ".".join(str(len(layout.units(site))) for site in layout.grid.sites if site.stack == stack)
-        for stack in HEAD_STACKS
+        for stack in layout.grid.named_stacks
     }
     return "/".join(f"{stack}:{numbers}" for stack, numbers in by_stack.items())

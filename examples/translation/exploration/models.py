@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fairseq_dsp.modules.surgery import attentions, shrink_model
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.units.groups import with_all_of
 from fairseq_dsp.units.layout import Layout
 
 from .data import LONGEST, Data
@@ -46,8 +47,8 @@ def cut_from(
 
 
 def shrink(model: DspTransformerModel, layout: Layout) -> None:
-    """Cuts the model to a layout within its own, in place."""
-    shrink_model(model, layout, current=model.layout)
+    """Cuts the model to a layout within its own, in place; of a layout that names no neurons, they all stay."""
+    shrink_model(model, layout, current=with_all_of(model.layout, layout.grid))
     model.layout = layout
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fairseq_dsp.units.layout import HEAD_STACKS
 
+from .levels import levels
 from .setting import Job, Setting
 
 LOW, HIGH = 1e-3, 4e-3  # learning rates of the first plan, and of the others
@@ -195,6 +196,11 @@ def decisive(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     return jobs
 
 
+def levels_together(setting: Setting, seeds: Sequence[int]) -> list[Job]:
+    """Heads, neurons and both, at equal parameters; see `levels`."""
+    return list(levels(setting, seeds, HIGH))
+
+
 def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     """Every chooser once, at six heads with the first seed: does it run?"""
     seed = seeds[0]
@@ -213,5 +219,6 @@ def _first(kept: int, seed: int) -> list[Job]:
 
 
 PLANS: dict[str, Callable[[Setting, Sequence[int]], list[Job]]] = {
-    "phase1": phase1, "phase2": phase2, "phase3": phase3, "recorded": recorded, "decisive": decisive, "smoke": smoke,
+    "phase1": phase1, "phase2": phase2, "phase3": phase3, "recorded": recorded, "decisive": decisive,
+    "levels": levels_together, "smoke": smoke,
 }  # fmt: skip

@@ -25,18 +25,23 @@ def name_of(line: Line) -> str:
     return f"random{options.get('draw', 0)}" if arm == "random" else arm
 
 
-def by_arm(lines: Iterable[Line], kept: int) -> dict[str, dict[int, float]]:
+def budget_of(line: Line) -> float | None:
+    """K, a whole number, or the share of what can go that stays; None of a dense model."""
+    return line.get("share", line.get("K"))
+
+
+def by_arm(lines: Iterable[Line], budget: float) -> dict[str, dict[int, float]]:
     """Arm -> seed -> nats, of one budget, the lowest mean first; the landscape, which has many lines a seed, is left out."""
     found: dict[str, dict[int, float]] = {}
     for line in lines:
-        if line.get("K") == kept and name_of(line) != "landscape":
+        if budget_of(line) == budget and name_of(line) != "landscape":
             found.setdefault(name_of(line), {})[line["seed"]] = line["nats"]
     return dict(sorted(found.items(), key=lambda item: statistics.mean(item[1].values())))
 
 
-def budgets(lines: Iterable[Line]) -> list[int]:
-    """The K of the lines, in order."""
-    return sorted({line["K"] for line in lines if "K" in line})
+def budgets(lines: Iterable[Line]) -> list[float]:
+    """The budgets of the lines, in order."""
+    return sorted({budget for line in lines if (budget := budget_of(line)) is not None})
 
 
 def dense_nats(lines: Iterable[Line]) -> dict[int, float]:
@@ -65,11 +70,11 @@ def is_tuning(line: Line) -> bool:
     return name_of(line).startswith("tune ") or " lr" in name_of(line)
 
 
-def early_means(lines: Iterable[Line], kept: int) -> dict[str, list[float]]:
+def early_means(lines: Iterable[Line], budget: float) -> dict[str, list[float]]:
     """Arm -> means of the early losses and of the last, of the arms of one budget that only cut; the lowest after 60 updates first."""
     found: dict[str, list[list[float]]] = {}
     for line in lines:
-        if line.get("K") == kept and only_cuts(line) and "at60" in line and not is_tuning(line):
+        if budget_of(line) == budget and only_cuts(line) and "at60" in line and not is_tuning(line):
             found.setdefault(name_of(line), []).append([line[name] for name in (*EARLY, "nats")])
     means = {name: [statistics.mean(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
     return dict(sorted(means.items(), key=lambda item: item[1][2]))

@@ -31,13 +31,14 @@ DENSE = "dense"
 
 def key_of(line: dict[str, Any]) -> str:
     """What tells a line of results from others."""
-    names = ("arm", "seed", "K", "U", "lr", "schedule", "a")
+    names = ("arm", "seed", "K", "share", "U", "lr", "schedule", "a")
     return json.dumps({name: line.get(name) for name in names}, sort_keys=True)
 
 
 def head_of(job: Job, setting: Setting) -> dict[str, Any]:
     """The part of a line that is known before the arm runs."""
     line = {"arm": job.arm, "K": job.kept, "seed": job.seed, "U": setting.updates, "lr": job.lr}
+    line |= {} if job.share is None else {"share": job.share}
     return json.loads(json.dumps({**line, "schedule": job.schedule, "a": job.details}))
 
 
@@ -159,7 +160,7 @@ def run_job(job: Job) -> str | None:
         line = arms.run(job, _Worker.setting, _Worker.data, state)
         _write({**head_of(job, _Worker.setting), **line})
     except Exception:
-        return f"{job.arm}, {job.kept} heads, seed {job.seed}: {traceback.format_exc()}"
+        return f"{job.arm}, {job.budget_text}, seed {job.seed}: {traceback.format_exc()}"
     return None
 
 

@@ -45,24 +45,35 @@ class Job:
 
     Attributes:
         arm: its name.
-        kept: K.
+        kept: K; None for a budget in parameters, which `share` gives.
         seed: of the dense model, the batches and what is drawn.
         family: the function of `arms` that chooses.
         options: of the family and of what follows it; `arms` lists them.
         lr: the largest learning rate of the arm's updates, after `warm` updates.
         schedule: `linear`, to zero at the last update, or `isqrt`.
+        share: of the parameters of heads and feed-forward networks that stays, for arms that choose among both.
     """
 
     arm: str
-    kept: int
+    kept: int | None
     seed: int
     family: str
     options: dict[str, Any] = field(default_factory=dict)
     lr: float = 4e-3
     warm: int = 30
     schedule: str = "linear"
+    share: float | None = None
 
     @property
     def details(self) -> dict[str, Any]:
         """What a line of results says of the arm under `a`."""
         return {"family": self.family, "name": self.arm, **self.options}
+
+    @property
+    def budget_text(self) -> str:
+        return budget_text(self.kept if self.share is None else self.share)
+
+
+def budget_text(budget: float | None) -> str:
+    """A budget as tables have it: K heads, or a share of the parameters that can go."""
+    return f"{budget} heads" if isinstance(budget, int) else f"{budget:.3g} of what can go"

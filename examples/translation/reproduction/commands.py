@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .presets import Preset, Schedule
+from .sizes import Shape
 from .steps import DATA, PLUGIN, Step
 
 
@@ -21,6 +22,7 @@ class Setup:
     remove_bpe: str
     gpu: bool
     precision: str
+    words: tuple[int, int]  # of the two dictionaries
     raw: bool = False
 
     @property
@@ -49,10 +51,12 @@ class Commands:
     def stock(self) -> list[str]:
         return ["--task", "translation", "--criterion", "label_smoothed_cross_entropy", "--optimizer", "adam"]
 
-    def architecture(self, ours: bool) -> list[Any]:
+    def architecture(self, ours: bool, shape: Shape | None = None) -> list[Any]:
+        """Words of the preset's model, or of one of another shape."""
         words: list[Any] = ["--arch", ("dsp_" if ours else "") + self.preset.architecture]
-        if self.preset.shape is not None:
-            layers, heads, width, inner = self.preset.shape
+        shape = shape or self.preset.shape
+        if shape is not None:
+            layers, heads, width, inner = shape
             for side in ("encoder", "decoder"):
                 words += [f"--{side}-layers", layers, f"--{side}-attention-heads", heads]
                 words += [f"--{side}-embed-dim", width, f"--{side}-ffn-embed-dim", inner]

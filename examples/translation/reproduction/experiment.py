@@ -18,7 +18,7 @@ from fairseq_dsp.errors import Refusal
 from .checkpoints import updates_of
 from .data import Data
 from .measure import measure
-from .results import append_result, read_results, write_marker
+from .results import KEYS, append_result, read_results, write_marker
 from .running import Job, Place, tidy
 from .steps import Run, files_from, recipe_of
 
@@ -127,14 +127,14 @@ class Experiment:
     def _take_up(self, out: Path) -> None:
         """Finds what earlier calls finished. A result whose line is missing (killed in between) gets it now."""
         path = out / "results.jsonl"
-        lines = {json.dumps(record, sort_keys=True) for record in read_results(path)}
+        lines = {_line(record) for record in read_results(path)}
         for run in self.runs:
             try:
                 record = json.loads((out / "runs" / run.name / RESULT).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
-            if record is not None and json.dumps(record, sort_keys=True) not in lines:
-                append_result(path, record)
+            if record is not None and _line(record) not in lines:
+                append_result(path, {key: record.get(key) for key in KEYS})
             if record is not None and not self.keep:
                 tidy(run, out)
             self.finished.add(run.name)
@@ -161,6 +161,11 @@ class Experiment:
             says = job.last_line().rpartition(" | ")[2][:120]
             table.add_row(job.run.name, step, f"{(time.monotonic() - job.begun) / 60:.1f}", Text(says))
         return table
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record as it is compared with others: an earlier version had fewer keys."""
+    return json.dumps({key: record.get(key) for key in KEYS}, sort_keys=True)
 
 
 def _is_whole(path: Path) -> bool:

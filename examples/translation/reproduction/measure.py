@@ -26,7 +26,7 @@ from fairseq_dsp.files.output import checked_file
 
 from .checkpoints import LAST, updates_of
 from .data import Data
-from .plan import SHUFFLED, SHUFFLED_OF
+from .presets import DENSE_SMALL, SHUFFLES
 from .steps import Run, Step
 
 FOLDER = "hypotheses"
@@ -65,7 +65,7 @@ def measure(run: Run, recipe: Sequence[Step], out: Path, data: Data, hardware: d
         trained = training_figures(text, updates_of(training / "checkpoints" / LAST))
     return {
         "method": run.method,
-        "kept": layout.count,
+        "kept": run.budget if run.method == DENSE_SMALL else layout.count,
         "total": layout.grid.total,
         "seed": run.seed,
         "layout": str(layout),
@@ -83,7 +83,8 @@ def measure(run: Run, recipe: Sequence[Step], out: Path, data: Data, hardware: d
         "hypotheses": translations,
         "log": str(log.relative_to(out)) if trained else None,
         "valid_nats": valid_nats(text) if trained and not run.training else None,
-        "shuffled_of": f"{SHUFFLED_OF}-finetune" if run.method == SHUFFLED else None,
+        "shuffled_of": SHUFFLES.get(run.method),
+        "size_of": run.budget if run.method == DENSE_SMALL else None,
     }
 
 

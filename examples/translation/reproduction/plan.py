@@ -11,7 +11,8 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.layout import Grid, Layout
 
 from .commands import Commands, Setup
-from .presets import FROM_DENSE, LEARNED, METHODS, importance_options
+from .presets import DENSE_SMALL, FROM_DENSE, LEARNED, METHODS, SHUFFLES, STAGED, importance_options
+from .sizes import Shape, small_shape
 from .steps import DATA, Run
 
 # The scores that methods cut a finished model by: name -> options of fairseq-dsp-score. Iteratively as the paper's authors do.
@@ -23,8 +24,6 @@ SCORES = {
     "joint-fisher": ("--scorer", "joint-fisher"),
 }
 RESCALED = "-rescaled"
-# The control that keeps the counts of a choice by sublayer and draws the heads, and the scores that chose.
-SHUFFLED, SHUFFLED_OF = "shuffled-finetune", "joint-fisher"
 
 
 def parse_budgets(words: Sequence[str], total: int) -> list[int | str]:
@@ -53,7 +52,7 @@ def parse_budgets(words: Sequence[str], total: int) -> list[int | str]:
 
 
 def plan(setup: Setup, methods: Sequence[str], budgets: Sequence[int | str], seeds: Sequence[int]) -> list[Run]:
-    """Every run, those first that others need.
+    """Every run, those first that others need, and all of a seed before those of the next.
 
     Raises:
         Refusal: an unknown method.
@@ -70,22 +69,33 @@ def plan(setup: Setup, methods: Sequence[str], budgets: Sequence[int | str], see
     pruned = [method for method in methods if method != "dense"]
     if set(budgets) == {AUTO} and "hard-concrete" not in methods:
         raise Refusal("`--budgets` must be counts or shares where `--methods` has no hard-concrete, but is auto.")
+    starts = ("dense", "pipelined", *FROM_DENSE, STAGED)
     for seed in seeds:
-        if any(method in ("dense", "pipelined", *FROM_DENSE) or scores_of(method) for method in methods):
+        if any(method in starts or scores_of(method) for method in methods):
             add(maker.dense(seed))
-    for seed in seeds:
         for name in dict.fromkeys(scores for method in pruned if (scores := scores_of(method))):
             add(maker.scores(name, seed))
         for budget in budgets:
             for method in pruned:
-                if method == SHUFFLED and budget != AUTO:
-                    add(maker.scores(SHUFFLED_OF, seed))
-                    add(maker.pruned(f"{SHUFFLED_OF}-finetune", budget, seed))
+                if (chosen := SHUFFLES.get(method)) is not None and budget != AUTO:
+                    if (scores := scores_of(chosen)) is not None:
+                        add(maker.scores(scores, seed))
+                    add(maker.pruned(chosen, budget, seed))
                 if method == "hard-concrete":
                     add(maker.hard_concrete(budget, seed))
                 if budget != AUTO or method == "hard-concrete":
                     add(maker.pruned(method, budget, seed))
     return list(runs.values())
+
+
+def plan_preset(setup: Setup, budgets: Sequence[int | str]) -> list[Run]:
+    """The preset's own methods and seeds: those that decide with all seeds, after two seeds of all methods."""
+    preset = setup.preset
+    if preset.deciding is None:
+        return plan(setup, preset.methods, budgets, preset.seeds)
+    return plan(setup, preset.methods, budgets, preset.seeds[:2]) + plan(
+        setup, preset.deciding, budgets, preset.seeds[2:]
+    )
 
 
 def scores_of(method: str) -> str | None:
@@ -101,16 +111,16 @@ class _Maker:
         self.full = Layout.full(Grid.even(self.preset.layers, self.preset.heads_per_layer))
 
     def dense(self, seed: int) -> Run:
-        name = f"dense-s{seed}"
+        return self._dense(f"dense-s{seed}", "dense", self.preset.total_heads, seed)
+
+    def _dense(self, name: str, method: str, budget: int, seed: int, shape: Shape | None = None) -> Run:
         folder = f"runs/{name}/checkpoints"
         # stock fairseq's command line takes --bf16 for TPUs; our architecture does not
         ours = ["--head-layout", str(self.full)] if self.setup.precision == "bf16" else None
-        parts = [*self.commands.stock(), *self.commands.architecture(ours is not None), *(ours or [])]
+        parts = [*self.commands.stock(), *self.commands.architecture(ours is not None, shape), *(ours or [])]
         train = self.commands.train(name, parts, seed, self.preset.epochs, self.schedule.warmup)
         best = f"{folder}/checkpoint_best.pt"
-        return Run(
-            name, "dense", self.preset.total_heads, seed, (train, self.commands.generate(name, best)), deployed=best
-        )
+        return Run(name, method, budget, seed, (train, self.commands.generate(name, best)), deployed=best)
 
     def scores(self, scores: str, seed: int) -> Run:
         name, needed = f"{scores}-scores-s{seed}", f"dense-s{seed}"
@@ -131,34 +141,42 @@ class _Maker:
         name = f"{method}-k{budget}-s{seed}"
         if method == "hard-concrete":
             return self._cut(name, budget, seed)
+        if method == DENSE_SMALL:
+            assert isinstance(budget, int)
+            shape = small_shape(self.preset.sizes, self.setup.words, self.preset.pre_norm, budget)
+            return self._dense(name, method, budget, seed, shape)
         if method in FROM_DENSE:
             return self._from_dense(name, method, budget, seed)
         if method in (*LEARNED, "fixed", "stratified", "even"):
             return self._trained(name, method, budget, seed)
         small = f"runs/{name}/pruned.pt"
-        dense, scores = f"dense-s{seed}", f"{scores_of(method)}-scores-s{seed}"
-        rescale = ["--rescale", DATA] if method.removesuffix("-finetune").endswith(RESCALED) else []
+        needs = [f"dense-s{seed}"]
+        rescale = ["--rescale", DATA] if method == STAGED or method.removesuffix("-finetune").endswith(RESCALED) else []
+        if method == STAGED:
+            choice = ["--scorer", "joint-fisher", "--stages", 4]
+        else:
+            needs.append(f"{scores_of(method)}-scores-s{seed}")
+            choice = ["--scores", f"runs/{needs[1]}/scores.json"]
         cut = self.commands.prune(
-            f"runs/{dense}/checkpoints/checkpoint_best.pt", small, "--scores", f"runs/{scores}/scores.json",
-            "--unpruned-heads", budget, *rescale,
-        )  # fmt: skip
+            f"runs/{needs[0]}/checkpoints/checkpoint_best.pt", small, *choice, "--unpruned-heads", budget, *rescale
+        )
         steps, deployed = [cut], small
         if method.endswith("-finetune"):
             parts = [*self.commands.stock(), *self.commands.architecture(True), "--head-layout", small]
             steps.append(self.commands.finetune(name, [*parts, "--finetune-from-model", small], seed))
             deployed = f"runs/{name}/checkpoints/checkpoint_best.pt"
         steps.append(self.commands.generate(name, deployed))
-        return Run(name, method, budget, seed, tuple(steps), (dense, scores), deployed)
+        return Run(name, method, budget, seed, tuple(steps), tuple(needs), deployed)
 
     def _from_dense(self, name: str, method: str, budget: int | str, seed: int) -> Run:
-        """Goes on from the dense model: heads drawn at its start, or chosen in the first quarter of its updates."""
+        """Goes on from the dense model: heads drawn at its start, or chosen in the first quarter of its updates, or as the recipe says."""
         dense = f"dense-s{seed}"
         needs, start = [dense], f"runs/{dense}/checkpoints/checkpoint_best.pt"
         trained, small = f"runs/{name}/checkpoints/checkpoint_best.pt", f"runs/{name}/pruned.pt"
-        drawn = method in ("stratified-finetune", SHUFFLED)
+        drawn = method == "stratified-finetune" or method in SHUFFLES
         parts = [*self.commands.ours("stratified" if drawn else "dsp", budget), "--finetune-from-model", start]
-        if method == SHUFFLED:
-            chosen = f"{SHUFFLED_OF}-finetune-k{budget}-s{seed}"
+        if method in SHUFFLES:
+            chosen = f"{SHUFFLES[method]}-k{budget}-s{seed}"
             needs.append(chosen)
             parts += ["--head-counts", f"runs/{chosen}/pruned.pt"]
         if drawn:
@@ -167,7 +185,11 @@ class _Maker:
                 name, method, budget, seed, (train, self.commands.generate(name, trained)), tuple(needs), trained
             )
         window = max(self.preset.finetune * self.schedule.updates_an_epoch // 4, 1)
-        parts += [*importance_options(FROM_DENSE[method], window), "--cooldown-updates", window]
+        parts += importance_options(FROM_DENSE[method], window)
+        if FROM_DENSE[method] != "auto":
+            parts += ["--cooldown-updates", window]
+        if method == "dsp-auto-taught-finetune":
+            parts += ["--teacher", start, "--distillation", 0.5]
         train = self.commands.finetune(name, parts, seed)
         steps = (train, self.commands.prune(trained, small), self.commands.generate(name, small))
         return Run(name, method, budget, seed, steps, tuple(needs), small)
@@ -192,7 +214,9 @@ class _Maker:
             parts += ["--pipelined", "--finetune-from-model", dense]
             parts += ["--head-layout", dense] if self.setup.precision == "bf16" else []
             epochs, cooldown, warmup = self.preset.pipelined, schedule.pipelined_cooldown, 1
-        if method in ("dsp-paper", "dsp-projection"):
+        if method == "dsp-auto":
+            parts += importance_options("auto", cooldown)
+        elif method in ("dsp-paper", "dsp-projection"):
             parts += [*importance_options(method.partition("-")[2], cooldown), "--cooldown-updates", cooldown]
         elif method in ("dsp", "pipelined"):
             parts += [*importance, "--cooldown-updates", cooldown]

@@ -8,6 +8,8 @@ from math import sqrt
 
 from fairseq_dsp.config import AUTO
 
+from .sizes import Shape, weights
+
 # in the order of the table; auto: hard-concrete's own number of heads
 PAPER_METHODS = (
     "dense", "dsp", "pipelined", "ste", "hard-concrete", "gradient", "gradient-finetune", "gradient-iterative", "random",
@@ -16,14 +18,25 @@ PAPER_METHODS = (
 # What goes on from a trained dense model without scores: heads drawn, or chosen by dsp with the importance options of this name.
 FROM_DENSE = {
     "stratified-finetune": "", "shuffled-finetune": "", "dsp-finetune": "gentle", "dsp-paper-finetune": "paper",
-    "dsp-projection-finetune": "projection",
+    "dsp-projection-finetune": "projection", "dsp-auto-finetune": "auto", "dsp-auto-taught-finetune": "auto",
+    "shuffled-dsp-auto-finetune": "",
 }  # fmt: skip
+# Controls that keep the counts of a choice by sublayer and draw the heads -> what chose.
+SHUFFLES = {"shuffled-finetune": "joint-fisher-finetune", "shuffled-dsp-auto-finetune": "dsp-auto-finetune"}
+STAGED = "joint-fisher-staged-finetune"  # scored, cut and rescaled in four stages
+DENSE_SMALL = "dense-small"  # a narrower dense model, with as many parameters as K heads leave
 CHOICES = (
     "joint-fisher-rescaled-finetune", "joint-fisher-finetune", "fisher-finetune", "gradient-finetune", "random-finetune",
     *FROM_DENSE, "fisher", "joint-fisher", "joint-fisher-rescaled", "stratified", "even", "dsp-paper", "dsp-projection",
+    "dsp-auto", STAGED, DENSE_SMALL,
+)  # fmt: skip
+# What the claim rests on: the new default and the best chooser so far, against a rule, scores, chance and the paper's recipe.
+_DECIDING = (
+    "dense", STAGED, "stratified-finetune", "dsp-auto-finetune", "dsp-paper-finetune", "fisher-finetune", "gradient-finetune",
+    "random-finetune",
 )  # fmt: skip
 METHODS = tuple(dict.fromkeys((*PAPER_METHODS, *CHOICES)))
-LEARNED = ("dsp", "dsp-paper", "dsp-projection", "pipelined", "ste", "hard-concrete")
+LEARNED = ("dsp", "dsp-paper", "dsp-projection", "dsp-auto", "pipelined", "ste", "hard-concrete")
 # the paper's joint training: 15,000 updates of cooldown and 4,000 of warm-up, of about 60,000 as we estimate its 60 epochs
 COOLDOWN_SHARE, WARMUP_SHARE = 15 / 60, 4 / 60
 PIPELINED_COOLDOWN = 250  # updates, the paper's; afterwards the heads are fixed, and a longer one validated no better
@@ -49,6 +62,7 @@ class Preset:
         budgets: counts and shares of the heads.
         pre_norm: norms before the sublayers, which a short training needs to get anywhere.
         beam: of the test set's translation.
+        deciding: methods that take all seeds; the others take the first two. None: all take all.
     """
 
     architecture: str
@@ -70,14 +84,20 @@ class Preset:
     beam: int = 5
     finetune_rate: float = 0.2
     decays: bool = False
+    deciding: tuple[str, ...] | None = None
+
+    @property
+    def sizes(self) -> Shape:
+        """The shape, also where it is the architecture's own."""
+        return self.shape or _PAPER_SHAPE
 
     @property
     def heads_per_layer(self) -> int:
-        return (self.shape or _PAPER_SHAPE)[1]
+        return self.sizes[1]
 
     @property
     def layers(self) -> int:
-        return (self.shape or _PAPER_SHAPE)[0]
+        return self.sizes[0]
 
     @property
     def total_heads(self) -> int:
@@ -92,9 +112,8 @@ class Preset:
         return fitting[-1 if budget == AUTO else 0]
 
     def parameters(self, source_words: int, target_words: int) -> int:
-        """About how many the dense model has; for the estimate of disk space."""
-        layers, _, width, inner = self.shape or _PAPER_SHAPE
-        return (source_words + target_words) * width + layers * (12 * width**2 + 4 * width * inner)
+        """How many the dense model has; about, where the architecture has sizes of its own beside those."""
+        return weights(self.sizes, (source_words, target_words), self.pre_norm)
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -112,9 +131,12 @@ PRESETS: Mapping[str, Preset] = {
     # Trained until validation has flattened, so that pruning costs something and choosing can show.
     "converged": Preset(
         architecture="transformer", shape=(3, 8, 128, 256), max_tokens=4096, epochs=12, learning_rate=4e-3, dropout=0.2,
-        warmup=400, cooldown=1200, pipelined=1, finetune=2, select="loss", budgets=("24", "12", "6"), seeds=(1, 2, 3, 4, 5, 6),
-        methods=("dense", *CHOICES[:5], *FROM_DENSE, "stratified", "even", "dsp", "dsp-paper", "dsp-projection"), pre_norm=True,
-        finetune_rate=1.0, decays=True,
+        warmup=400, cooldown=1200, pipelined=1, finetune=2, select="loss", budgets=("6", "12", "24"), seeds=(1, 2, 3, 4, 5, 6),
+        methods=(
+            *_DECIDING, "dsp-auto-taught-finetune", "shuffled-dsp-auto-finetune", "dsp-finetune", "joint-fisher-rescaled-finetune",
+            "joint-fisher-finetune", "shuffled-finetune", "dsp-auto", "stratified", "even", DENSE_SMALL, "dsp-paper", "dsp",
+        ),
+        pre_norm=True, finetune_rate=1.0, decays=True, deciding=_DECIDING,
     ),
     "smoke": Preset(
         architecture="transformer_tiny", shape=(2, 2, 64, 64), max_tokens=2000, epochs=4, learning_rate=5e-3, dropout=0.1,
@@ -147,11 +169,14 @@ class Schedule:
 
 
 def importance_options(name: str, window: int) -> list[str]:
-    """Options of the importance variables: `paper`, `gentle` (docs/design/0003), or `projection`, whose steps add up to 25.
+    """Options of the importance variables: `paper`, `gentle` (docs/design/0003), `projection`, whose steps add up to 25, or `auto`,
+    which derives all from the length of the training.
 
     Args:
         window: updates in which the heads are chosen.
     """
+    if name == "auto":
+        return ["--recipe", "auto"]
     lr, initial, final = {
         "paper": ("0.2", "0.1", "1e-8"),
         "gentle": ("0.05", "0.5", "0.01"),

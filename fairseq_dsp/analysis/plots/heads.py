@@ -75,11 +75,11 @@ def attention_type_shares(records: Sequence[Record], *paths: str, note: str = ""
     """The share of each attention type among the heads kept, against the budget: a panel a method.
 
     Lines go through the mean over seeds, bars from the lowest seed to the highest; dotted is the type's share among all heads.
-    Nothing is drawn at K = 0, where there is nothing to share, nor for dense. `note` is small print above the figure.
+    Nothing is drawn at K = 0, where there is nothing to share, nor for dense models. `note` is small print above the figure.
     """
     from matplotlib.lines import Line2D
 
-    groups = [group for group in grouped(records) if not group.records[0].is_dense and group.kept]
+    groups = [group for group in grouped(records) if not group.records[0].has_all_heads and group.kept]
     methods = list(dict.fromkeys(group.method for group in groups))
     total = max(record.total for record in records)
     columns = min(max(len(methods), 1), 3)

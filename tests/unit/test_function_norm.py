@@ -1,0 +1,240 @@
+"""The method `function-norm`: norms of a training pass against loops over positions and units, their mean, and what is kept by them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import assert_same, build_gated, build_with, few_examples, scores
+from scored import batch_of, change_places
+from torch import Tensor
+
+from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.methods.function_norm import FunctionNorm
+from fairseq_dsp.modules.streams import streams
+from fairseq_dsp.modules.surgery import modules_at, shrink_state
+from fairseq_dsp.modules.unit_norms import UnitNorms
+from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
+from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.norms import NORMS
+
+EITHER_NORM = pytest.mark.parametrize("norm", NORMS)
+EITHER_PLACE = pytest.mark.parametrize("before", [False, True], ids=["post-norm", "pre-norm"])
+
+
+def choosing(kept: int = 7, **options: Any) -> Any:
+    return build_gated("function-norm", kept, **options).train()
+
+
+def passed(model: Any, *batches: dict[str, Any]) -> None:
+    for batch in batches:
+        model(**batch["net_input"])
+
+
+def of_update(model: Any) -> Tensor:
+    norms, seen = model.head_gates.norms.of_update()
+    assert seen.all()
+    return norms
+
+
+def slow_norms(model: Any, batch: dict[str, Any], relative: bool, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean lengths of vectors of C numbers, [n], with gradient to the weights of a twin without gates, and these weights."""
+    twin = build_with(Layout.full(model.layout.grid), **options).train()
+    twin.load_state_dict(shrink_state(model.state_dict(), model.layout))
+    grid, computed, stream = model.layout.grid, {}, {}
+    for site, module in modules_at(twin, grid).items():
+        reader = module.get_submodule(KIND_OF[site.stack].readers[0])
+
+        def note(_: Any, inputs: Any, site: Any = site) -> None:
+            computed[site] = inputs[0]
+
+        def note_stream(_: Any, inputs: Any, named: Any, site: Any = site) -> None:
+            stream[site] = (inputs[0] if inputs else named["query"]).detach()
+
+        reader.register_forward_pre_hook(note)
+        streams(twin, grid)[site].register_forward_pre_hook(note_stream, prepend=True, with_kwargs=True)
+    passed(twin, batch)
+    found = []
+    words = {"encoder": batch["net_input"]["src_tokens"], "decoder": batch["net_input"]["prev_output_tokens"]}
+    for site, units in grid.counts:
+        weight = modules_at(twin, grid)[site].get_submodule(KIND_OF[site.stack].readers[0]).weight
+        width, there = weight.size(1) // units, words[STACK_OF[site.stack].side] != 1
+        for unit in range(units):
+            columns = slice(unit * width, (unit + 1) * width)
+            lengths = []
+            for sentence, position in there.nonzero().tolist():
+                added = weight[:, columns] @ computed[site][position, sentence, columns]
+                by = stream[site][position, sentence].norm() if relative else math.sqrt(12)
+                lengths.append(torch.linalg.vector_norm(added) / by)
+            found.append(sum(lengths) / len(lengths))
+    return torch.stack(found), dict(twin.named_parameters())
+
+
+@EITHER_NORM
+@EITHER_PLACE
+@pytest.mark.parametrize("group", [None, 7])
+def test_norms_and_their_gradient_are_those_of_slow_loops(group, before, norm):
+    options = {"encoder_normalize_before": before, "decoder_normalize_before": before, "ffn_group": group}
+    model, batch = choosing(norm=norm, norm_penalty=0.3, **options), batch_of()
+    slow, weights = slow_norms(model, batch, norm == "relative", **options)
+    passed(model, batch)
+    penalty = model.head_gates.penalty()
+    assert_same(of_update(model), slow.detach())
+    assert_same(penalty.detach(), 0.3 * slow.sum().detach())
+    penalty.backward()
+    (0.3 * slow.sum()).backward()
+    for name, weight in weights.items():
+        ours = model.get_parameter(name).grad
+        if weight.grad is None:
+            assert ours is None or not ours.any()
+        else:
+            assert_same(ours, weight.grad)
+
+
+@few_examples
+@given(st.integers(0, 999), st.sampled_from(NORMS), st.integers(1, 4))
+def test_neither_padding_nor_micro_batches_nor_processes_change_the_norms_of_an_update(seed, norm, longer):
+    model, batches = choosing(norm=norm), [batch_of(seed), batch_of(seed + 1)]
+    passed(model, *batches)
+    together = of_update(model)
+
+    def padded(batch: dict[str, Any]) -> dict[str, Any]:
+        pad = partial(torch.nn.functional.pad, pad=(0, longer), value=1)
+        inputs = batch["net_input"]
+        return {"net_input": {**inputs, **{name: pad(inputs[name]) for name in ("src_tokens", "prev_output_tokens")}}}
+
+    passed(model, *map(padded, batches))
+    assert_same(of_update(model), together)
+    others = copy.deepcopy(model)
+    passed(model, batches[0])
+    passed(others, batches[1])
+    theirs = torch.stack(others.head_gates.norms._sums)
+    distributed = {"is_initialized": lambda: True, "all_reduce": lambda both: both.add_(theirs)}
+    with mock.patch.multiple(torch.distributed, **distributed):
+        assert_same(of_update(model), together)
+
+
+def test_norms_of_heads_that_change_places_change_places():
+    model, order = choosing(18), [2, 0, 1]
+    passed(model, batch_of())
+    before = of_update(model)
+    change_places(model, order)
+    passed(model, batch_of())
+    assert_same(of_update(model), torch.cat([site[order] for site in before.split(3)]))
+
+
+def test_a_unit_that_adds_nothing_has_norm_zero_and_gives_no_gradient():
+    model = choosing(7, ffn_group=1)
+    with torch.no_grad():
+        model.encoder.layers[0].fc1.bias[:5] = -1e3  # never active
+        model.decoder.layers[1].self_attn.out_proj.weight[:, 4:8] = 0
+    passed(model, batch_of())
+    model.head_gates.penalty().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    norms = of_update(model)
+    grid = model.layout.grid
+    spans = {f"{site.stack}{site.layer}": span for site, span in grid.spans()}
+    assert not norms[spans["ffn-enc0"]][:5].any()
+    assert norms[spans["dec1"]][1] == 0
+    assert (norms > 0).sum() > 40
+
+
+def test_the_mean_is_of_all_updates_at_first_and_then_forgets():
+    method = FunctionNorm(0.1, 10).of_sites([2, 1])
+    own, generator = method.records(), torch.Generator().manual_seed(3)
+    slow, updates = [0.0] * 3, [0] * 3
+    for update in range(130):
+        norms = torch.rand(3, generator=generator, dtype=torch.float64)
+        seen = torch.tensor([True, update % 3 == 0, update != 5])
+        method.note(norms, seen, **own)
+        for unit in range(3):
+            if seen[unit]:
+                updates[unit] += 1
+                slow[unit] += (float(norms[unit]) - slow[unit]) / min(updates[unit], 100)
+    assert own["mean_norms"].tolist() == pytest.approx(slow, rel=1e-4)
+    assert own["norm_updates"].tolist() == updates
+
+
+def test_norms_that_are_not_finite_count_as_none():
+    norms = UnitNorms(build_with(Layout.parse("enc:111/dec:1/cross:1"), encoder_layers=1, decoder_layers=1, decoder_attention_heads=1).layout.grid, False)  # fmt: skip
+    sums = torch.tensor([1.0, math.inf, math.nan, 4.0, 0.0]).double(), torch.tensor([2.0, 2, 2, 2, 0]).double()
+    norms._sums = sums
+    means, seen = norms.of_update()
+    assert means.tolist() == [0.5, 0, 0, 2, 0]
+    assert seen.tolist() == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize("kept", [1, 7, 17])
+def test_the_units_of_the_largest_norms_are_kept_once_the_cooldown_is_over(kept):
+    model = choosing(kept, cooldown_updates=2)
+    gates = model.head_gates
+    for update in range(2):
+        model.set_num_updates(update)
+        assert gates.budget_now.count == 18
+        passed(model, batch_of(update))
+        assert (gates.gates() == 1).all()
+        gates.end_update()
+    norms = gates.mean_norms.clone()
+    model.set_num_updates(2)
+    passed(model, batch_of(2))
+    assert not gates.norms.has_measured
+    assert gates.penalty() is None
+    largest = sorted(range(18), key=lambda head: -norms[head])[:kept]
+    assert gates.fixed_mask.nonzero().flatten().tolist() == sorted(largest)
+    gates.end_update()
+    assert torch.equal(gates.mean_norms, norms)
+
+
+def test_nothing_is_measured_in_evaluation_nor_by_other_methods():
+    model = choosing().eval()
+    scores(model)
+    assert not model.head_gates.norms.has_measured
+    assert build_gated("ste").head_gates.norms is None
+
+
+def test_a_copy_made_in_the_middle_of_a_pass_measures_for_itself_and_a_small_model_nothing():
+    model = choosing(norm="relative")
+    passed(model, batch_of())
+    twin = copy.deepcopy(model)
+    expected = of_update(model)
+    twin.head_gates.norms.of_update()
+    passed(twin, batch_of())
+    assert not model.head_gates.norms.has_measured
+    assert_same(of_update(twin), expected)
+    twin.eval().bake()
+    assert not any(module._forward_pre_hooks for module in twin.modules())
+    passed(twin.train(), batch_of())
+
+
+def test_without_a_penalty_norms_are_measured_all_the_same():
+    model = choosing(norm_penalty=0.0)
+    passed(model, batch_of())
+    assert model.head_gates.penalty() is None
+    model.head_gates.end_update()
+    assert (model.head_gates.mean_norms > 0).all()
+
+
+def test_a_budget_of_unequal_costs_is_filled_from_the_largest_norm_down():
+    method = FunctionNorm(0.1, 10).of_sites([3])
+    budget = Budget("parameters", 5, (3.0, 1.0, 2.0))
+    assert method.budget_at(budget, 0).limit == 6
+    own = {"mean_norms": torch.tensor([1.0, 3.0, 2.0]), "norm_updates": torch.ones(3)}
+    assert method.ranking(torch.zeros(3), **own).tolist() == [1, 3, 2]
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_a_penalty_that_is_none_is_refused(value):
+    (reason,) = FunctionNorm.objections(PruningConfig(norm_penalty=value))
+    assert reason == f"`--norm-penalty` must be a number of at least 0, but is {value}."
+
+
+def test_defaults():
+    assert FunctionNorm.from_config(PruningConfig(cooldown_updates=9)) == FunctionNorm(0.01, 9, "absolute")
