@@ -9,6 +9,7 @@ and decoder and never the model.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from fairseq_dsp.modules.unit_norms import UnitNorms
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.chosen import Chosen, default_kinds
 from fairseq_dsp.units.floors import Floors
-from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.layout import Grid, Layout, Site
 from fairseq_dsp.units.norms import RELATIVE
 
 logger = logging.getLogger("fairseq_dsp.gates")  # as logs have always named it
@@ -220,6 +221,25 @@ class HeadGates(nn.Module):
         self._fixed = self._evaluated = None
         self._loaded = True
         super()._load_from_state_dict(*args, **kwargs)
+
+    def enter(self, model: nn.Module, streams: Mapping[Site, nn.Module]) -> None:
+        """Hooks of the model that these gates are of.
+
+        Args:
+            streams: of the sites of the grid, as `streams.streams` finds them once these are gated.
+        """
+        model.register_forward_pre_hook(self.before_forward)
+        model.register_forward_hook(self.after_forward, always_call=True)
+        if self.norms is not None:
+            self.norms.watch(model, streams)
+
+    def leave(self, model: nn.Module) -> None:
+        """Undoes `enter`."""
+        if self.norms is not None:
+            self.norms.unwatch(model)
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                del hooks[key]
 
     def before_forward(self, model: nn.Module, inputs: Any) -> None:
         """Hook of the model: one draw serves all sites, and its gradient is computed once."""

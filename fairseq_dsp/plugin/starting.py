@@ -33,7 +33,7 @@ from fairseq_dsp.plugin.options import Options, TrainingOptions
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 
 # What a training was asked for, whatever its method.
-_AS_GIVEN = ("unpruned_heads", "budget", "prune", "sentence", "cross_floor")
+_AS_GIVEN = ("unpruned_heads", "budget", "prune", "sentence", "cross_floor", "spectral_norm")
 _ANEW = "another `--save-dir` or `--reset-optimizer` starts anew"
 
 
@@ -267,7 +267,9 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
 
 def _moves_other_weights(start: Start, method: Method | None, changes: list[Change], now: PruningConfig) -> bool:
     """Whether the optimizer's state is of other parameters than those that are trained now."""
-    if start.chooses_heads != (method is not None) or any(name == "pipelined" for name, *_ in changes):
+    if start.chooses_heads != (method is not None) or any(
+        name in ("pipelined", "spectral_norm") for name, *_ in changes
+    ):
         return True
     shrinks = now.unpruned_heads is not None or "0" in (now.head_layout or "")
     return method is None and shrinks and family_of(architecture_of(start.options)) != "dsp_transformer"

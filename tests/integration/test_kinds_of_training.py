@@ -51,6 +51,8 @@ def assert_translates_alike(data: Path, folder: Path, layout: Any) -> None:
         (["--prune", "heads,ffn", "--ffn-group", 4, "--budget", "heads=0.25,ffn=3", "--head-selection", "ste", "--budget-schedule", "cubic"], (3, 3)),
         (["--prune", "heads,ffn", "--ffn-group", 4, "--budget", "heads=5,ffn=3", "--head-selection", "fixed"], (5, 3)),
         (["--prune", "heads,ffn", "--ffn-group", 4, "--budget", "heads=5,ffn=3", "--head-selection", "hard-concrete"], (5, 3)),
+        (["--prune", "heads,ffn", "--ffn-group", 4, "--budget", "heads=5,ffn=3", "--head-selection", "site-threshold"], (5, 3)),
+        (["--prune", "ffn", "--ffn-group", 2, "--budget", "7", "--head-selection", "function-norm"], (12, 7)),
         (["--prune", "ffn", "--ffn-group", 2, "--budget", "7", *PROJECTION], (12, 7)),
         (["--prune", "ffn", "--budget", "ffn=0.5", "--head-selection", "fixed"], (12, 2)),
     ],
@@ -71,6 +73,7 @@ def test_every_kind_keeps_what_its_budget_says(options, counts, data: Path, tmp_
         ["--budget", "6", "--relaxation", "successive-softmax"],
         ["--budget", "macs=0.8", "--sentence", "9,8,5", *PROJECTION],
         ["--budget", "parameters=0.7", "--head-selection", "hard-concrete"],
+        ["--budget", "6", "--head-selection", "function-norm", "--norm", "relative"],
     ],
 )
 def test_whole_sublayers_are_kept(options, data: Path, tmp_path: Path):

@@ -55,6 +55,7 @@ class TestReading:
             "l0_penalty": 0.5,
             "norm_penalty": 0.1,
             "norm": "relative",
+            "spectral_norm": "fc1,fc2",
             "threshold_penalty": 3.0,
             "threshold_target": 0.5,
             "lagrangian_warmup": 0,
