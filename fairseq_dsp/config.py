@@ -121,8 +121,9 @@ class PruningConfig:
         default=None, metadata={"help": "how many heads are on until the cooldown is over: K (constant, the default), or all at first and then fewer and fewer (cubic)"}
     )  # fmt: skip
     budget_start_updates: int | None = field(
-        default=None, metadata={"help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"}
-    )  # fmt: skip
+        default=None,
+        metadata={"help": "of --budget-schedule cubic: updates with all heads on (default: 0; advice: of warm-up)"},
+    )
     cooldown_updates: int | None = field(
         default=None, metadata={"help": "updates after which the chosen heads are fixed (default: 15000, with --pipelined 250; hard-concrete: never)"}
     )  # fmt: skip

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fairseq_dsp.checkpoints.account import Account, Demand
-from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.costing import costs_of, measured_costs, sentence_of_validation
 from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
+from fairseq_dsp.plugin.options import TaskOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.chosen import Chosen
@@ -162,8 +162,8 @@ def choose_under(
     else:
         kinds, values = list(model.head_gates.chosen.kinds), model.head_gates.ranking().tolist()
     if request.measure == MACS and demand.sentence is None:
-        languages = [get_option(task, name) for name in ("source_lang", "target_lang")]
-        demand = replace(demand, sentence=sentence_of_validation(get_option(task, "data"), *languages))
+        options = TaskOptions.of(task)
+        demand = replace(demand, sentence=sentence_of_validation(options.data, *options.languages))
     if request.measure != MACS:
         demand = replace(demand, sentence=None)
     limits = _limits(request, layout, kinds)

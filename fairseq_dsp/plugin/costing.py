@@ -127,8 +127,8 @@ def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
 
 
 def settle_budget(cfg: Options, data: str, source: str | None, target: str | None) -> None:
-    """Writes into a model's options what a training's `--prune` and `--budget` stand for, before it is built: K of one in heads, or `auto`; the sentence of
-    one in operations.
+    """Writes into a model's options what a training's `--prune` and `--budget` stand for, before it is built: neurons of a unit; K of a budget in
+    heads, or `auto`; the sentence of one in operations.
 
     Args:
         data: the data folder, and its languages.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from fairseq_dsp.config import AUTO, PruningConfig, get_option, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
@@ -11,7 +9,7 @@ from fairseq_dsp.methods.dsp import PROJECTION, DifferentiableSubset
 from fairseq_dsp.methods.stratified import Stratified
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.plugin.options import Options, TransformerOptions, completed
-from fairseq_dsp.units.chosen import Chosen, default_kinds, parse_kinds
+from fairseq_dsp.units.chosen import Chosen, default_group, default_kinds, parse_kinds
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
@@ -68,7 +66,7 @@ def settle_kinds(cfg: Options) -> None:
     if reasons:
         raise Refusal(*reasons)
     if not heads_alone and config.ffn_group is None and config.head_layout is None:
-        set_option(cfg, "ffn_group", _group(cfg, kinds))
+        set_option(cfg, "ffn_group", _group_of_options(cfg, kinds))
     known = get_option(cfg, "ffn_group") is not None or heads_alone
     if config.head_layout is None and known and SUBLAYERS.name not in kinds and (heads_alone or HEADS.name in kinds):
         set_option(cfg, "prune", None)
@@ -93,12 +91,7 @@ def refuse_slow_choice(gates: HeadGates | None) -> None:
             )
 
 
-def _group(cfg: Options, kinds: tuple[str, ...]) -> int:
-    """Neurons that cost what a head costs: twice its size. Of whole networks any will do, and those where that fits none.
-
-    Raises:
-        Refusal: heads are of two sizes, or neurons cannot be divided so.
-    """
+def _group_of_options(cfg: Options, kinds: tuple[str, ...]) -> int:
     given = completed(cfg)
     options = TransformerOptions.of(given)
     sizes, neurons = set(), set()
@@ -108,13 +101,4 @@ def _group(cfg: Options, kinds: tuple[str, ...]) -> int:
             raise Refusal("`--ffn-group` must be given, for the model's options do not say how large heads are.")
         sizes.add(int(width) // side.heads)
         neurons.add(side.neurons)
-    group = 2 * min(sizes)
-    fits = len(sizes) == 1 and not any(count % group for count in neurons)
-    if kinds == (SUBLAYERS.name,):
-        return group if fits else math.gcd(*neurons)
-    if not fits:
-        raise Refusal(
-            "`--ffn-group` must be given where twice the size of a head does not divide the neurons of every feed-forward network "
-            f"({', '.join(map(str, sorted(neurons)))}), or heads are of two sizes, but heads are of size {', '.join(map(str, sorted(sizes)))}."
-        )
-    return group
+    return default_group(sizes, neurons, kinds)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.signals import Signals
+from fairseq_dsp.units.kinds import KINDS
 from fairseq_dsp.units.layout import Layout
 
 
@@ -20,7 +21,8 @@ class HeadProgress:
     """Figures of the heads. Looks at the model only when asked to: it waits for the device.
 
     Attributes:
-        figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`), the mean importance of all heads of
+        figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`; where neurons are units too, groups kept of each
+            side, `heads_ffn-enc` and `heads_ffn-dec`, and units of each kind, `kept_heads` and `kept_ffn`), the mean importance of all heads of
             a type (`importance_enc` and so on), and `heads_changed`, the number of heads that are kept and were not, or were
             and are not, since the last validation (before the first, since training started or was resumed). A swap of two
             heads counts as two. While heads are chosen also those of `signals`.
@@ -51,6 +53,8 @@ class HeadProgress:
         layout = gates.layout()
         before = layout if self._before is None else self._before
         self.figures = {f"heads_{stack}": kept for stack, (kept, _) in layout.by_type().items()}
+        if len(kinds := layout.by_kind()) > 1:
+            self.figures |= {f"kept_{kind.name}": kinds[kind.noun][0] for kind in KINDS if kind.noun in kinds}
         self.figures |= {f"importance_{stack}": mean for stack, mean in gates.mean_importance().items()}
         self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
         if gates.method.measures and layout.count:

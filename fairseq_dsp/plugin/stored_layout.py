@@ -77,9 +77,9 @@ def stored_layout(state: dict[str, Any]) -> Layout:
         budget = budget_of(config, there)
         fixed = weights.get(f"{STATE_PREFIX}fixed_mask", torch.full((there.total,), -1.0))
         floors = floors_of(there, parse_floor(config.cross_floor))
-        made = method.from_config(config).of_sites([count for _, count in there.counts])
+        way = method.from_config(config).of_sites([count for _, count in there.counts])
         own = {
             name: weights.get(STATE_PREFIX + name, value)
-            for name, value in {**made.variables(), **made.records()}.items()
+            for name, value in {**way.variables(), **way.records()}.items()
         }
-        return chosen.keep(decided(made, importance, fixed, budget, floors, own))
+        return chosen.keep(decided(way, importance, fixed, budget, floors, own))

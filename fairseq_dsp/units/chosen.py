@@ -7,7 +7,8 @@ model's, a unit is one of these; a whole sublayer is one unit at its site. What 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -128,6 +129,30 @@ def parse_rates(text: str | None, option: str) -> dict[str, float]:
 def default_kinds(grid: Grid) -> tuple[str, ...]:
     """The kinds that are chosen where nobody says which: all of which the grid has units."""
     return (HEADS.name, NEURONS.name) if has_neurons(grid) else (HEADS.name,)
+
+
+def default_group(head_sizes: Collection[int], neurons: Collection[int], kinds: tuple[str, ...]) -> int:
+    """Neurons that are one unit where nobody says: as many as cost what a head costs, twice its size.
+
+    Where that does not divide the neurons of all networks, whole sublayers take the largest number that does: any would do for them.
+
+    Args:
+        head_sizes: of all attentions.
+        neurons: of all feed-forward networks.
+
+    Raises:
+        Refusal: of other kinds, where it does not divide, or heads are of several sizes.
+    """
+    group = 2 * min(head_sizes)
+    if len(set(head_sizes)) == 1 and not any(count % group for count in neurons):
+        return group
+    if kinds == (SUBLAYERS.name,):
+        return math.gcd(*neurons)
+    raise Refusal(
+        "`--ffn-group` must be given where twice the size of a head does not divide the neurons of every feed-forward network "
+        f"({', '.join(map(str, sorted(neurons)))}), or heads are of several sizes, but heads are of size "
+        f"{', '.join(map(str, sorted(head_sizes)))}."
+    )
 
 
 def parse_kinds(text: str, option: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from commands import QUIET, assert_refused, different, generate, load, prune, train
+from test_score_units import score
 
 from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.files.checkpoint import read_checkpoint
@@ -17,6 +18,7 @@ from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.costs import Sentence
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.request import written
+from fairseq_dsp.units.score_file import read_scores
 
 PROJECTION = ["--relaxation", "projection"]
 LEARNING = ["--importance-lr", 0.2, "--cooldown-updates", 8, "--max-update", 12]
@@ -276,3 +278,30 @@ class TestLearningRatesOfKinds:
     def test_others_are_refused(self, rates, words, data: Path, tmp_path: Path):
         done = train(data, tmp_path, *QUIET, *LEARNING, *self.OPTIONS, "--importance-lr-of", rates, ok=False)
         assert_refused(done, "`--importance-lr-of` ", words)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "units"), [("heads,ffn", ["--ffn-group", 16]), ("sublayers", []), ("ffn", ["--ffn-group", 16])]
+)
+def test_importance_begins_with_scores_of_the_same_kinds(kinds, units, data: Path, dense: Path, tmp_path: Path):
+    score(data, dense, tmp_path / "scores.json", "--units", kinds, *units, scorer="fisher")
+    start = ["--finetune-from-model", dense, "--importance-from", tmp_path / "scores.json"]
+    options = [*QUIET, *LEARNING[:4], "--importance-lr", 0, "--max-update", 1, *PROJECTION, *start]
+    train(data, tmp_path / "save", *options, "--prune", kinds, "--budget", 4)
+    importance = load(tmp_path / "save" / "checkpoint_last.pt")["model"]["head_gates.importance"].tolist()
+    ranking = read_scores(str(tmp_path / "scores.json")).ranking().tolist()
+    assert sorted(range(len(ranking)), key=lambda unit: (-ranking[unit], unit)) == sorted(range(len(ranking)), key=lambda unit: -importance[unit])  # fmt: skip
+    others = "ffn" if kinds == "sublayers" else "sublayers"
+    done = train(data, tmp_path / "no", *options, "--prune", others, "--budget", 4, ok=False)
+    assert_refused(done, "`--importance-from` must be scores of all units that are gated")
+
+
+def test_importance_alone_is_trained_over_all_kinds(data: Path, dense: Path, tmp_path: Path):
+    """`--pipelined`: frozen weights scale what they read, in one network as in another."""
+    for kinds, count in (("heads,ffn", 16), ("sublayers", 10)):
+        options = ["--pipelined", "--finetune-from-model", dense, "--prune", kinds, "--budget", 5, *PROJECTION]
+        layout, state = trained(data, tmp_path / kinds, *options)
+        before = load(dense)["model"]
+        assert not [n for n, v in before.items() if n in state["model"] and not v.equal(state["model"][n])]
+        assert state["model"]["head_gates.importance"].shape == (count,)
+        assert_translates_alike(data, tmp_path / kinds, layout)
