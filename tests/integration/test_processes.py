@@ -73,6 +73,7 @@ METHODS = {
     "empty sublayers": ["--head-layout", EMPTY],
     "no neuron in some layers": ["--head-layout", NO_NEURONS],
     "gates on neurons too": [*budget(6, cooldown=3), "--head-layout", NO_NEURONS],
+    "sublayers": ["--prune", "sublayers", "--budget", 4, *budget(4, cooldown=3)[2:]],
     "no head at all": ["--head-selection", "fixed", "--unpruned-heads", 0],
 }
 
@@ -104,6 +105,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         ("pytorch_ddp", "no head at all"),
         ("pytorch_ddp", "no neuron in some layers"),
         ("pytorch_ddp", "gates on neurons too"),
+        ("pytorch_ddp", "sublayers"),
         ("legacy_ddp", "gates"),
         pytest.param("legacy_ddp", "gates on what a layout leaves", marks=pytest.mark.slow),
         pytest.param("legacy_ddp", "empty sublayers", marks=pytest.mark.slow),
