@@ -8,9 +8,9 @@ from typing import Any
 from fairseq.hub_utils import GeneratorHubInterface
 
 from fairseq_dsp.checkpoints.batches import translation_task
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.pair_batches import set_languages
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model
 
 
 def load(

@@ -1,7 +1,7 @@
 """The `dsp_transformer` architectures: fairseq's transformers of the same suffix, with heads that can be gated and gone.
 
 fairseq builds the model with all of its options; afterwards the attentions are replaced, shrunk to the layout in the cfg
-and gated if a method asks for it. Called by fairseq (training, generation, hub) and by `checkpoints/building`.
+and gated if a method asks for it. Called by fairseq (training, generation, hub) and by `plugin/building`.
 
 Registered without a dataclass: fairseq's command line and hydra then both hand over a flat cfg, and neither ignores an
 option in silence.
@@ -17,7 +17,7 @@ from fairseq.models.transformer import TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.config import PruningConfig, add_arguments, flag, get_option, set_option
+from fairseq_dsp.config import PruningConfig, add_arguments, flag, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.guards.versions import (
     disable_fused_encoder,
@@ -43,7 +43,7 @@ from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
 from fairseq_dsp.plugin.languages import objections_to_use
 from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
-from fairseq_dsp.plugin.options import TrainingOptions
+from fairseq_dsp.plugin.options import PrecisionOptions, TrainingOptions
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.plugin.widths import objections_to_neurons
@@ -119,8 +119,7 @@ class DspTransformerModel(TransformerModel):
             model._take_heads(args, config)
             if method.learned:
                 grid = model.layout.surviving
-                floors = floors_of(grid, parse_floor(config.cross_floor))
-                install_gates(model, grid, gates_of(config, grid, floors))
+                install_gates(model, grid, gates_of(config, grid, floors_of(grid, parse_floor(config.cross_floor))))
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
                 if config.pipelined:
                     for parameter in model.parameters():
@@ -289,9 +288,10 @@ def _register(stock: str) -> None:
     def architecture(args: argparse.Namespace | DictConfig) -> None:
         ARCH_CONFIG_REGISTRY[stock](args)
         # fairseq-train takes --bf16 for a TPU, and would flatten all parameters into one under --fp16, importance too
-        if get_option(args, "bf16", False) and get_option(args, "tpu", False):
+        precision = PrecisionOptions.of(args)
+        if precision.bf16 and precision.tpu:
             set_option(args, "tpu", False)
-        if get_option(args, "fp16", False) and get_option(args, "optimizer") == "dsp_adam":
+        if precision.fp16 and precision.optimizer == "dsp_adam":
             set_option(args, "fp16_no_flatten_grads", True)
 
 

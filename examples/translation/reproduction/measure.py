@@ -20,9 +20,9 @@ import fairseq_dsp
 from fairseq_dsp.analysis.records import REFERENCES
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.benchmark.comparison import processor_name
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.plugin.building import load_model
 
 from .checkpoints import LAST, updates_of
 from .data import Data
