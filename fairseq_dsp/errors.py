@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _PATIENCE = 2.0  # seconds in which the second signal to stop does not disturb the tidying after the first
@@ -45,6 +45,12 @@ def noted(reasons: list[str]) -> Iterator[None]:
         yield
     except Refusal as refusal:
         reasons += refusal.reasons
+
+
+def summed_up(what: str, sentences: Sequence[str]) -> list[str]:
+    """One sentence for many that say the same of other lines or runs: the first, and how many more there are."""
+    more = len(sentences) - 1
+    return [f"{sentences[0].removesuffix('.')}; likewise of {more} more {what}."] if more > 0 else list(sentences)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,9 @@ from typing import Any
 from fairseq_dsp.units.layout import Grid, Layout
 
 GRID = Grid.of_heads((4, 4, 4), (4, 4, 4), (4, 4, 4))
+# layouts of heads, and of networks of 8 groups of neurons
+JOINT = f"enc:1000.0000.0000/dec:0000.0000.0000/cross:1100.1000.0000/ffn-enc:11110000.{'0' * 8}.{'1' * 8}/ffn-dec:00100000.10000001.{'0' * 8}"
+OTHER = JOINT.replace("enc:1000", "enc:0000")
 BUDGETS = (24, 12, 6, 3, 0)
 # how fast the made-up score falls with the heads
 METHODS = {"dsp": 0.2, "dsp-pipelined": 0.3, "ste": 0.25, "hard-concrete": 0.35, "gradient": 0.6, "random": 1.2}
@@ -51,6 +54,13 @@ def run(method: str = "dsp", kept: int = 6, seed: int = 1, grid: Grid = GRID, **
     } | others
 
 
+def joint(kept: str, seed: int = 1, **others: Any) -> dict[str, Any]:
+    """A line of a run whose neurons are units too: `kept` is its layout's text."""
+    layout = Layout.parse(kept)
+    content = run("joint", 6, seed) | {"kept": layout.count, "total": layout.grid.total, "layout": str(layout)}
+    return content | {"parameters": 90_000, "macs": 70_000_000, "latency": 0.02} | others
+
+
 def runs(seeds: tuple[int, ...] = (1, 2), grid: Grid = GRID, budgets: tuple[int, ...] = BUDGETS) -> list[dict]:
     """Dense and every method at every budget."""
     return [run("dense", grid.total, seed, grid) for seed in seeds] + [
@@ -64,8 +74,10 @@ def write(path: Path, contents: list[Any]) -> Path:
     return path
 
 
-def training_log(kind: str = "json", updates: int = 400, every: int = 10, fixed_at: int = 250) -> str:
-    """What fairseq would print while training with a budget of 6."""
+def training_log(
+    kind: str = "json", updates: int = 400, every: int = 10, fixed_at: int = 250, neurons: bool = False
+) -> str:
+    """What fairseq would print while training with a budget of 6 heads, or of these and groups of neurons."""
     draw = random.Random(0)
     lines = ["2026-01-31 12:00:00 | INFO | fairseq_cli.train | task: TranslationDspTask"]
     for update in range(every, updates + 1, every):
@@ -87,6 +99,12 @@ def training_log(kind: str = "json", updates: int = 400, every: int = 10, fixed_
             "heads_cross": str(6 - encoder - decoder),
             "heads_changed": "0" if update >= fixed_at else str(draw.randint(0, 5)),
         }
+        if neurons:
+            figures |= {
+                f"{name}_ffn-{side}": str(draw.randint(0, 8))
+                for name in ("importance", "heads")
+                for side in ("enc", "dec")
+            }
         if kind == "json":
             text = json.dumps({"epoch": 1, "update": update / updates} | figures)
         else:

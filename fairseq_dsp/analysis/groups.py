@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -15,13 +15,18 @@ class Group:
 
     Attributes:
         method: name of the method.
-        kept: K.
+        kept: K; of a budget that counts no units, what the run of the lowest seed keeps.
         records: in the order of their seeds.
     """
 
     method: str
     kept: int
     records: tuple[Record, ...]
+
+    @property
+    def size(self) -> str:
+        """What its runs were cut to; see `Record`."""
+        return self.records[0].size
 
     def values(self, name: str) -> list[float]:
         """A figure of every run, without those that lack it."""
@@ -33,9 +38,13 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     methods = sorted(dict.fromkeys(record.method for record in records), key=lambda method: method != DENSE)
     groups = []
     for method in methods:
-        for kept in sorted({record.kept for record in records if record.method == method}, reverse=True):
-            same = [record for record in records if (record.method, record.kept) == (method, kept)]
-            groups.append(Group(method, kept, tuple(sorted(same, key=lambda record: record.seed))))
+        own: dict[Hashable, list[Record]] = {}
+        for record in records:
+            if record.method == method:
+                kinds = record.layout.grid.named_stacks
+                own.setdefault((kinds, record.kept if record.budget is None else record.budget), []).append(record)
+        found = [sorted(same, key=lambda record: record.seed) for same in own.values()]
+        groups += [Group(method, same[0].kept, tuple(same)) for same in sorted(found, key=lambda same: -same[0].kept)]
     return groups
 
 

@@ -5,6 +5,8 @@
      "updates": 20000, "seconds": 3600.5, "words_per_second": 51000.0, "parameters": 1234567, "hardware": "…",
      "versions": {"fairseq_dsp": "0.1.0", "torch": "…"}, "data": "…", "command": "fairseq-train …"}
 
+Units are heads, or heads and groups of neurons (`/ffn-enc:…/ffn-dec:…`); `kept` and `total` count them. `budget` is what
+`fairseq-dsp-prune --budget` was given, where it was no number of units. `macs` are multiply-adds a sentence, `latency` is seconds a sentence.
 `updates`, `seconds` and `words_per_second` are null where nothing was trained. `hypotheses` and `log` may name files, as seen
 from the results file's folder: detokenised translations, a line a sentence, and the training log. Further keys are left alone.
 """
@@ -13,18 +15,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.errors import Refusal, summed_up
 from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
+from fairseq_dsp.units.groups import has_neurons, part_of
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout, is_layout
 
 DENSE = "dense"
 # the figures that are scores of translations, and what readers call them
 NATS = "valid_nats"
 SCORES = {"bleu_tok": "BLEU (tokenised, lower-cased)", "sacrebleu": "sacreBLEU", "chrf": "chrF"}
+# what a deployed model costs, what readers call it, and what one of its numbers is in that unit
+COSTS = {
+    "parameters": ("M parameters", 1e-6),
+    "macs": ("M multiply-adds a sentence", 1e-6),
+    "latency": ("ms a sentence", 1e3),
+}
 REFERENCES = os.path.join("hypotheses", "references.detok.txt")  # where a reproduction leaves them, beside its results
 _MOST_REASONS = 20
 
@@ -35,10 +45,10 @@ class Record:
 
     Attributes:
         method: name of the method; `dense` for the model with all heads.
-        kept: K, the number of heads kept.
-        total: H, the number of heads that the model began with.
+        kept: K, the number of units kept.
+        total: H, the number of units that the model began with.
         seed: of training.
-        layout: the heads kept.
+        layout: the units kept.
         bleu_tok: lower-cased BLEU on tokens, 0 to 100. Likewise, on detokenised text:
         sacrebleu: BLEU.
         chrf: chrF.
@@ -58,6 +68,9 @@ class Record:
         shuffled_of: the method whose counts of heads by sublayer this run has, with heads drawn within; None for other runs.
         size_of: K, where the run is a narrower dense model with as many parameters as K heads leave: `kept` says that K too, while the
             layout has all of its heads; None for other runs.
+        macs: multiply-adds of the deployed model for a sentence of the test set's mean lengths, or None.
+        latency: seconds a sentence in which it translated the test set, on the hardware that the run names, or None.
+        budget: what bought the units, where units were not counted, such as `parameters=0.5`; None where they were.
         line: number of the line in its file.
     """
 
@@ -83,11 +96,29 @@ class Record:
     valid_nats: float | None = None
     shuffled_of: str | None = None
     size_of: int | None = None
+    macs: int | None = None
+    latency: float | None = None
+    budget: str | None = None
     line: int = 0
 
     @property
     def is_dense(self) -> bool:
         return self.method == DENSE
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is one of K heads: neurons are no units, and the budget is a number."""
+        return self.budget is None and not has_neurons(self.layout.grid)
+
+    @property
+    def heads(self) -> Layout:
+        """The attention heads kept."""
+        return part_of(self.layout, [HEADS.name])
+
+    @property
+    def size(self) -> str:
+        """What it was cut to, in a table: K heads, so many units, or its budget."""
+        return self.budget or (str(self.kept) if self.is_counted else f"{self.kept} units")
 
     @property
     def has_all_heads(self) -> bool:
@@ -97,7 +128,7 @@ class Record:
     @property
     def name(self) -> str:
         """What a message calls the run."""
-        return f"{self.method}, {self.kept} heads, seed {self.seed}"
+        return f"{self.method}, {self.size}{' heads' if self.is_counted else ''}, seed {self.seed}"
 
 
 def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
@@ -134,7 +165,7 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
         if wrong:
             continue
         record = _record(content, number)
-        key = (record.method, record.kept, record.seed, record.layout.grid, describe(record.data))
+        key = (record.method, record.budget or record.kept, record.seed, record.layout.grid, describe(record.data))
         if key in records:
             twice.append(
                 f"{path}: lines {records[key].line} and {number} are both {record.name}; line {number} counts."
@@ -149,12 +180,6 @@ def read_records(path: str, warn: Callable[[str], Any]) -> list[Record]:
     if reasons:
         raise Refusal(*reasons)
     return list(records.values())
-
-
-def summed_up(what: str, sentences: Sequence[str]) -> list[str]:
-    """One sentence for many that say the same of other lines or runs: the first, and how many more there are."""
-    more = len(sentences) - 1
-    return [f"{sentences[0].removesuffix('.')}; likewise of {more} more {what}."] if more > 0 else list(sentences)
 
 
 def resolve(path: str, results: str) -> str:
@@ -196,14 +221,16 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
     layout, size = Layout.parse(content["layout"]), content.get("size_of")
     for name, count, what in (("kept", layout.count, "keeps"), ("total", layout.grid.total, "has")):
         if content[name] != count and (size is None or name == "total"):
-            found.append(f"`{name}` must be the {count} heads that the layout {what}, but is {content[name]}")
+            found.append(
+                f"`{name}` must be the {count} {layout.grid.noun} that the layout {what}, but is {content[name]}"
+            )
     if size is not None and (content["kept"], layout.count) != (size, layout.grid.total):
         found.append(
             f"`size_of` must be what `kept` is, of a layout with all its heads, but they are {size}, {content['kept']} and "
             f"{layout.count} of {layout.grid.total}"
         )
     if content["method"] == DENSE and content["kept"] != content["total"] and not found:
-        found.append(f"`kept` must be {content['total']}, all heads, for dense, but is {content['kept']}")
+        found.append(f"`kept` must be {content['total']}, all {layout.grid.noun}, for dense, but is {content['kept']}")
     return found
 
 
@@ -266,4 +293,7 @@ _OPTIONAL_RULES: Rules = {
     "valid_nats": _NUMBER,
     "shuffled_of": ("a text of one line or null", or_none(_is_text)),
     "size_of": ("a whole number of at least 0, or null", or_none(_is_count)),
+    "macs": ("a whole number of at least 0, or null", or_none(_is_count)),
+    "latency": _NUMBER,
+    "budget": ("a text of one line or null", or_none(_is_text)),
 }

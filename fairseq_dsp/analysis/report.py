@@ -12,11 +12,12 @@ from pathlib import Path
 
 from fairseq_dsp.analysis import plots, tables
 from fairseq_dsp.analysis.groups import grouped
-from fairseq_dsp.analysis.records import DENSE, NATS, Record, describe, name_of, resolve
+from fairseq_dsp.analysis.records import COSTS, DENSE, NATS, Record, describe, name_of, resolve
 from fairseq_dsp.analysis.significance import PairedTests
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.output import OutputFolder
+from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES
 
 MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
@@ -60,7 +61,7 @@ def refuse_mixtures(records: Sequence[Record], path: str) -> None:
     dense = [record for record in records if record.is_dense]
     trained = [record for record in dense if record.updates is not None]
     for what, some, value in (
-        ("of one model, with the same heads", records, lambda record: record.layout.grid),
+        ("of one model, with the same heads", records, lambda record: record.heads.grid),
         ("on the same data", records, lambda record: describe(record.data)),
         ("of one model, with as many parameters where it is dense", dense, lambda record: record.parameters),
         ("trained alike, for as many updates where they are dense", trained, lambda record: record.updates),
@@ -97,7 +98,7 @@ def read_logs(records: Sequence[Record], results: str) -> tuple[dict[str, Traini
             shown.add(record.log)
             if log.figures:
                 # one training that was cut to several budgets had none of them itself
-                chosen[method if shared[record.log] > 1 else f"{method}, K = {record.kept}"] = log
+                chosen[method if shared[record.log] > 1 else f"{method}, {_size(record)}"] = log
             break
         else:
             if candidates:
@@ -131,9 +132,9 @@ def write_report(
         first = records[0]
         title = f"Attention heads pruned: {name_of(first.data)}"
         methods = {record.method for record in records if not record.is_dense}
-        budgets = {record.kept for record in records if not record.is_dense}
+        budgets = {record.size for record in records if not record.is_dense}
         summary = (
-            f"{len(records)} runs of a model with {first.total} attention heads: {_count(len(methods), 'method')} at "
+            f"{len(records)} runs of a model with {first.heads.grid.total} attention heads: {_count(len(methods), 'method')} at "
             f"{_count(len(budgets), 'budget')}, {_count(len({record.seed for record in records}), 'seed')}."
         )
         facts = [("Data", describe(first.data))]
@@ -164,14 +165,17 @@ def _sections(
     note = name_of(records[0].data)  # figures are copied out of reports
     spread = "bars reach from the lowest seed to the highest"
     validated = [NATS] if any(record.valid_nats is not None for record in records) else []
-    scores = Section(
-        "Translation quality", tables=[tables.by_budget(records, each) for each in (*validated, "bleu_tok")]
-    )
-    paths = _paths(folder, "bleu-against-heads")
-    plots.score_against_heads(records, *paths, note=note)
-    scores.figures.append(
-        _figure(paths, f"BLEU against heads kept. Lines are means over seeds, {spread}; the level line is dense.")
-    )
+    scores, counted = Section("Translation quality"), [record for record in records if record.is_counted]
+    if counted:
+        scores.tables.extend(tables.by_budget(records, each) for each in (*validated, "bleu_tok"))
+        paths = _paths(folder, "bleu-against-heads")
+        plots.score_against_heads(counted, *paths, note=note)
+        scores.figures.append(
+            _figure(paths, f"BLEU against heads kept. Lines are means over seeds, {spread}; the level line is dense.")
+        )
+    paths = _paths(folder, "bleu-against-costs")
+    plots.score_against_costs(records, *paths, note=note)
+    scores.figures.append(_figure(paths, _caption_of_costs(records, spread)))
     if tests is not None:
         scores.tables.append(tables.significance(tests))
     compared = (tables.over_seeds(records, against), tables.do_heads_matter(records))
@@ -179,22 +183,26 @@ def _sections(
     sections = [scores]
     pruned = [group for group in grouped(records) if not group.records[0].has_all_heads]
     if any(group.kept for group in pruned):
-        paths = _paths(folder, "attention-types")
-        plots.attention_type_shares(records, *paths, note=note)
-        caption = (
-            f"Share of each attention type among the heads kept: means over seeds, {spread}; dotted, among all heads."
-        )
-        kept = Section("Which heads are kept", [_figure(paths, caption)])
+        kept = Section("Which heads are kept")
+        if any(group.kept and group.records[0].is_counted for group in pruned):
+            paths = _paths(folder, "attention-types")
+            plots.attention_type_shares(records, *paths, note=note)
+            caption = f"Share of each attention type among the heads kept: means over seeds, {spread}; dotted, among all heads."
+            kept.figures.append(_figure(paths, caption))
         names: set[str] = set()
         for method in dict.fromkeys(group.method for group in pruned):
             budgets = [group for group in pruned if group.method == method]
             paths = _paths(folder, _file_name(f"kept-heads-{method}", names))
-            layouts = {f"K = {group.kept}": group.records[0].layout for group in budgets}
+            layouts = {_size(group.records[0]).replace("s=", "s\n"): group.records[0].layout for group in budgets}
             plots.kept_heads_by_budget(layouts, *paths, note=note)
             seeds = sorted({group.records[0].seed for group in budgets})
             caption = (
                 f"Heads kept by {method}, {_list('seed', seeds)}: a row a layer, a column a head, their number below."
             )
+            if any(has_neurons(layout.grid) for layout in layouts.values()):
+                caption += (
+                    " Bars are the share of neurons that a feed-forward network keeps, with the number of groups below."
+                )
             kept.figures.append(_figure(paths, caption))
         sections.append(kept)
     titles = list(logs)
@@ -255,6 +263,21 @@ def _file_name(text: str, taken: set[str]) -> str:
         name = f"{plain}-{number}"
     taken.add(name)
     return name
+
+
+def _size(record: Record) -> str:
+    """What a run was cut to, as a title."""
+    return f"K = {record.kept}" if record.is_counted else record.size
+
+
+def _caption_of_costs(records: Sequence[Record], spread: str) -> str:
+    known = {name for name in COSTS if any(getattr(record, name) is not None for record in records)}
+    speed = ", and the seconds a sentence in which it translated the test set" if "latency" in known else ""
+    operations = ", multiply-adds a sentence" if "macs" in known else ""
+    return (
+        f"BLEU against what the deployed model costs: parameters{operations}{speed}. Lines are means over seeds, {spread}; the "
+        "level line is dense, the dotted one is what dense costs."
+    )
 
 
 def _count(number: int, what: str) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq_dsp.analysis.records import Record, resolve, summed_up
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.analysis.records import Record, resolve
+from fairseq_dsp.errors import Refusal, summed_up
 
 _MOST_PROCESSES = 8  # each takes some hundred megabytes for its resamples
 

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairseq_dsp.analysis.groups import Group, grouped, mean_and_spread
-from fairseq_dsp.analysis.records import DENSE, NATS, SCORES, Record, describe
+from fairseq_dsp.analysis.records import COSTS, DENSE, NATS, SCORES, Record, describe
 from fairseq_dsp.analysis.seeds import Difference, paired
 from fairseq_dsp.analysis.significance import PairedTests
-from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES
+from fairseq_dsp.units.groups import has_neurons
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.kind import Kind
+from fairseq_dsp.units.neurons import NEURONS
 
 NONE = "–"
 _FIGURES = {**SCORES, NATS: "Validation loss (nats a target token)"}
@@ -42,7 +45,8 @@ class Table:
 
 
 def by_budget(records: Sequence[Record], figure: str) -> Table:
-    """A score, or the loss (`NATS`), of every method at every budget."""
+    """A score, or the loss (`NATS`), of every method at every budget; of runs whose budget is a number of heads."""
+    records = [record for record in records if record.is_counted]
     groups = {(group.method, group.kept): group for group in grouped(records)}
     budgets = sorted({kept for _, kept in groups}, reverse=True)
     methods = list(dict.fromkeys(method for method, _ in groups))
@@ -65,46 +69,48 @@ def by_budget(records: Sequence[Record], figure: str) -> Table:
 def all_figures(records: Sequence[Record]) -> Table:
     """A row a method and budget, with everything that was measured."""
     groups = grouped(records)
+    kinds = [HEADS, NEURONS] if any(has_neurons(record.layout.grid) for record in records) else [HEADS]
+    costs = [(name, *COSTS[name]) for name in ("macs", "latency") if any(group.values(name) for group in groups)]
     rows = []
     for group in groups:
-        types = [
-            mean_and_spread([record.layout.by_type()[stack][0] for record in group.records])[0] for stack in HEAD_STACKS
-        ]
         rows.append(
             (
                 group.method,
-                str(group.kept),
+                group.size,
                 str(len(group.records)),
                 *(_value(group.values(score)) for score in SCORES),
-                " / ".join(f"{count:.3g}" for count in types),
+                *(_by_type(group, kind) for kind in kinds),
                 f"{mean_and_spread(group.values('parameters'))[0]:,.0f}",
+                *(_scaled(group.values(name), scale) for name, _, scale in costs),
                 *(_rounded(group.values(name)) for name in ("updates", "seconds", "words_per_second")),
             )
         )
-    names = ("method", "heads", "seeds", "BLEU", "sacreBLEU", "chrF")
-    types_name = " / ".join(
-        STACK_NAMES[stack].replace("encoder", "enc").replace("decoder", "dec") for stack in HEAD_STACKS
+    names = ("method", _column(records), "seeds", "BLEU", "sacreBLEU", "chrF")
+    types = (
+        " / ".join(stack.title.replace("encoder", "enc").replace("decoder", "dec") for stack in kind.stacks)
+        for kind in kinds
     )
     return Table(
         "All figures",
         f"BLEU is tokenised and lower-cased, sacreBLEU and chrF are on detokenised text. {_spread_note(groups)} "
-        "Heads by type, parameters and training's figures are means; seconds are those of training steps, words the "
+        + ("Groups of neurons by type are counted beside heads. " if len(kinds) > 1 else "")
+        + "Heads by type, parameters and training's figures are means; seconds are those of training steps, words the "
         "target side's tokens after segmentation.",
-        (*names, types_name, "parameters", "updates", "seconds", "words/s"),
+        (*names, *types, "parameters", *(what for _, what, _ in costs), "updates", "seconds", "words/s"),
         tuple(rows),
     )
 
 
 def significance(tests: PairedTests) -> Table:
     """The paired test of every method and budget against dense."""
-    cells: dict[tuple[str, int], list[tuple[int, float, float]]] = {}
-    for each in tests.comparisons:
-        cell = cells.setdefault((each.record.method, each.record.kept), [])
+    cells: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    for each in sorted(tests.comparisons, key=lambda each: -each.record.kept):
+        cell = cells.setdefault((each.record.method, each.record.size), [])
         cell.append((each.record.seed, each.score - each.dense_score, each.p_value))
     rows = []
-    for (method, kept), found in sorted(cells.items(), key=lambda item: -item[0][1]):
+    for (method, kept), found in cells.items():
         found.sort()
-        rows.append((method, str(kept), *("; ".join(texts) for texts in _by_seed(found))))
+        rows.append((method, kept, *("; ".join(texts) for texts in _by_seed(found))))
     order = list(dict.fromkeys(each.record.method for each in tests.comparisons))
     rows.sort(key=lambda row: order.index(row[0]))
     return Table(
@@ -114,7 +120,7 @@ def significance(tests: PairedTests) -> Table:
         "the chance in training, which the spread over seeds shows, and p is not corrected for the number of tests. Values are "
         "in the order of seeds. "
         f"Signature: {tests.signature}",
-        ("method", "heads", "seeds", "difference", "p"),
+        ("method", _column([each.record for each in tests.comparisons]), "seeds", "difference", "p"),
         tuple(rows),
     )
 
@@ -129,7 +135,7 @@ def over_seeds(records: Sequence[Record], against: str) -> Table | None:
     rows = []
     for group in groups:
         base = next(
-            (each for each in groups if each.method == against and (against == DENSE or each.kept == group.kept)), None
+            (each for each in groups if each.method == against and (against == DENSE or each.size == group.size)), None
         )
         if base is None or group.method == against:
             continue
@@ -141,7 +147,7 @@ def over_seeds(records: Sequence[Record], against: str) -> Table | None:
             rows.append(
                 (
                     group.method,
-                    str(group.kept),
+                    group.size,
                     str(seeds),
                     *(cell for figure in found for cell in _compared(found[figure], figure)),
                 )
@@ -152,7 +158,7 @@ def over_seeds(records: Sequence[Record], against: str) -> Table | None:
         f"Against {against}, over seeds",
         f"Difference to {against}, the mean over seeds that both have ± its standard error; p is of Student's paired test over these "
         "seeds, two-sided and not corrected for the number of tests. One seed has neither.",
-        ("method", "heads", "seeds", "nats", "p (nats)", "sacreBLEU", "p (sacreBLEU)"),
+        ("method", _column(records), "seeds", "nats", "p (nats)", "sacreBLEU", "p (sacreBLEU)"),
         tuple(rows),
     )
 
@@ -162,7 +168,7 @@ def do_heads_matter(records: Sequence[Record]) -> Table | None:
 
     The first figure that all three have decides: the validation loss, or sacreBLEU.
     """
-    groups = {(group.method, group.kept): group for group in grouped(records)}
+    groups = {(group.method, group.kept): group for group in grouped([each for each in records if each.is_counted])}
     rows = []
     for (method, kept), shuffled in groups.items():
         learned = groups.get((shuffled.records[0].shuffled_of or "", kept))
@@ -225,12 +231,12 @@ def _p_value(p: float) -> str:
 def all_runs(records: Sequence[Record]) -> Table:
     """A row a run: its layout and what was run."""
     rows = [
-        (record.method, str(record.layout), describe(record.command), str(record.kept), str(record.seed))
+        (record.method, str(record.layout), describe(record.command), record.size, str(record.seed))
         + tuple(f"{getattr(record, score):.2f}" for score in SCORES)
         for group in grouped(records)
         for record in group.records
     ]
-    header = ("method", "layout", "command", "heads", "seed", "BLEU", "sacreBLEU", "chrF")
+    header = ("method", "layout", "command", _column(records), "seed", "BLEU", "sacreBLEU", "chrF")
     return Table("All runs", "", header, tuple(rows), texts=3)
 
 
@@ -252,6 +258,24 @@ def _cell(group: Group | None, figure: str, with_count: bool) -> str:
         return NONE
     values = group.values(figure)
     return _value(values, _DIGITS.get(figure, 1)) + (f" ({len(values)})" if with_count and values else "")
+
+
+def _column(records: Sequence[Record]) -> str:
+    """What the column of budgets is called."""
+    return "heads" if all(record.is_counted for record in records) else "kept"
+
+
+def _by_type(group: Group, kind: Kind) -> str:
+    """Mean units kept of every type of a kind; none where the units of the kind are not counted."""
+    found = [record.layout.by_type() for record in group.records]
+    if any(stack.name not in types for types in found for stack in kind.stacks):
+        return NONE
+    means = [mean_and_spread([types[stack.name][0] for types in found])[0] for stack in kind.stacks]
+    return " / ".join(f"{mean:.3g}" for mean in means)
+
+
+def _scaled(values: Sequence[float], scale: float) -> str:
+    return f"{mean_and_spread(values)[0] * scale:,.4g}" if values else NONE
 
 
 def _value(values: Sequence[float], digits: int = 1) -> str:

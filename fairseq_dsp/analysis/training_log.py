@@ -7,11 +7,11 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from fairseq_dsp.units.layout import HEAD_STACKS
+from fairseq_dsp.units.layout import STACKS
 
 FIGURES = (
     "temperature", "importance_gnorm", "heads_changed",
-    *(f"{name}_{stack}" for name in ("importance", "heads") for stack in HEAD_STACKS),
+    *(f"{name}_{stack}" for name in ("importance", "heads") for stack in STACKS),
 )  # fmt: skip
 
 # 2026-01-31 12:00:00 | INFO | train_inner | epoch 001:     10 / 40 loss=3.2, temperature=0.1, num_updates=10
@@ -20,7 +20,7 @@ _LINE = re.compile(r"\| (train_inner|train) \| (.*)$", re.MULTILINE)
 # of the options, with which fairseq begins its log
 _COOLDOWN = re.compile(r"\bcooldown_updates['\"]?[=:] ?(\d+)")
 _SAMPLING = re.compile(r"\bkeep_sampling['\"]?[=:] ?True")
-_FIGURE = re.compile(r"(?:^|[ |])([a-z_]+)[= ]([-+.\deE]+|nan|inf)(?=$|[, |])")
+_FIGURE = re.compile(r"(?:^|[ |])([a-z_-]+)[= ]([-+.\deE]+|nan|inf)(?=$|[, |])")
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ class Translations:
         references: likewise.
         hypotheses: the best hypothesis of each.
         tokens_per_second: fairseq's own figure: target tokens, model time only.
+        seconds_per_sentence: likewise; None where the log does not say.
     """
 
     sources: list[str]
     references: list[str]
     hypotheses: list[str]
     tokens_per_second: float
+    seconds_per_sentence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,11 @@ def read_translations(text: str, expected: int) -> Translations:
                 f"{len(rows[kind])}: generate with `--required-batch-size-multiple 1`."
             )
     speed = re.search(r"([\d.]+) tokens/s\)", text)
+    rate = re.search(r"\(([\d.]+) sentences/s", text)
     return Translations(
         *([rows[kind][index] for index in sorted(rows[kind])] for kind in ("S", "T", "H")),
         tokens_per_second=float(speed.group(1)) if speed else float("nan"),
+        seconds_per_sentence=1 / float(rate[1]) if rate and float(rate[1]) > 0 else None,
     )
 
 

@@ -88,6 +88,8 @@ def report(
 def draw_heads(layouts: Mapping[str, Layout], *paths: str | os.PathLike[str]) -> None:
     """Draws which heads are kept: a row of panels a layout, a panel an attention type, a row a layer, a column a head.
 
+    Where neurons are units of a layout two panels more show the share that the feed-forward network of every layer keeps.
+
     Args:
         layouts: title -> layout, one at least.
         paths: files to write; the suffix chooses the format (png, pdf, svg).

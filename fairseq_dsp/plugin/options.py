@@ -1,4 +1,4 @@
-"""What options say, read once into records: of a transformer, a training, its precision, a task, a criterion.
+"""What options say, read once into records: of a transformer, a training, its optimizer, a task, a criterion.
 
 These records, `Languages` and `PruningConfig` ask a cfg for options, and nobody else does; `tests/unit/test_imports.py` holds it.
 """
@@ -139,16 +139,17 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class PrecisionOptions:
-    """In which precision fairseq trains, and by which optimizer, as the options stand. Attributes are named as the options are."""
+class OptimizerOptions:
+    """By which optimizer fairseq trains, and in which precision, as the options stand. Attributes are named as the options are."""
 
     fp16: Any = None
     bf16: Any = None
     tpu: Any = None
     optimizer: str | None = None
+    importance_lr_of: str | None = None
 
     @classmethod
-    def of(cls, options: Any) -> PrecisionOptions:
+    def of(cls, options: Any) -> OptimizerOptions:
         """Reads fairseq's options, flat, of any kind."""
         return cls(**values_of(cls, options))
 

@@ -5,6 +5,7 @@ Logged elsewhere: temperature and penalty by `criterion`, the norm of the import
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +14,21 @@ from torch import Tensor
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.signals import Signals
+from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.kinds import KINDS
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.request import written
+from fairseq_dsp.units.sublayers import SUBLAYERS
+
+logger = logging.getLogger(__name__)
 
 
 class HeadProgress:
     """Figures of the heads. Looks at the model only when asked to: it waits for the device.
 
     Attributes:
-        figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`), the mean importance of all heads of
+        figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`; where neurons are units too, groups kept of each
+            side, `heads_ffn-enc` and `heads_ffn-dec`, and units of each kind, `kept_heads` and `kept_ffn`; `kept_sublayers` where these are chosen), the mean importance of all heads of
             a type (`importance_enc` and so on), and `heads_changed`, the number of heads that are kept and were not, or were
             and are not, since the last validation (before the first, since training started or was resumed). A swap of two
             heads counts as two. While heads are chosen also those of `signals`.
@@ -30,6 +38,7 @@ class HeadProgress:
         self.figures: dict[str, float] = {}
         self._before: Layout | None = None
         self._signals = Signals()
+        self._told = False
 
     def start(self, gates: HeadGates) -> None:
         """Training starts, or goes on with another epoch."""
@@ -51,13 +60,36 @@ class HeadProgress:
         layout = gates.layout()
         before = layout if self._before is None else self._before
         self.figures = {f"heads_{stack}": kept for stack, (kept, _) in layout.by_type().items()}
+        if len(kinds := layout.by_kind()) > 1:
+            self.figures |= {f"kept_{kind.name}": kinds[kind.noun][0] for kind in KINDS if kind.noun in kinds}
         self.figures |= {f"importance_{stack}": mean for stack, mean in gates.mean_importance().items()}
         self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
         if gates.method.measures and layout.count:
             self.figures["norm_threshold"] = gates.ranking()[gates.decided_mask() > 0].min().item()
+        if gates.chosen.kinds == (SUBLAYERS.name,):
+            self.figures[f"kept_{SUBLAYERS.name}"] = int(gates.decided_mask().sum())
         if not gates.is_fixed:
             self.figures |= self._signals.read(gates.decided_mask())
+        elif not self._told:
+            self._tell(gates)
         return layout
+
+    def _tell(self, gates: HeadGates) -> None:
+        """Says once what a budget that is not of units has come to."""
+        self._told, budget = True, gates.budget
+        if budget is None or budget.measure == COUNT:
+            return
+        slack, cheapest = budget.room(gates.decided_mask().tolist())
+        off = (
+            "" if cheapest == float("inf") else f", the cheapest that is off costs {written(cheapest, budget.measure)}"
+        )
+        logger.info(
+            "what is chosen among is fixed, and costs %s of at most %s; slack %s%s",
+            written(budget.limit - slack, budget.measure),
+            written(budget.limit, budget.measure),
+            written(slack, budget.measure),
+            off,
+        )
 
     def validate(self, gates: HeadGates) -> None:
         """The heads that later figures are compared with; this validation's own are compared with the last one's."""

@@ -22,7 +22,14 @@ import fairseq_dsp.cli.report as report_module
 from fairseq_dsp.analysis.records import REFERENCES, read_records
 from fairseq_dsp.analysis.significance import paired_tests
 
-FIGURES = ["attention-types", "bleu-against-heads", "kept-heads-brand-new", "kept-heads-dsp", "training-1"]
+FIGURES = [
+    "attention-types",
+    "bleu-against-costs",
+    "bleu-against-heads",
+    "kept-heads-brand-new",
+    "kept-heads-dsp",
+    "training-1",
+]
 WORDS = "the a cat dog sits runs on mat very quickly today and then it sleeps".split()
 
 

@@ -45,6 +45,9 @@ KEYS += [
     "valid_nats",
     "shuffled_of",
     "size_of",
+    "macs",
+    "latency",
+    "budget",
 ]
 SMALL = ["--preset", "smoke", "--epochs", 2, "--max-tokens", 400]
 
@@ -118,6 +121,8 @@ def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(
     assert by_method["dense"]["updates"] == by_method["dsp"]["updates"] == 2 * an_epoch
     assert (by_method["dsp"]["words_per_second"] is None) == (not by_method["dsp"]["seconds"])  # of less than a second
     assert by_method["random"]["updates"] is None
+    assert 0 < by_method["dsp"]["macs"] < by_method["dense"]["macs"]
+    assert all(record["latency"] > 0 and record["budget"] is None for record in found)
     assert by_method["dsp"]["parameters"] == by_method["random"]["parameters"] < by_method["dense"]["parameters"]
     for record in found:
         recipe = [shlex.split(command)[0] for command in record["command"].split(" && ")]

@@ -189,7 +189,7 @@ def test_importing_the_plug_in_imports_what_fairseq_sees_and_nothing_that_fairse
         "plugin",
     }
     files = {name.split(".")[2] for name in ours if name.startswith("fairseq_dsp.files.")}
-    assert files == {"checkpoint", "data_folder", "old_options", "weights"}
+    assert files == {"checkpoint", "data_folder", "old_options", "spectral", "weights"}
 
 
 def test_public_names_are_found_where_type_checkers_see_them_and_no_others():

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import run, runs, training_log, write
+from made_up import GRID, JOINT, OTHER, joint, run, runs, training_log, write
 
 from fairseq_dsp.analysis import plots
 from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.records import Record, read_records
-from fairseq_dsp.analysis.report import write_report
+from fairseq_dsp.analysis.report import refuse_mixtures, write_report
 from fairseq_dsp.analysis.training_log import TrainingLog, read_log
 from fairseq_dsp.files.output import checked_folder
 from fairseq_dsp.units.layout import Grid, Layout
@@ -76,6 +76,31 @@ class TestScores:
     def test_are_drawn_of_little_and_of_strange_names(self, contents, records, drawn):
         figure = drawn(plots.score_against_heads, records(contents))
         assert [label.strip() for label in labels(figure)] == [content["method"] for content in contents]
+
+    def test_against_costs_have_a_panel_for_each_cost_that_is_known(self, records, drawn):
+        contents = [
+            run("dense", 36, macs=10**8, latency=0.04),
+            run("dsp", 6, 1),
+            run("dsp", 6, 2, bleu_tok=12.0),
+            run("dsp", 3),
+        ]
+        contents += [joint(JOINT, budget="parameters=0.5"), joint(OTHER, seed=2, budget="parameters=0.5"), joint(OTHER)]
+        figure = drawn(plots.score_against_costs, records(contents), suffixes=("png", "pdf"))
+        assert [axis.get_xlabel() for axis in figure.axes] == [
+            "M parameters",
+            "M multiply-adds a sentence",
+            "ms a sentence",
+        ]
+        places = [
+            [list(line.get_xdata()) for line in axis.lines if line.get_marker() != "None"] for axis in figure.axes
+        ]
+        dsp, by_budget = places[0]
+        assert dsp == pytest.approx([(100_000 + 512 * kept) / 1e6 for kept in (3, 6)])
+        assert by_budget == [0.09, 0.09]
+        assert places[1:] == [[[], [70.0, 70.0]], [[], [20.0, 20.0]]]
+        assert labels(figure) == ["dense", "dsp", "joint"]
+        few = [run("dense", 36), run("dsp", 6)]
+        assert len(drawn(plots.score_against_costs, records(few)).axes) == 1
 
     def test_are_drawn_of_a_model_without_heads(self, records, drawn):
         drawn(plots.score_against_heads, records([run("dense", 0, grid=Grid.of_heads((), (), ()))]))
@@ -146,6 +171,16 @@ class TestHeads:
     def test_grids_are_drawn_without_any_heads(self, function, drawn):
         drawn(function, {"none": Layout.parse("enc:/dec:/cross:")})
 
+    @pytest.mark.parametrize("function", [plots.kept_heads_grid, plots.kept_heads_by_budget])
+    def test_widths_stand_beside_the_grids_where_neurons_are_units(self, function, drawn):
+        layouts = {"both": Layout.parse(JOINT), "heads alone": Layout.full(GRID).random_subset(6, seed=1)}
+        figure = drawn(function, layouts, suffixes=("png", "pdf"))
+        assert len(figure.axes) == 10
+        bars = [[patch.get_width() for patch in container] for axis in figure.axes for container in axis.containers]
+        kept = [shares for shares in bars if shares != [1.0] * 3]
+        assert kept == [[0.5, 0.0, 1.0], [0.125, 0.25, 0.0]]
+        assert len(bars) == 8  # of both layouts all that there are, and what is kept
+
     def test_shares_are_of_the_heads_kept(self, records, drawn):
         layout = "enc:1000.0000.0000/dec:0000.0000.0000/cross:1100.1000.0000"
         contents = [run("dense", 36), run("dsp", 4, layout=layout), run("dsp", 0), run("other", 12), run("third", 3)]
@@ -178,6 +213,13 @@ class TestTraining:
                 for line in axis.lines:
                     assert len(line.get_xdata()) == updates
                     assert (line.get_marker() not in ("None", "", None)) == visible
+
+    def test_shows_neurons_where_the_log_has_them(self, drawn):
+        log = read_log(training_log(neurons=True))
+        figure = drawn(plots.training_courses, {"joint": log, "dsp": self.log})
+        assert [len(axis.lines) for axis in figure.axes[6:8]] == [6, 4]
+        assert figure.axes[6].get_ylabel() == "units kept"
+        assert labels(figure)[-2:] == ["encoder FFN", "decoder FFN"]
 
     def test_is_drawn_where_figures_are_missing(self, drawn):
         drawn(plots.training_courses, {"a": TrainingLog({"heads_enc": [(1, 2.0)]}), "b": TrainingLog()})
@@ -224,3 +266,28 @@ def test_every_figure_of_a_report_and_its_title_have_the_label_of_the_data(recor
     assert {" ".join(figure.get_suptitle().split()) for figure in kept} == {"30 % of the training set de-en"}
     for name in ("report.md", "report.html"):
         assert "30 % of the training set de-en" in (tmp_path / "out" / name).read_text().replace("\n", " ")
+
+
+def test_a_report_of_heads_alone_and_of_both_kinds_shows_each_by_what_it_kept(records, tmp_path):
+    contents = [
+        run("dense", 36, macs=10**8, latency=0.04),
+        run("dsp", 6),
+        joint(JOINT, budget="parameters=0.5"),
+        joint(OTHER),
+    ]
+    found = records(contents)
+    refuse_mixtures(found, "results.jsonl")
+    write_report(found, checked_folder(tmp_path / "report", False, "reports", lambda _: False))
+    text = (tmp_path / "report/report.md").read_text()
+    assert {path.stem for path in (tmp_path / "report/figures").glob("*.png")} == {
+        "bleu-against-heads", "bleu-against-costs", "attention-types", "kept-heads-dsp", "kept-heads-joint",
+    }  # fmt: skip
+    table = text.split("## All figures")[1]
+    cells = {tuple(row.split(" | ")[:2]): row.split(" | ") for row in table.splitlines() if row.startswith("| ")}
+    both = cells["| joint", "parameters=0.5"]
+    assert ["1 / 0 / 3", "12 / 3", "90,000", "70", "20"] == both[6:11]
+    assert cells["| dense", "36"][6:8] == ["12 / 12 / 12", "\N{EN DASH}"]
+    budgets = text.split("### BLEU")[1].split("###")[0]
+    assert "joint" not in budgets
+    assert "| method | 36 | 6 |" in budgets
+    assert "a model with 36 attention heads: 2 methods at 3 budgets" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import run, runs, training_log, write
+from made_up import JOINT, OTHER, joint, run, runs, training_log, write
 
 from fairseq_dsp.analysis.groups import grouped, mean_and_spread
 from fairseq_dsp.analysis.records import Record, describe, name_of, read_records
@@ -48,6 +48,28 @@ class TestReading:
         content = run(updates=None, seconds=None, words_per_second=None, notes=[1, {"deep": None}], log=None)
         (record,) = read(write(results, [content]))[0]
         assert (record.updates, record.seconds, record.words_per_second) == (None, None, None)
+
+    def test_takes_runs_whose_neurons_are_units_and_groups_them_by_their_budget(self, results):
+        contents = [
+            joint(JOINT, 1, budget="macs=0.5"),
+            joint(OTHER, 2, budget="macs=0.5"),
+            joint(JOINT, 3),
+            run("joint", 6),
+        ]
+        records, warnings = read(write(results, contents))
+        assert not warnings
+        assert [record.size for record in records] == ["macs=0.5", "macs=0.5", f"{records[2].kept} units", "6"]
+        assert [record.is_counted for record in records] == [False, False, False, True]
+        assert records[0].heads == Layout.parse(JOINT.split("/ffn")[0])
+        found = {group.size: len(group.records) for group in grouped(records)}
+        assert found == {"6": 1, f"{records[2].kept} units": 1, "macs=0.5": 2}
+
+    @pytest.mark.parametrize(
+        "wrong", [{"macs": -1}, {"macs": 0.5}, {"latency": -0.1}, {"latency": "1"}, {"budget": ""}]
+    )
+    def test_refuses_costs_that_are_none(self, wrong, results):
+        write(results, [joint(JOINT) | wrong])
+        assert next(iter(wrong)) in reasons_of(results)[0]
 
     def test_skips_empty_lines_and_needs_no_last_line_break(self, results):
         results.write_text("\n" + json.dumps(run(seed=1)) + "\n  \n" + json.dumps(run(seed=2)))
@@ -209,8 +231,10 @@ def test_data_is_called_by_its_label_and_pair():
 class TestTrainingLogs:
     @pytest.mark.parametrize("kind", ["simple", "json"])
     def test_give_every_figure_of_every_update(self, kind):
-        log = read_log(training_log(kind, updates=40, every=10, fixed_at=30))
+        log = read_log(training_log(kind, updates=40, every=10, fixed_at=30, neurons=True))
         assert log.figures.keys() == {*FIGURES}
+        of_heads = read_log(training_log(kind, updates=40, every=10, fixed_at=30))
+        assert of_heads.figures.keys() == {name for name in FIGURES if "ffn" not in name}
         assert all([update for update, _ in points] == [10, 20, 30, 40] for points in log.figures.values())
         assert log.figures["heads_enc"][2:] == [(30, 1.0), (40, 1.0)]
         assert log.fixed_at == 30

@@ -17,6 +17,10 @@ import torch
 from sacrebleu.metrics import BLEU, CHRF
 
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model
+from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.units.costs import Sentence
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
 
@@ -183,3 +187,22 @@ def test_the_devices_that_are_used_are_named(visible: str, gpus: list[str], foun
     record = measure.hardware(gpus, 2)
     assert record["gpu"] == ", ".join(f"card {index}" for index in found)
     assert record["gpus"] == len(gpus)
+
+
+def test_a_line_says_operations_and_measured_speed_where_they_are_known(tmp_path: Path):
+    run = finished_run(tmp_path, [("a b c d", "a b c d")] * 2)
+    record = measure.measure(run, (), tmp_path, data_of(2, None), {})
+    assert (record["macs"], record["latency"], record["budget"]) == (None, None, None)
+    assert tuple(record) == results.KEYS
+    with (tmp_path / "runs/dsp-k4-s1/generate.log").open("a") as log:
+        log.write(
+            "2026-01-31 12:00:00 | INFO | fairseq_cli.generate | Translated 2 sentences (1,003 tokens) in 0.5s (4.00 sentences/s, 2006.00 tokens/s)\n"
+        )
+    step = Step("generate", ("fairseq-generate", "DATA-BIN", "--beam", "3"))
+    record = measure.measure(replace(run, steps=(step,)), (), tmp_path, data_of(2, None), {})
+    assert record["latency"] == 0.25
+    model = load_model(read_checkpoint(str(GOLDEN / "rewritten.pt")))
+    costs = costs_of(model, "macs", Sentence(1, 1, 3))
+    assert record["macs"] == costs.rest + costs.of(model.layout)
+    assert measure._budget("parameters=0.5") == "parameters=0.5"
+    assert measure._budget("0.25") is None

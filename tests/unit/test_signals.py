@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import few_examples
 
+from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.methods import METHODS
+from fairseq_dsp.modules.gates import HeadGates
+from fairseq_dsp.plugin.progress import HeadProgress
 from fairseq_dsp.plugin.signals import BLOCK, Signals
+from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.units.groups import with_groups
+from fairseq_dsp.units.layout import Grid
 
 
 def slow(gradients: list[list[float]]) -> tuple[float, float]:
@@ -79,3 +86,23 @@ def test_noting_reads_nothing_from_the_device():
                 signals.note(gradient, lambda: kept, update)
         assert found == []
         assert signals.read(kept)["importance_live"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("group", "names"), [(None, set()), (7, {"kept_heads", "kept_ffn", "heads_ffn-enc", "heads_ffn-dec"})]
+)
+def test_units_kept_are_counted_by_kind_and_type_where_there_are_several_kinds(group, names):
+    grid = Grid.of_heads((3, 3), (3, 3), (3, 3))
+    grid = grid if group is None else with_groups(grid, {"ffn-enc": (14, 14), "ffn-dec": (14, 14)}, group)
+    gates = HeadGates(grid, Budget.of_units(9, grid.total), METHODS["dsp"].from_config(PruningConfig()))
+    progress = HeadProgress()
+    layout = progress.look(gates)
+    assert {name for name in progress.figures if "ffn" in name or name.startswith("kept")} - {
+        "importance_ffn-enc",
+        "importance_ffn-dec",
+    } == names
+    if group is not None:
+        counts = layout.by_kind()
+        assert progress.figures["kept_heads"] == counts["heads"][0]
+        assert progress.figures["kept_ffn"] == counts["neuron groups"][0]
+        assert progress.figures["kept_heads"] + progress.figures["kept_ffn"] == 9

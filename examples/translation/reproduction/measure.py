@@ -20,9 +20,14 @@ import fairseq_dsp
 from fairseq_dsp.analysis.records import REFERENCES
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.benchmark.comparison import processor_name
-from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import PROVENANCE, read_checkpoint
 from fairseq_dsp.files.output import checked_file
 from fairseq_dsp.plugin.building import load_model
+from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.costs import MACS, Sentence
+from fairseq_dsp.units.request import parse_budget
 
 from .checkpoints import LAST, updates_of
 from .data import Data
@@ -55,7 +60,8 @@ def measure(run: Run, recipe: Sequence[Step], out: Path, data: Data, hardware: d
     metrics = {"sacrebleu": BLEU(), "chrf": CHRF()}
     scores = {name: metric.corpus_score(plain[0], [plain[1]]).score for name, metric in metrics.items()}
     signatures = {"bleu_tok": tokenised.signature} | {name: str(m.get_signature()) for name, m in metrics.items()}
-    model = load_model(read_checkpoint(str(out / run.deployed)))
+    state = read_checkpoint(str(out / run.deployed))
+    model = load_model(state)
     layout = model.deployed_layout()
     training = out / "runs" / (run.training or run.name)
     log = training / "train.log"
@@ -85,7 +91,32 @@ def measure(run: Run, recipe: Sequence[Step], out: Path, data: Data, hardware: d
         "valid_nats": valid_nats(text) if trained and not run.training else None,
         "shuffled_of": SHUFFLES.get(run.method),
         "size_of": run.budget if run.method == DENSE_SMALL else None,
+        "macs": operations(model, run, data),
+        "latency": printed.seconds_per_sentence,
+        "budget": _budget(state.get(PROVENANCE, {}).get("budget")),
     }
+
+
+def operations(model: Any, run: Run, data: Data) -> int | None:
+    """Multiply-adds of the deployed model for a sentence of the test set's mean lengths at the beam of its translation.
+
+    None where no step says the beam, or the model has parts whose operations are not known.
+    """
+    words = [word for step in run.steps for word in step.words]
+    if "--beam" not in words:
+        return None
+    source, target = (max(round(float(length)), 1) for length in data.sizes["test"].mean(axis=0))
+    layout = model.deployed_layout()
+    try:
+        costs = costs_of(model, MACS, Sentence(source, target, int(words[words.index("--beam") + 1])))
+    except Refusal:
+        return None
+    return costs.rest + costs.of(layout)
+
+
+def _budget(text: str | None) -> str | None:
+    """A budget in a measure; a number of units is what the layout says."""
+    return text if text is not None and parse_budget(text).measure != COUNT else None
 
 
 def detokenise(lines: Iterable[str], data: Data) -> list[str]:

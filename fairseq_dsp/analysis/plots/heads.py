@@ -1,4 +1,4 @@
-"""Which heads are kept: grids of them, and the share of each attention type."""
+"""Which units are kept: grids of heads, widths of feed-forward networks, and the share of each attention type."""
 
 from __future__ import annotations
 
@@ -8,80 +8,86 @@ from typing import Any
 from fairseq_dsp.analysis.groups import Group, grouped
 from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.records import Record
-from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES, Layout
+from fairseq_dsp.units.groups import has_neurons
+from fairseq_dsp.units.layout import FFN_STACKS, HEAD_STACKS, STACK_NAMES, Layout
+
+_BESIDE = dict(zip(FFN_STACKS, HEAD_STACKS, strict=False))  # an attention of the same side, for its number of layers
 
 
 def kept_heads_grid(layouts: Mapping[str, Layout], *paths: str) -> None:
     """Which heads are kept: a row of panels a layout, a panel an attention type, a row a layer, a column a head.
 
+    Where neurons are units of a layout there are two panels more, of encoder and decoder: a bar a layer, as wide as the share kept.
+
     Args:
         layouts: title of each row of panels -> layout.
         paths: where to write; the suffix chooses the format (png, pdf, svg).
     """
-    deepest = max((len(layout.grid.of(stack)) for layout in layouts.values() for stack in HEAD_STACKS), default=1)
+    stacks = _stacks(layouts)
+    deepest = max((len(layout.grid.of(stack)) for layout in layouts.values() for stack in stacks), default=1)
     widest = max(_width(layout, stack) for layout in layouts.values() for stack in HEAD_STACKS)
     with style.drawing():
         figure = style.new_figure(
-            len(HEAD_STACKS) * (0.21 * widest + 0.4) + 0.4, (0.21 * max(deepest, 1) + 0.5) * len(layouts)
+            len(stacks) * (0.21 * widest + 0.4) + 0.4, (0.21 * max(deepest, 1) + 0.5) * len(layouts)
         )
-        axes = figure.subplots(len(layouts), len(HEAD_STACKS), squeeze=False)
+        axes = figure.subplots(len(layouts), len(stacks), squeeze=False)
         for row, (title, layout) in zip(axes, layouts.items(), strict=True):
-            for axis, stack in zip(row, HEAD_STACKS, strict=True):
-                kept, total = layout.by_type()[stack]
-                axis.set_title(f"{STACK_NAMES[stack]}  {kept}/{total}")
+            for axis, stack in zip(row, stacks, strict=True):
+                _title(axis, layout, stack)
                 _draw(axis, layout, stack)
-                layers, heads = len(layout.grid.of(stack)), _width(layout, stack)
-                axis.set_xticks(range(heads), [str(head + 1) for head in range(heads)])
+                layers, heads = len(layout.grid.of(stack)) or deepest, _width(layout, stack)
+                if stack in HEAD_STACKS:
+                    axis.set_xticks(range(heads), [str(head + 1) for head in range(heads)])
                 axis.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
             row[0].set_ylabel(f"{title}\nlayer", parse_math=False)
-        for axis in axes[-1]:
-            axis.set_xlabel("head")
+        for axis, stack in zip(axes[-1], stacks, strict=True):
+            axis.set_xlabel("head" if stack in HEAD_STACKS else "share of neurons")
         style.save(figure, paths)
 
 
 def kept_heads_by_budget(layouts: Mapping[str, Layout], *paths: str, note: str = "") -> None:
-    """The same, small, for many budgets side by side: a column a layout, a row an attention type.
+    """The same, small, for many budgets side by side: a column a layout, a row an attention type, and of neurons a row a side.
 
     Args:
         layouts: title of each column -> layout.
         paths: where to write.
         note: small print above the figure.
     """
-    first = next(iter(layouts.values()))
     widest = max(_width(layout, stack) for layout in layouts.values() for stack in HEAD_STACKS)
-    depths = [max(len(first.grid.of(stack)), 1) for stack in HEAD_STACKS]
+    stacks = _stacks(layouts)
+    depths = [max(*(len(layout.grid.of(stack)) for layout in layouts.values()), 1) for stack in stacks]
     # the smallest cells that fill a page's width, within what the eye can take
     cell = min(max((style.TEXT_WIDTH - 0.5) / len(layouts) / (widest + 1), 0.05), 0.13)
     with style.drawing():
         width = 0.75 + len(layouts) * max(cell * (widest + 1), 0.4)
-        figure = style.new_figure(width, 0.3 + sum(depths) * cell + 0.32 * len(HEAD_STACKS), note)
-        axes = figure.subplots(len(HEAD_STACKS), len(layouts), squeeze=False, height_ratios=depths)
+        figure = style.new_figure(width, 0.3 + sum(depths) * cell + 0.32 * len(stacks), note)
+        axes = figure.subplots(len(stacks), len(layouts), squeeze=False, height_ratios=depths)
         for column, (title, layout) in enumerate(layouts.items()):
-            for axis, stack in zip(axes[:, column], HEAD_STACKS, strict=True):
+            for axis, stack, layers in zip(axes[:, column], stacks, depths, strict=True):
                 _draw(axis, layout, stack)
                 axis.set_xticks([])
-                layers = len(layout.grid.of(stack))
                 axis.set_yticks([0, layers - 1] if column == 0 and layers > 1 else [])
                 if column == 0:
                     axis.set_yticklabels(["1", str(layers)] if layers > 1 else [])
                     axis.set_ylabel(STACK_NAMES[stack].replace(" ", "\n"), rotation=0, ha="right", va="center")
-                kept, _ = layout.by_type()[stack]
+                kept, _ = layout.by_type().get(stack, ("all", 0))
                 axis.set_xlabel(str(kept), fontsize=6.5, labelpad=1.5)
             axes[0, column].set_title(title, parse_math=False)
         style.save(figure, paths)
 
 
 def attention_type_shares(records: Sequence[Record], *paths: str, note: str = "") -> None:
-    """The share of each attention type among the heads kept, against the budget: a panel a method.
+    """The share of each attention type among the heads kept, against the budget, a number of heads: a panel a method.
 
     Lines go through the mean over seeds, bars from the lowest seed to the highest; dotted is the type's share among all heads.
     Nothing is drawn at K = 0, where there is nothing to share, nor for dense models. `note` is small print above the figure.
     """
     from matplotlib.lines import Line2D
 
-    groups = [group for group in grouped(records) if not group.records[0].has_all_heads and group.kept]
+    counted = [record for record in records if record.is_counted]
+    groups = [group for group in grouped(counted) if not group.records[0].has_all_heads and group.kept]
     methods = list(dict.fromkeys(group.method for group in groups))
-    total = max(record.total for record in records)
+    total = max(record.total for record in counted)
     columns = min(max(len(methods), 1), 3)
     rows = max(-(-len(methods) // columns), 1)
     with style.drawing():
@@ -126,8 +132,33 @@ def _shares(axis: Any, groups: Sequence[Group], stack: str) -> None:
     axis.plot(kept, means, color=color, marker=marker, linestyle=dash, markersize=3, clip_on=False, zorder=3)
 
 
+def _stacks(layouts: Mapping[str, Layout]) -> tuple[str, ...]:
+    """The stacks that a figure shows: those of neurons where they are units of any layout."""
+    return HEAD_STACKS + (FFN_STACKS if any(has_neurons(layout.grid) for layout in layouts.values()) else ())
+
+
+def _title(axis: Any, layout: Layout, stack: str) -> None:
+    kept, total = layout.by_type().get(stack, (None, None))
+    axis.set_title(STACK_NAMES[stack] + ("  all" if kept is None else f"  {kept}/{total}"))
+
+
+def _draw_widths(axis: Any, layout: Layout, stack: str) -> None:
+    """The share of neurons that every layer keeps, as bars; whole ones where neurons are no units of the layout."""
+    marks = [layout.marks(site) for site in layout.grid.sites if site.stack == stack]
+    shares = [sum(each) / max(len(each), 1) for each in marks] or [1.0] * len(layout.grid.of(_BESIDE[stack]))
+    layers = range(len(shares))
+    axis.barh(layers, [1.0] * len(shares), height=0.88, color=style.REMOVED)
+    axis.barh(layers, shares, height=0.88, color=style.KEPT)
+    axis.set(xlim=(0, 1), ylim=(max(len(shares), 1) - 0.5, -0.5), xticks=[0, 1])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
 def _draw(axis: Any, layout: Layout, stack: str) -> None:
-    """One attention type's heads as cells; without a frame."""
+    """One attention type's heads as cells, or the widths of a side's networks; without a frame."""
+    if stack in FFN_STACKS:
+        _draw_widths(axis, layout, stack)
+        return
     from matplotlib.patches import Rectangle
 
     for site in (site for site in layout.grid.sites if site.stack == stack):

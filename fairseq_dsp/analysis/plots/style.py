@@ -25,6 +25,8 @@ KEPT, REMOVED = "#1b5e8c", "#e3e6e8"
 # colour, marker, dash of each attention type
 TYPE_LOOKS = {"enc": ("#0072B2", "o", "-"), "dec": ("#D55E00", "s", "--"), "cross": ("#009E73", "^", "-.")}
 
+FFN_LOOKS = {"ffn-enc": ("#56B4E9", "p", ":"), "ffn-dec": ("#E69F00", "D", ":")}
+
 # The first word that a method's name contains chooses its look; the controls, which nothing chose, are grey.
 _FAMILIES = {
     "dense": (INK, "None"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.analysis.training_log import TrainingLog
-from fairseq_dsp.units.layout import HEAD_STACKS, STACK_NAMES
+from fairseq_dsp.units.layout import STACK_NAMES
 
 _FEW = 20  # points that are marked
 
@@ -24,6 +24,8 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str, note: str = "
     """
     from matplotlib.lines import Line2D
 
+    there = {name for log in logs.values() for name in log.figures}
+    looks = style.TYPE_LOOKS | {stack: look for stack, look in style.FFN_LOOKS.items() if f"heads_{stack}" in there}
     with style.drawing():
         columns = len(logs)
         width = max(0.5 + 1.9 * columns, style.COLUMN)
@@ -36,8 +38,7 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str, note: str = "
         for column, (title, log) in zip(axes.T, logs.items(), strict=True):
             column[0].set_title(title, parse_math=False)
             _course(column[0], log, "temperature", positive=True)
-            for stack in HEAD_STACKS:
-                color = style.TYPE_LOOKS[stack][0]
+            for stack, (color, _, _) in looks.items():
                 _course(column[1], log, f"importance_{stack}", color=color)
                 _course(column[3], log, f"heads_{stack}", color=color, drawstyle="steps-post")
             _course(column[2], log, "importance_gnorm")
@@ -61,7 +62,7 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str, note: str = "
             column[-1].set_xlabel("updates")
             column[-1].locator_params(axis="x", nbins=4)
         names = (
-            "temperature", "mean\nimportance", "gradient norm\nof importance", "heads kept", "heads changed\nsince validation",
+            "temperature", "mean\nimportance", "gradient norm\nof importance", "units kept" if len(looks) > len(style.TYPE_LOOKS) else "heads kept", "heads changed\nsince validation",
         )  # fmt: skip
         for axis, name in zip(axes[:, 0], names, strict=True):
             axis.set_ylabel(name)
@@ -71,9 +72,7 @@ def training_courses(logs: Mapping[str, TrainingLog], *paths: str, note: str = "
         for row in axes[2:]:
             row[0].set_ylim(bottom=0)
         figure.align_ylabels(axes[:, 0])
-        handles = [
-            Line2D([], [], color=color, label=STACK_NAMES[stack]) for stack, (color, _, _) in style.TYPE_LOOKS.items()
-        ]
+        handles = [Line2D([], [], color=color, label=STACK_NAMES[stack]) for stack, (color, _, _) in looks.items()]
         style.legend_below(figure, handles, columns=3)
         style.save(figure, paths)
 
