@@ -127,9 +127,9 @@ class HeadGates(nn.Module):
 
     def end_update(self) -> None:
         """Whoever steps the optimizer calls this then, in every process: the method takes in what has been measured."""
-        if self.norms is not None and self.norms.has_measured:
+        if self.norms is not None and not self.is_fixed:
             with torch.no_grad():
-                self.method.note(*self.norms.of_update(), **self.own_state())
+                self.method.note(*self.norms.of_update(self.importance.device), **self.own_state())
 
     def mean_importance(self) -> dict[str, float]:
         """Mean of what all heads of an attention type are ranked by; a type that has none is left out."""

@@ -94,24 +94,19 @@ class UnitNorms:
         sites = self.grid.counts
         return torch.cat([found.get(site, like.new_zeros(count)) for site, count in sites if count])
 
-    def of_update(self) -> tuple[Tensor, Tensor]:
+    def of_update(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean norms since it was asked last, over the positions of all processes, and of which units there are any: [H], [H] bool.
 
-        Every process must ask. A norm that is not finite counts as none: half precision overflows now and then.
+        Every process must ask, for it waits for the others, whether it has measured anything or not. A norm that is not finite counts as none: half precision overflows now and then.
         """
-        assert self._sums is not None
-        (sums, counts), self._sums = self._sums, None
+        sums, counts = self._sums or torch.zeros(2, self.grid.total, dtype=torch.float64, device=device)
+        self._sums = None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             both = torch.stack([sums, counts])
             torch.distributed.all_reduce(both)
             sums, counts = both
         means = sums / counts.clamp_min(1)
         return means.nan_to_num(0.0, 0.0, 0.0), (counts > 0) & torch.isfinite(means)
-
-    @property
-    def has_measured(self) -> bool:
-        """Whether a pass has measured anything since `of_update` was asked."""
-        return self._sums is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy that is made in the middle of a pass measures for itself."""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import devices
 import pytest
 import torch
 from hypothesis import given
@@ -42,7 +43,7 @@ def passed(model: Any, *batches: dict[str, Any]) -> None:
 
 
 def of_update(model: Any) -> Tensor:
-    norms, seen = model.head_gates.norms.of_update()
+    norms, seen = model.head_gates.norms.of_update(devices.device())
     assert seen.all()
     return norms
 
@@ -165,11 +166,19 @@ def test_the_mean_is_of_all_updates_at_first_and_then_forgets():
     assert own["norm_updates"].tolist() == updates
 
 
+def test_a_process_that_has_measured_nothing_asks_the_others_all_the_same():
+    model, theirs = choosing(), torch.ones(2, 18, dtype=torch.float64)
+    distributed = {"is_initialized": lambda: True, "all_reduce": lambda both: both.add_(theirs)}
+    with mock.patch.multiple(torch.distributed, **distributed):
+        model.head_gates.end_update()
+    assert model.head_gates.mean_norms.tolist() == [1.0] * 18
+
+
 def test_norms_that_are_not_finite_count_as_none():
     norms = UnitNorms(build_with(Layout.parse("enc:111/dec:1/cross:1"), encoder_layers=1, decoder_layers=1, decoder_attention_heads=1).layout.grid, False)  # fmt: skip
     sums = torch.tensor([1.0, math.inf, math.nan, 4.0, 0.0]).double(), torch.tensor([2.0, 2, 2, 2, 0]).double()
     norms._sums = sums
-    means, seen = norms.of_update()
+    means, seen = norms.of_update(devices.device())
     assert means.tolist() == [0.5, 0, 0, 2, 0]
     assert seen.tolist() == [True, False, False, True, False]
 
@@ -187,7 +196,7 @@ def test_the_units_of_the_largest_norms_are_kept_once_the_cooldown_is_over(kept)
     norms = gates.mean_norms.clone()
     model.set_num_updates(2)
     passed(model, batch_of(2))
-    assert not gates.norms.has_measured
+    assert gates.norms._sums is None
     assert gates.penalty() is None
     largest = sorted(range(18), key=lambda head: -norms[head])[:kept]
     assert gates.fixed_mask.nonzero().flatten().tolist() == sorted(largest)
@@ -198,7 +207,7 @@ def test_the_units_of_the_largest_norms_are_kept_once_the_cooldown_is_over(kept)
 def test_nothing_is_measured_in_evaluation_nor_by_other_methods():
     model = choosing().eval()
     scores(model)
-    assert not model.head_gates.norms.has_measured
+    assert model.head_gates.norms._sums is None
     assert build_gated("ste").head_gates.norms is None
 
 
@@ -207,9 +216,9 @@ def test_a_copy_made_in_the_middle_of_a_pass_measures_for_itself_and_a_small_mod
     passed(model, batch_of())
     twin = copy.deepcopy(model)
     expected = of_update(model)
-    twin.head_gates.norms.of_update()
+    twin.head_gates.norms.of_update(devices.device())
     passed(twin, batch_of())
-    assert not model.head_gates.norms.has_measured
+    assert model.head_gates.norms._sums is None
     assert_same(of_update(twin), expected)
     twin.eval().bake()
     assert not any(module._forward_pre_hooks for module in twin.modules())
