@@ -26,11 +26,11 @@ from torch.nn.utils import prune
 
 from fairseq_dsp.benchmark.measuring import paired_ratio
 from fairseq_dsp.checkpoints.batches import draw_batches, loss_of, loss_per_token
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.cli import bench
 from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.files.checkpoint import read_checkpoint, write_checkpoint
 from fairseq_dsp.files.output import checked_file, checked_folder
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.units.blocks import BlockScores, matrices_of, read_block_scores
 from fairseq_dsp.units.fingerprint import fingerprint
 

@@ -30,12 +30,12 @@ from fairseq_dsp.benchmark.arms import (
 from fairseq_dsp.benchmark.choice_optimizer import optimizer_of, optimizer_options
 from fairseq_dsp.benchmark.lookup import SPECIAL, WORDS, Lookup, digits
 from fairseq_dsp.checkpoints.batches import loss_of, words_of
-from fairseq_dsp.checkpoints.building import VocabularyTask
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.recipe import derive
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.building import VocabularyTask
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import importance_of
 from fairseq_dsp.plugin.model import DspTransformerModel
