@@ -41,6 +41,11 @@ class Chosen:
         """What is chosen among, site by site: the units that the site has, or 1 for all of them together."""
         return Grid(tuple((site, min(count, 1) if self._whole else count) for site, count in self._sites()))
 
+    @property
+    def noun(self) -> str:
+        """What units of attention are that are chosen among."""
+        return SUBLAYERS.noun if self._whole else HEADS.noun
+
     def keep(self, mask: Tensor | Sequence[float]) -> Layout:
         """The layout of what a choice leaves.
 

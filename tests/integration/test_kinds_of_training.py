@@ -99,13 +99,13 @@ def test_whole_sublayers_are_kept(options, data: Path, tmp_path: Path):
 
 def test_heads_and_neurons_share_the_parameters_of_the_issues_command(data: Path, tmp_path: Path):
     """`--prune heads,ffn --budget parameters=…` with nothing else, as the page says it."""
-    options = ["--prune", "heads,ffn", "--budget", "parameters=0.7"]
+    options = ["--prune", "heads,ffn", "--budget", "parameters=0.5"]
     layout, state = trained(data, tmp_path, *options, learned=True)
     assert state["cfg"]["model"].ffn_group == 16  # twice a head
     assert state["cfg"]["model"].relaxation == "projection"
     costs = costs_of(load_model(read_checkpoint(str(tmp_path / "checkpoint_last.pt"))), "parameters")
     spent = costs.rest + costs.of(layout)
-    assert spent <= 0.7 * costs.dense < spent + costs.cheapest_off(layout) + 1
+    assert spent <= 0.5 * costs.dense < spent + costs.cheapest_off(layout) + 1
     assert_translates_alike(data, tmp_path, layout)
     small = load(tmp_path / "small.pt")["model"]
     shared = ("decoder.output_projection.weight",)
@@ -184,7 +184,7 @@ def test_a_group_alone_still_means_heads_and_neurons(data: Path, tmp_path: Path)
         (["--prune", "heads,ffn", "--ffn-group", "1", "--encoder-ffn-embed-dim", "128", "--decoder-ffn-embed-dim", "128", "--budget", "201", "--relaxation", "successive-softmax"], ["`--relaxation` must be projection for more than 200 units", "for 201"]),
         (["--prune", "ffn", "--budget", "4", "--head-selection", "stratified"], ["`--prune` must be heads for `--head-selection stratified`", "`--unpruned-heads` must be given"]),
         (["--prune", "ffn", "--budget", "4", "--head-layout", "enc:11.11/dec:11.11/cross:11.11"], ["`--ffn-group` must be given for `--prune ffn`"]),
-        (["--prune", "sublayers", "--budget", "2", "--cross-floor", "3"], ["`--cross-floor` must be at most 2"]),
+        (["--prune", "sublayers", "--budget", "2", "--cross-floor", "3"], ["`--cross-floor` must be at most 2 (the cross-attention sublayers)"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(options, words, data: Path, tmp_path: Path):
