@@ -54,6 +54,7 @@ def assert_translates_alike(data: Path, folder: Path, layout: Any) -> None:
         (["--prune", "heads,ffn", "--ffn-group", 4, "--budget", "heads=5,ffn=3", "--head-selection", "site-threshold"], (5, 3)),
         (["--prune", "ffn", "--ffn-group", 2, "--budget", "7", "--head-selection", "function-norm"], (12, 7)),
         (["--prune", "ffn", "--ffn-group", 2, "--budget", "7", *PROJECTION], (12, 7)),
+        (["--prune", "heads,ffn", "--ffn-group", 4, "--budget", "ffn=3,heads=0", *PROJECTION], (0, 3)),
         (["--prune", "ffn", "--budget", "ffn=0.5", "--head-selection", "fixed"], (12, 2)),
     ],
 )  # fmt: skip
@@ -178,6 +179,7 @@ def test_a_group_alone_still_means_heads_and_neurons(data: Path, tmp_path: Path)
         (["--prune", "heads,ffn", "--budget", "heads=4"], ["`--budget` must name the kinds that are chosen", "heads, ffn", "heads=4"]),
         (["--budget", "heads=4,ffn=2"], ["`--budget` must name the kinds that are chosen", "heads=4,ffn=2"]),
         (["--prune", "sublayers", "--budget", "11"], ["`--budget` must be between 0 and 10"]),
+        (["--prune", "heads,ffn", "--budget", "heads=0,ffn=2", "--cross-floor", "1"], ["`--cross-floor 1` must fit `--budget heads=0,ffn=2`"]),
         (["--prune", "heads,ffn", "--budget", "heads=13,ffn=2"], ["`--budget` must be between 0 and 12"]),
         (["--prune", "heads,ffn", "--budget", "heads=3,ffn=2", "--head-selection", "simple"], ["`--budget heads=3,ffn=2` belongs to dsp"]),
         (["--prune", "sublayers", "--budget", "macs=0.9", "--sentence", "9,8,5", "--relaxation", "successive-softmax"], ["`--relaxation` must be projection"]),
