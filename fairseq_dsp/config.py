@@ -137,7 +137,7 @@ class PruningConfig:
         default=None, metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"}
     )  # fmt: skip
     norm_penalty: float | None = field(
-        default=None, metadata={"help": "what function-norm asks for a mean norm of 1, in loss per target token (default: 0.01)"}
+        default=None, metadata={"help": "what function-norm asks for a mean norm of 1, in loss per target token (default: 0.03)"}
     )  # fmt: skip
     norm: str | None = field(
         default=None, metadata={"help": "norms of function-norm: absolute (the default) or relative to the stream that is added to"}
@@ -257,7 +257,9 @@ def get_option(cfg: argparse.Namespace | DictConfig | Mapping[str, Any], name: s
 
 def given_options(cfg: argparse.Namespace | DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """All options of a cfg of any kind, by name; those that are None are not given and left out."""
-    names = map(str, vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg)
+    names = map(
+        str, cfg if isinstance(cfg, (DictConfig, Mapping)) else vars(cfg)
+    )  # of a built model: fairseq's own record
     return {name: value for name in names if (value := get_option(cfg, name)) is not None}
 
 
