@@ -257,7 +257,9 @@ def get_option(cfg: argparse.Namespace | DictConfig | Mapping[str, Any], name: s
 
 def given_options(cfg: argparse.Namespace | DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """All options of a cfg of any kind, by name; those that are None are not given and left out."""
-    names = map(str, vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg)
+    names = map(
+        str, cfg if isinstance(cfg, (DictConfig, Mapping)) else vars(cfg)
+    )  # of a built model: fairseq's own record
     return {name: value for name in names if (value := get_option(cfg, name)) is not None}
 
 

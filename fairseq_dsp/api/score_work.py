@@ -183,8 +183,7 @@ def _scored(
     grid, step = chosen.grid, options["iterative"]
     rounds = 1 if step is None else max(-(-grid.total // step), 1)
     with watch(f"{scorer.name}, batches", rounds * len(batches)) as done:
-        whole = chosen.kinds == (SUBLAYERS.name,)
-        subject = subject_of(model, _Watched(batches, done), options["seed"], grid, whole)
+        subject = subject_of(model, _Watched(batches, done), options["seed"], grid, chosen.whole)
         if step is None:
             return finite_scores(scorer, subject, torch.ones(grid.total)), None
         return removal_order(scorer, subject, step)

@@ -41,7 +41,7 @@ def score(
         scorer: `gradient`, `fisher`, `joint-fisher`, `function-norm`, `attention-statistics`, `one-shot`, `magnitude` or `random`.
         data: the data folder; the last two read none.
         output: a file for the scores, JSON; None for none.
-        units: kinds of units, with commas: `heads` (the default), `ffn`, groups of neurons of the feed-forward networks.
+        units: kinds of units, with commas: `heads` (the default), `ffn`, groups of neurons of the feed-forward networks; or `sublayers` alone.
         ffn_group: how many neurons a group, by default 1, or as many as those in which neurons of the model were pruned.
         subset: `train` (the default) or `valid`; never the test set.
         batches: how many, drawn with the seed, or `all`; by default 100.

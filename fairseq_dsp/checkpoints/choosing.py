@@ -182,7 +182,7 @@ def choose_under(
         limit = request.limit(own, costs.dense) if count is None else count
         floors: Floors = ()
         if scores is not None:
-            floors = _floors(chosen.grid, "1" if floor is None and limit > 0 else floor, own, limit, request)
+            floors = _floors(chosen, "1" if floor is None and limit > 0 else floor, own, limit, request)
         elif chosen.grid.of("cross") and model.head_gates is not None:
             floors = model.head_gates.floors
         choose = keep_best if scores is not None and scores.is_sum else keep_first
@@ -219,13 +219,13 @@ def _limits(request: BudgetRequest, layout: Layout, kinds: Sequence[str]) -> lis
     ]
 
 
-def _floors(there: Grid, floor: str | None, costs: Costs, limit: int, request: BudgetRequest) -> Floors:
-    wanted = parse_floor(floor)
+def _floors(chosen: Chosen, floor: str | None, costs: Costs, limit: int, request: BudgetRequest) -> Floors:
+    wanted, there, noun = parse_floor(floor), chosen.grid, chosen.noun
     if request.measure == COUNT:
-        if (objection := objection_to_floor(there, wanted, limit)) is not None:
+        if (objection := objection_to_floor(there, wanted, limit, noun)) is not None:
             raise Refusal(objection)
         return floors_of(there, wanted)
-    if (objection := objection_to_floor(there, wanted, None)) is not None:
+    if (objection := objection_to_floor(there, wanted, None, noun)) is not None:
         raise Refusal(objection)
     floors = floors_of(there, wanted)
     sites = {unit: place for place, (_, span) in enumerate(there.spans()) for unit in range(span.start, span.stop)}

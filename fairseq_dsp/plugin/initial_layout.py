@@ -56,7 +56,7 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up:
     if config.budget_range is not None and not config.budget_range[1] <= there.total:
         raise Refusal(range_outside(config.budget_range, there.total))
     fewest = budget if config.budget_range is None else config.budget_range[0]
-    if (objection := objection_to_floor(there, parse_floor(config.cross_floor), fewest)) is not None:
+    if (objection := objection_to_floor(there, parse_floor(config.cross_floor), fewest, chosen.noun)) is not None:
         raise Refusal(objection)
     if config.prices is not None:
         return _within(chosen, config, floors)

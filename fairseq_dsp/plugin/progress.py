@@ -66,7 +66,7 @@ class HeadProgress:
         self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
         if gates.method.measures and layout.count:
             self.figures["norm_threshold"] = gates.ranking()[gates.decided_mask() > 0].min().item()
-        if gates.chosen.kinds == (SUBLAYERS.name,):
+        if gates.chosen.whole:
             self.figures[f"kept_{SUBLAYERS.name}"] = int(gates.decided_mask().sum())
         if not gates.is_fixed:
             self.figures |= self._signals.read(gates.decided_mask())

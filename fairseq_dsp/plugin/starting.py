@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import zipfile
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,7 +103,8 @@ def settle_floor(training: TrainingOptions, model_cfg: Options) -> None:
         model_cfg: the model's.
     """
     given = given_of_ours(model_cfg)
-    if "cross_floor" in given or str(given.get("unpruned_heads", given.get("budget", 0))) == "0":
+    asked = str(given.get("unpruned_heads", given.get("budget", 0)))
+    if "cross_floor" in given or re.search(r"(^|,)((heads|sublayers)=)?0(,|$)", asked):
         return
     start = start_to_go_on_from(training, anew_too=True)
     floor: Any = "1" if start is None else given_of_ours(start.options).get("cross_floor")

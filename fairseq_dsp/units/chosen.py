@@ -39,7 +39,17 @@ class Chosen:
     @functools.cached_property
     def grid(self) -> Grid:
         """What is chosen among, site by site: the units that the site has, or 1 for all of them together."""
-        return Grid(tuple((site, min(count, 1) if self._whole else count) for site, count in self._sites()))
+        return Grid(tuple((site, min(count, 1) if self.whole else count) for site, count in self._sites()))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is sublayers, one a site."""
+        return SUBLAYERS.name in self.kinds
+
+    @property
+    def noun(self) -> str:
+        """What units of attention are that are chosen among."""
+        return SUBLAYERS.noun if self.whole else HEADS.noun
 
     def keep(self, mask: Tensor | Sequence[float]) -> Layout:
         """The layout of what a choice leaves.
@@ -51,7 +61,7 @@ class Chosen:
         marks: list[float] = []
         for site, count in self.layout.surviving.counts:
             chosen = kept.get(site, [1.0] * count)
-            marks += chosen * count if self._whole else chosen
+            marks += chosen * count if self.whole else chosen
         return self.layout.narrow(marks)
 
     def costs(self, costs: Costs) -> Costs:
@@ -65,14 +75,14 @@ class Chosen:
             self.layout, Grid(tuple((s, c) for s, c in self.layout.grid.counts if s in self.grid.sites))
         )
         tables = [
-            ((0, table[there[site]])[: count + 1]) if self._whole else table[: count + 1]
+            ((0, table[there[site]])[: count + 1]) if self.whole else table[: count + 1]
             for (site, count), table in zip(self.grid.counts, part.tables, strict=True)
         ]
         return replace(part, grid=self.grid, tables=tuple(tables))
 
     def in_sublayers(self, costs: Costs) -> Costs:
         """Costs in which what is chosen as a whole costs so from its first unit on, 1 where units are counted; others are as they are."""
-        if not self._whole:
+        if not self.whole:
             return costs
         tables = []
         for (_, there), table in zip(self.layout.surviving.counts, costs.tables, strict=True):
@@ -84,7 +94,7 @@ class Chosen:
 
     def places(self) -> dict[str, slice]:
         """Where the units of every kind lie in the flat order of `grid`."""
-        if self._whole:
+        if self.whole:
             return {SUBLAYERS.name: slice(0, self.grid.total)}
         found: dict[str, slice] = {}
         for site, span in self.grid.spans():
@@ -92,13 +102,9 @@ class Chosen:
             found[kind] = slice(found.get(kind, span).start, span.stop)
         return found
 
-    @property
-    def _whole(self) -> bool:
-        return SUBLAYERS.name in self.kinds
-
     def _sites(self) -> Iterator[tuple[Site, int]]:
         for site, count in self.layout.surviving.counts:
-            if self._whole or KIND_OF[site.stack].name in self.kinds:
+            if self.whole or KIND_OF[site.stack].name in self.kinds:
                 yield site, count
 
     def _marks_by_site(self, mask: Tensor | Sequence[float]) -> Iterator[list[float]]:

@@ -55,14 +55,18 @@ def fewest(floors: Floors) -> int:
     return sum(count for _, count in floors)
 
 
-def objection_to_floor(grid: Grid, floor: int | str | None, kept: int | None) -> str | None:
-    """The sentence on a floor that the grid or the budget cannot meet; None if they can."""
+def objection_to_floor(grid: Grid, floor: int | str | None, kept: int | None, noun: str = "heads") -> str | None:
+    """The sentence on a floor that the grid or the budget cannot meet; None if they can.
+
+    Args:
+        noun: what the grid's units of cross-attention are.
+    """
     floors = floors_of(grid, floor)
     for heads, count in floors:
         if count > len(heads):
-            return f"`--cross-floor` must be at most {len(heads)} (the cross-attention heads), but is {count}."
+            return f"`--cross-floor` must be at most {len(heads)} (the cross-attention {noun}), but is {count}."
     if kept is not None and fewest(floors) > kept:
-        return f"`--cross-floor {floor}` must fit the budget of {kept} heads, but keeps at least {fewest(floors)}."
+        return f"`--cross-floor {floor}` must fit the budget of {kept} {noun}, but keeps at least {fewest(floors)}."
     return None
 
 

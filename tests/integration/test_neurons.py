@@ -34,6 +34,7 @@ LAYOUTS = {
     "uneven": UNEVEN,
     "no neurons": f"{FULL}/ffn-enc:0000.0000/ffn-dec:0000.0000",
     "nothing": "enc:00.00/dec:00.00/cross:00.00/ffn-enc:0000.0000/ffn-dec:0000.0000",
+    "whole sublayers": "enc:11.00/dec:00.11/cross:11.00/ffn-enc:0000.1111/ffn-dec:1111.0000",
     "single neurons": f"{FULL}/ffn-enc:{'01' * 8}.{'0' * 16}/ffn-dec:{'1' * 16}.{'0' * 15}1",
 }
 
@@ -91,7 +92,9 @@ def test_the_file_generates_as_its_dense_fold_does_in_stock_fairseq(name: str, c
     assert done.code == 0, done.err
     folded = load(tmp_path / "dense.pt")
     assert folded["cfg"]["model"]["_name"] == "transformer_tiny"
-    wide = {"uneven": [8, 8, 12, 12], "single neurons": [8, 8, 16, 16]}.get(name, [4, 4, 4, 4])
+    wide = {"uneven": [8, 8, 12, 12], "single neurons": [8, 8, 16, 16], "whole sublayers": [16] * 4}.get(
+        name, [4, 4, 4, 4]
+    )
     assert widths(tmp_path / "dense.pt") == wide
     assert not [each for each in folded["model"] if "kept_mask" in each]
     stock = generate(data, tmp_path / "dense.pt", folder=tmp_path)

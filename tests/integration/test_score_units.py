@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from commands import HEADS, Result, assert_refused, generate, heads_in, load, prune, run
+from measured import made_up_costs
 
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.plugin.costing import costs_of, measured_costs, sizes_of
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.units.costs import Sentence
 from fairseq_dsp.units.floors import floors_of
@@ -226,6 +227,20 @@ class TestSublayers:
         assert spent <= float(share) * costs.dense < spent + min(tables[site][-1] for site in empty)
         if measure == "parameters":
             assert load_model(read_checkpoint(str(tmp_path / "small.pt"))).weight_count() == spent
+
+    def test_a_budget_of_measured_time_is_met(self, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "sublayers", scorer="fisher")
+        model = load_model(read_checkpoint(str(dense)))
+        file = made_up_costs(sizes_of(model))
+        (tmp_path / "costs.json").write_text(file.text())
+        options = ["--scores", tmp_path / "scores.json", "--budget", "latency=0.8", "--costs", tmp_path / "costs.json"]
+        prune(dense, tmp_path / "small.pt", *options)
+        layout = Layout.parse(load(tmp_path / "small.pt")["fairseq_dsp"]["layout"])
+        costs = measured_costs(model, file, with_all_of(model.layout, layout.grid))
+        off = [table[-1] for site, table in zip(layout.grid.sites, costs.tables, strict=True) if not layout.units(site)]
+        spent = costs.rest + costs.of(layout)
+        assert all(len(layout.units(site)) in (0, count) for site, count in layout.grid.counts)
+        assert spent <= 0.8 * costs.dense < spent + min(off) + 1
 
     def test_that_are_scored_again_give_an_order_and_what_is_cut_can_be_fitted(self, data, dense, tmp_path):
         options = ["--units", "sublayers", "--iterative", 3]

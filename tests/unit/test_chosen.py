@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build, layouts_of, many_examples
+from models import assert_same, build, layouts_of, many_examples, scores
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.plugin.kinds import refuse_slow_choice
@@ -135,3 +135,25 @@ class TestTheSuccessiveSoftmax:
             for name, size in (("attention_heads", 40), ("embed_dim", 80))
         }
         assert not self.refused(230, **heads)
+
+
+class TestHeadsAloneWhereNeuronsAreUnitsToo:
+    LAYOUT = "enc:111.110/dec:111.111/cross:111.011/ffn-enc:1010101.0000000/ffn-dec:1111111.0000001"
+
+    @pytest.mark.parametrize("method", ["dsp", "fixed"])
+    def test_neurons_stay_as_the_layout_has_them(self, method):
+        model = build(head_selection=method, prune="heads", unpruned_heads=5, head_layout=self.LAYOUT)
+        layout = model.deployed_layout()
+        assert part_of(layout, ["ffn"]) == part_of(Layout.parse(self.LAYOUT), ["ffn"])
+        assert part_of(layout, ["heads"]).count == 5
+        if method == "dsp":
+            assert model.head_gates.importance.shape == (16,)
+            expected = scores(model)
+            model.bake()
+            assert_same(scores(model), expected)
+
+    def test_and_neurons_alone_leave_heads(self):
+        model = build(prune="ffn", budget="5", head_layout=self.LAYOUT)
+        assert model.head_gates.importance.shape == (12,)
+        assert part_of(model.deployed_layout(), ["heads"]) == part_of(Layout.parse(self.LAYOUT), ["heads"])
+        assert part_of(model.deployed_layout(), ["ffn"]).count == 5

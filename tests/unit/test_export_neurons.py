@@ -25,6 +25,9 @@ api = pytest.importorskip("ctranslate2")
 GRID = Grid.of_stacks(enc=(4, 4), dec=(6, 6), cross=(6, 6), ffn_enc=(7, 7), ffn_dec=(7, 7))
 HEADS = "enc:1011.0000/dec:000110.111010/cross:010000.000000"
 SOME = Layout.parse(f"{HEADS}/ffn-enc:1010101.0000000/ffn-dec:1111111.0000010")
+SUBLAYERS = Layout.parse(
+    "enc:0000.1111/dec:111111.000000/cross:000000.111111/ffn-enc:1111111.0000000/ffn-dec:0000000.1111111"
+)
 NOTHING = Layout(GRID, (False,) * GRID.total)
 KINDS = ["post-norm", "pre-norm", "shared embeddings", "no positions"]  # relu and gelu
 of_every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -44,7 +47,9 @@ class TestCTranslate2:
         assert done.difference <= TOLERANCE
         assert_scored_alike(model, translator)
 
-    @pytest.mark.parametrize("layout", [SOME, NOTHING, Layout.full(GRID)], ids=["some", "none", "all"])
+    @pytest.mark.parametrize(
+        "layout", [SOME, SUBLAYERS, NOTHING, Layout.full(GRID)], ids=["some", "sublayers", "none", "all"]
+    )
     def test_searches_batches_whose_sentences_end_at_different_steps(self, folder, layout):
         model, translator, _ = converted(folder, layout=layout)
         sources = [["word0"] * length for length in (1, 6, 3, 5)] + [["word2", "word5", "word1"]]
