@@ -29,6 +29,7 @@ UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
 LATER: tuple[str, ...] = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
 LATER += ("ffn_group", "budget", "sentence", "prices", "norm_penalty", "norm", "threshold_penalty", "threshold_target")
+LATER += ("prune", "spectral_norm")
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,11 @@ class PruningConfig:
         },
     )
     budget: str | None = field(
-        default=None,
-        metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), auto, parameters=20M or macs=0.5"},
-    )
+        default=None, metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), auto, heads=18,ffn=0.5, parameters=20M or macs=0.5"}
+    )  # fmt: skip
+    prune: str | None = field(
+        default=None, metadata={"help": "what is chosen among: heads (the default), ffn (--ffn-group), heads,ffn, or sublayers alone"}
+    )  # fmt: skip
     sentence: str | None = field(
         default=None,
         metadata={"help": "what macs= is counted of: S,T,BEAM (default: validation set's mean lengths, 5)"},
@@ -74,8 +77,8 @@ class PruningConfig:
     ffn_group: int | None = field(
         default=None,
         metadata={
-            "help": "how many neurons of a feed-forward network are one unit, for a --head-layout with ffn-enc and ffn-dec "
-            "(default: as many as its marks say)",
+            "help": "how many neurons of a feed-forward network are one unit (default: twice the size of a head; for a --head-layout with "
+            "ffn-enc and ffn-dec as many as its marks say)",
         },
     )
     head_counts: str | None = field(
@@ -112,26 +115,23 @@ class PruningConfig:
     )
     relaxation: str | None = field(
         default=None,
-        metadata={
-            "help": "soft top-K of dsp: successive-softmax (the paper's, the default) or projection (no gate above 1, and as "
-            "fast for any K)"
-        },
+        metadata={"help": "soft top-K of dsp: successive-softmax (the paper's, default), or projection for any K"},
     )
     budget_schedule: str | None = field(
         default=None, metadata={"help": "how many heads are on until the cooldown is over: K (constant, the default), or all at first and then fewer and fewer (cubic)"}
     )  # fmt: skip
     budget_start_updates: int | None = field(
-        default=None, metadata={"help": "with --budget-schedule cubic: updates in which all heads are on (default: 0; advice: those of warm-up)"}
-    )  # fmt: skip
-    cooldown_updates: int | None = field(
         default=None,
-        metadata={
-            "help": "updates after which the chosen heads are fixed (default: 15000, with --pipelined 250; "
-            "hard-concrete: never)"
-        },
+        metadata={"help": "of --budget-schedule cubic: updates with all heads on (default: 0; advice: of warm-up)"},
     )
+    cooldown_updates: int | None = field(
+        default=None, metadata={"help": "updates after which the chosen heads are fixed (default: 15000, with --pipelined 250; hard-concrete: never)"}
+    )  # fmt: skip
     keep_sampling: bool = field(
         default=False, metadata={"help": "go on drawing heads after the cooldown, as the paper's code does, instead of fixing them"}
+    )  # fmt: skip
+    spectral_norm: str | None = field(
+        default=None, metadata={"help": "linear maps of all layers that train with a spectral norm and a scale, such as fc1,fc2,out_proj,v_proj"}
     )  # fmt: skip
     l0_penalty: float | None = field(
         default=None, metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"}
@@ -165,12 +165,8 @@ class PruningConfig:
         default=None, metadata={"help": "of a sandwich: share of what smaller numbers of heads learn from the largest (default: 0)"}
     )  # fmt: skip
     importance_from: str | None = field(
-        default=None,
-        metadata={
-            "help": "begin with importance in the order of these scores (of fairseq-dsp-score) of the weights that training starts "
-            "from (--finetune-from-model)"
-        },
-    )
+        default=None, metadata={"help": "begin with importance in the order of these scores of the weights that training starts from (--finetune-from-model)"}
+    )  # fmt: skip
     importance_lr: float | None = None  # as the recipe derived it; that of the command line is the optimizer's
     derived: str | None = None  # names of the options that the recipe has set, with commas between
     seed: int = 1

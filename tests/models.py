@@ -55,7 +55,7 @@ def build(**options: Any) -> Any:
     return model
 
 
-def build_gated(method: str = "dsp", kept: int | str = 7, **options: Any) -> Any:
+def build_gated(method: str = "dsp", kept: int | str | None = 7, **options: Any) -> Any:
     """A small model whose heads `method` is choosing."""
     return build(head_selection=method, unpruned_heads=kept, **options)
 

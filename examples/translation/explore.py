@@ -17,6 +17,7 @@ from pathlib import Path
 from exploration.plans import PLANS
 from exploration.running import claim, run_all
 from exploration.setting import Setting
+from reproduction.data import read_data
 
 from fairseq_dsp.cli.arguments import whole_numbers
 from fairseq_dsp.errors import Refusal, as_command, noted
@@ -33,13 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reasons = [
         f"`--{name.replace('_', '-')}` must be above 0, but is {value}."
         for name, value in vars(args).items()
-        if isinstance(value, (int, float)) and name != "dropout" and value <= 0
+        if isinstance(value, (int, float)) and name not in ("dropout", "bleu") and value <= 0
     ]
+    if args.bleu < 0:
+        reasons.append(f"`--bleu` must be at least 0, but is {args.bleu}.")
     if not 0 <= args.dropout < 1:
         reasons.append(f"`--dropout` must be from 0 to below 1, but is {args.dropout}.")
     seeds: list[int] = []
     with noted(reasons):
         DataFolder(args.data)
+        if args.bleu > 0:
+            read_data(Path(args.data), None, None, None)
     with noted(reasons):
         seeds = list(dict.fromkeys(whole_numbers(args.seeds, "seeds", 0)))
     if args.heads > 0 and args.width % args.heads:
@@ -53,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise Refusal(*reasons)
     output = Path(args.output)
     claim(output, args.data, setting)
-    left, failures = run_all(args.data, output, setting, jobs, args.workers, args.limit)
+    left, failures = run_all(args.data, output, setting, jobs, args.workers, args.limit, args.bleu)
     for failure in failures:
         print(failure, file=sys.stderr)
     print(f"{len(jobs) - left} of {len(jobs)} arms are in {output / 'results.jsonl'}")
@@ -69,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS",
                         help="begin nothing any more after so long")  # fmt: skip
+    parser.add_argument("--bleu", type=int, default=0, metavar="N",
+                        help="translate the first N sentences of the test set with every new arm (default: none)")  # fmt: skip
     parser.add_argument("--seeds", default="1,2,3,4,5,6", help="a plan takes the first ones (default: %(default)s)")
     for each in fields(Setting):
         name, kind = each.name.replace("_", "-"), type(each.default)

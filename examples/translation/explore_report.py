@@ -1,11 +1,13 @@
 """Tables of an exploration's lines, as Markdown.
 
     python examples/translation/explore_report.py DIR/results.jsonl
-    python examples/translation/explore_report.py phase2.jsonl phase3.jsonl --against fisher
+    python examples/translation/explore_report.py phase2.jsonl phase3.jsonl --against staged-full
+    python examples/translation/explore_report.py decisive.jsonl --against strat5+1 strat8+2 fisher gradient random-floor paper
 
-Mean nats by arm with standard errors over seeds, and their number; with --against also differences to an arm, paired by seed; rank correlations
-of the loss right after the cut, and after 30 and 60 updates, with the loss at the end. Files are taken together: give those whose
-arms had the same updates and learning rate.
+Mean nats, and BLEU where lines have it, by arm with standard errors over seeds, and their number; choices beside their counts shuffled and
+the best rule; with --against also differences to an arm, paired by seed, of several to the one of the best mean at the budget; rank
+correlations of the loss right after the cut, and after 30 and 60 updates, with the loss at the end. Files are taken together: give those
+whose arms had the same updates and learning rate. A dagger marks arms of the first scripts that chose by scores of other sublayers.
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from exploration.reading import (
+    BLEU,
     EARLY,
+    NATS,
+    SHUFFLED,
     Line,
+    best_of,
     budget_of,
     budgets,
     by_arm,
@@ -28,10 +34,11 @@ from exploration.reading import (
     name_of,
     only_cuts,
     rank_correlation,
+    rules,
 )
 from exploration.setting import budget_text
 
-from fairseq_dsp.analysis.seeds import paired
+from fairseq_dsp.analysis.seeds import Difference, paired
 from fairseq_dsp.errors import Refusal, as_command
 
 
@@ -43,48 +50,89 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="results.jsonl of explore.py")
-    parser.add_argument("--against", metavar="ARM", help="differences to this arm")
+    parser.add_argument("--against", nargs="+", default=(), metavar="ARM",
+                        help="differences to this arm, or to the best of these")  # fmt: skip
     args = parser.parse_args(arguments)
     lines = [line for path in args.files for line in _read(path)]
-    if args.against and not any("K" in line and name_of(line) == args.against for line in lines):
-        raise Refusal(f"`--against` must be an arm of the files, but is {args.against}.")
+    known = {name_of(line) for line in lines if budget_of(line) is not None}
+    reasons = [f"`--against` must be an arm of the files, but is {name}." for name in args.against if name not in known]
+    translated = {(line["bleu_sentences"], line["bleu_signature"]) for line in lines if BLEU in line}
+    if len(translated) > 1:
+        reasons.append(
+            f"BLEU of the files must be of the same sentences by the same score, but is of {sorted(translated)}."
+        )
+    if reasons:
+        raise Refusal(*reasons)
     dense = dense_nats(lines)
     if dense:
         print(f"dense: {_mean(list(dense.values()))} nats\n")
-    print("\n".join(summary(lines)) + "\n")
+    figures = [NATS, *([BLEU] if translated else [])]
+    for figure in figures:
+        print("\n".join(summary(lines, figure)) + "\n")
     for kept in budgets(lines):
-        print("\n".join(table(lines, kept, args.against)) + "\n")
+        for figure in figures:
+            print("\n".join(table(lines, kept, args.against, figure)) + "\n")
+        if matter := list(heads_matter(lines, kept, figures)):
+            print("\n".join(matter) + "\n")
         print("\n".join(early_table(lines, kept)) + "\n")
     print("\n".join(correlations(lines)))
 
 
-def summary(lines: Sequence[Line]) -> Iterator[str]:
-    """Mean nats of every arm at every budget, with the number of seeds; the lowest at the smallest budget first."""
-    columns = {kept: by_arm(lines, kept) for kept in budgets(lines)}
-    yield "| nats | " + " | ".join(map(budget_text, columns)) + " |"
+def summary(lines: Sequence[Line], figure: str = NATS) -> Iterator[str]:
+    """Means of every arm at every budget, with the number of seeds; the best at the smallest budget first."""
+    columns = {kept: by_arm(lines, kept, figure) for kept in budgets(lines)}
+    yield f"| {figure} | " + " | ".join(map(budget_text, columns)) + " |"
     yield "| --- |" + " ---: |" * len(columns)
     for name in dict.fromkeys(name for arms in columns.values() for name in arms):
         cells = [list(arms.get(name, {}).values()) for arms in columns.values()]
         yield f"| {name} | " + " | ".join(f"{_mean(each)} ({len(each)})" if each else "" for each in cells) + " |"
 
 
-def table(lines: Sequence[Line], kept: float, against: str | None) -> Iterator[str]:
-    """The arms of a budget, the lowest mean first."""
-    arms = by_arm(lines, kept)
-    base = arms.get(against or "")
-    more = f" less {against} | p |" if base else ""
-    yield f"| {budget_text(kept)} | nats | by seed |{more}"
+def table(lines: Sequence[Line], kept: float, against: Sequence[str] = (), figure: str = NATS) -> Iterator[str]:
+    """The arms of a budget, the best mean first.
+
+    Args:
+        against: arms of which the best is compared with all others.
+    """
+    arms = by_arm(lines, kept, figure)
+    base = best_of(arms, against)
+    more = f" less {base} | p |" if base else ""
+    yield f"| {budget_text(kept)} | {figure} | by seed |{more}"
     yield "| --- | ---: | --- |" + (" ---: | ---: |" if base else "")
     for name, values in arms.items():
         seeds = ", ".join(f"{seed}: {value:.3f}" for seed, value in sorted(values.items()))
         row = f"| {name} | {_mean(list(values.values()))} | {seeds} |"
-        if base and name != against and (found := paired(values, base)):
-            error = "" if found.error is None else f" ± {found.error:.3f}"
-            p_value = "" if found.p_value is None else f"{found.p_value:.3f}"
-            row += f" {found.mean:+.3f}{error} | {p_value} |"
-        elif base:
-            row += " | |"
+        if base:
+            row += _compared(paired(values, arms[base]) if name != base else None)
         yield row
+
+
+def heads_matter(lines: Sequence[Line], kept: float, figures: Sequence[str]) -> Iterator[str]:
+    """Choices beside their own counts with heads drawn within, and beside the best rule; nothing where no arm was shuffled."""
+    rows = []
+    for figure in figures:
+        arms = by_arm(lines, kept, figure)
+        rule = best_of(arms, rules(arms))
+        for name, values in arms.items():
+            if (shuffled := arms.get(name + SHUFFLED)) is None:
+                continue
+            others = [shuffled, arms[rule] if rule else {}]
+            cells = " | ".join(_mean(list(each.values())) if each else "" for each in (values, *others))
+            compared = "".join(_compared(paired(values, each)) for each in others)
+            rows.append(f"| {name} | {figure} | {rule or ''} | {cells} |{compared}")
+    if rows:
+        yield f"| {budget_text(kept)} | figure | rule | chosen | shuffled | rule's | less shuffled | p | less the rule | p |"
+        yield "| --- | --- | --- |" + " ---: |" * 7
+        yield from rows
+
+
+def _compared(found: Difference | None) -> str:
+    """The cells of a difference and its p."""
+    if found is None:
+        return " | |"
+    error = "" if found.error is None else f" ± {found.error:.3f}"
+    p_value = "" if found.p_value is None else f"{found.p_value:.3f}"
+    return f" {found.mean:+.3f}{error} | {p_value} |"
 
 
 def early_table(lines: Sequence[Line], kept: float) -> Iterator[str]:

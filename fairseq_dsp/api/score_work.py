@@ -17,16 +17,17 @@ from fairseq_dsp.checkpoints.pair_batches import pairs_of_batches, set_languages
 from fairseq_dsp.config import flag, whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
+from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.languages import language_pairs
 from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.scoring import SCORER_OPTIONS, SCORERS, Scorer, finite_scores, make_scorer, removal_order
 from fairseq_dsp.scoring.subject import Subject
-from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of, with_groups
+from fairseq_dsp.units.chosen import Chosen, default_group, parse_kinds
+from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of, with_groups
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.kinds import KINDS
 from fairseq_dsp.units.layout import Grid, Layout
-from fairseq_dsp.units.neurons import NEURONS
 from fairseq_dsp.units.score_file import ScoreFile
+from fairseq_dsp.units.sublayers import SUBLAYERS
 from fairseq_dsp.version import __version__
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ class Work:
     def score(self, drawn: Drawn | None, watch: Watch) -> ScoreFile:
         drawn = self.draw(None) if drawn is None else drawn
         found, options = drawn.batches, self.options
-        part = part_of(self.layout, options["kinds"])
+        chosen = Chosen(self.layout, tuple(options["kinds"]))
         scorer = make_scorer(self.scorer, options["own"])
-        scores, order = _scored(self.model, part, scorer, found, options, watch)
+        scores, order = _scored(self.model, chosen, scorer, found, options, watch)
         return ScoreFile(
             version=__version__,
             scorer=self.scorer,
@@ -132,11 +133,11 @@ def checked_options(
     reasons += wrong
     (units, ffn_group), kinds = of_units, list[str]()
     with noted(reasons):
-        kinds = _kinds(units)
+        kinds = list(parse_kinds(HEADS.name if units is None else units, "--units"))
         if kinds != [HEADS.name] and scorer in SCORERS and SCORERS[scorer].heads_alone:
             raise Refusal(f"`--units` must be heads for `--scorer {scorer}`, which reads attention, but is {units}.")
-        if ffn_group is not None and NEURONS.name not in kinds:
-            raise Refusal(f"`--ffn-group` must come with `--units {NEURONS.name}`, but is {ffn_group}.")
+        if ffn_group is not None and kinds == [HEADS.name]:
+            raise Refusal(f"`--ffn-group` must come with `--units ffn`, but is {ffn_group}.")
     group = None
     with noted(reasons):
         group = whole_number(ffn_group, "ffn_group", 1)
@@ -153,26 +154,13 @@ def checked_options(
     return target, options | {"kinds": kinds, "group": group, "own": texts}
 
 
-def _kinds(text: str | None) -> list[str]:
-    """`--units` as names of kinds, in the order of a grid.
-
-    Raises:
-        Refusal: it names others, or none.
-    """
-    known, named = [kind.name for kind in KINDS], HEADS.name if text is None else text
-    given = named.split(",")
-    if set(given) - set(known) or len(set(given)) < len(given):
-        raise Refusal(f"`--units` must be one or more of {', '.join(known)}, with commas, but is {named}.")
-    return [name for name in known if name in given]
-
-
 def _layout_with(model: DspTransformerModel, kinds: list[str], group: int | None) -> Layout:
     """The model's layout with the units of these kinds.
 
     Raises:
         Refusal: neurons cannot be units of it, or not in these groups.
     """
-    if NEURONS.name not in kinds:
+    if kinds == [HEADS.name]:
         return model.layout
     if reasons := objections_to_neurons(model.args):
         raise Refusal(*reasons)
@@ -181,32 +169,40 @@ def _layout_with(model: DspTransformerModel, kinds: list[str], group: int | None
         if group not in (None, own):
             raise Refusal(f"`--ffn-group` must be {own}, as the checkpoint's neurons were pruned, but is {group}.")
         return model.layout
-    return with_all_of(model.layout, with_groups(model.layout.grid, model.neurons, group or 1))
+    if group is None:
+        sizes = {attention.head_dim for _, attention in attentions(model, model.layout.grid)}
+        numbers = {number for layers in model.neurons.values() for number in layers}
+        group = default_group(sizes, numbers, tuple(kinds)) if kinds == [SUBLAYERS.name] else 1
+    return with_all_of(model.layout, with_groups(model.layout.grid, model.neurons, group))
 
 
 def _scored(
-    model: Any, layout: Layout, scorer: Scorer, batches: list[dict[str, Any]], options: dict[str, Any], watch: Watch
+    model: Any, chosen: Chosen, scorer: Scorer, batches: list[dict[str, Any]], options: dict[str, Any], watch: Watch
 ) -> tuple[torch.Tensor, list[int] | None]:
-    """Scores of the layout's units, [n], and the order of their removal where they are scored again in between."""
-    grid, step = layout.surviving, options["iterative"]
+    """Scores of what is chosen among, [n], and the order of its removal where it is scored again in between."""
+    grid, step = chosen.grid, options["iterative"]
     rounds = 1 if step is None else max(-(-grid.total // step), 1)
     with watch(f"{scorer.name}, batches", rounds * len(batches)) as done:
-        subject = subject_of(model, _Watched(batches, done), options["seed"], grid)
+        whole = chosen.kinds == (SUBLAYERS.name,)
+        subject = subject_of(model, _Watched(batches, done), options["seed"], grid, whole)
         if step is None:
             return finite_scores(scorer, subject, torch.ones(grid.total)), None
         return removal_order(scorer, subject, step)
 
 
-def subject_of(model: Any, batches: Iterable[Any], seed: int, grid: Grid | None = None) -> Subject:
+def subject_of(
+    model: Any, batches: Iterable[Any], seed: int, grid: Grid | None = None, sublayers: bool = False
+) -> Subject:
     """A model without gates, as it is now and in evaluation mode, for a scorer.
 
     Args:
         batches: of fairseq.
         seed: of what is drawn.
         grid: units to score, of those that the model has; all of its layout if None.
+        sublayers: whether these are whole sublayers, one a site.
     """
     model.eval()
-    return Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), seed, grid)
+    return Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), seed, grid, sublayers)
 
 
 class _Watched:

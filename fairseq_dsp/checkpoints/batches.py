@@ -18,11 +18,11 @@ from fairseq.data import (
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset
-from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.plugin.languages import languages_of, objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.plugin.options import values_of
 
 _BATCH_OPTIONS = (
     "source_lang",
@@ -136,8 +136,8 @@ def translation_task(
     """
     if reasons := objections_to_task(options, who, several=False):
         raise Refusal(*reasons)
-    kept = {option: get_option(options, option) for option in _BATCH_OPTIONS}
-    cfg = TranslationConfig(data=data, **{option: value for option, value in kept.items() if value is not None})
+    values = values_of(TranslationConfig, options)
+    cfg = TranslationConfig(data=data, **{name: values[name] for name in _BATCH_OPTIONS if values[name] is not None})
     folder = DataFolder(data, cfg.source_lang, cfg.target_lang, name)
     cfg.source_lang, cfg.target_lang = folder.source, folder.target
     dictionaries = folder.dictionaries()

@@ -7,19 +7,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fairseq_dsp.checkpoints.account import Account, Demand
-from fairseq_dsp.config import get_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.costing import costs_of, measured_costs, sentence_of_validation
 from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
+from fairseq_dsp.plugin.options import TaskOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.chosen import Chosen
 from fairseq_dsp.units.costs import MACS, Costs
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.floors import Floors, fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
-from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of, with_part
+from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.kinds import KIND_OF
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.request import OPTION, BudgetRequest, written
 from fairseq_dsp.units.selection import keep_best, keep_first
@@ -87,7 +87,7 @@ def choose_layout(
     if not 0 <= budget <= gates.grid.total:
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
     floors = gates.floors if budget >= fewest(gates.floors) else ()
-    return model.layout.narrow(top_k_above_floors(gates.ranking(), budget, floors))
+    return gates.chosen.keep(top_k_above_floors(gates.ranking(), budget, floors))
 
 
 def refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | None, by: str) -> None:
@@ -160,10 +160,10 @@ def choose_under(
             f"{request.text}."
         )
     else:
-        kinds, values = _kinds_of(layout.grid), model.head_gates.ranking().tolist()
+        kinds, values = list(model.head_gates.chosen.kinds), model.head_gates.ranking().tolist()
     if request.measure == MACS and demand.sentence is None:
-        languages = [get_option(task, name) for name in ("source_lang", "target_lang")]
-        demand = replace(demand, sentence=sentence_of_validation(get_option(task, "data"), *languages))
+        options = TaskOptions.of(task)
+        demand = replace(demand, sentence=sentence_of_validation(options.data, *options.languages))
     if request.measure != MACS:
         demand = replace(demand, sentence=None)
     limits = _limits(request, layout, kinds)
@@ -173,30 +173,28 @@ def choose_under(
     else:
         costs = costs_of(model, request.measure, demand.sentence, layout)
     if request.measure == COUNT:
-        costs = costs.counting(lambda site: KIND_OF[site.stack].name in named)
-    kept, scored = layout, part_of(layout, kinds).surviving
+        costs = costs.counting(lambda site: site in Chosen(layout, tuple(named)).grid.sites)
+    costs = Chosen(layout, tuple(kinds)).in_sublayers(costs)
+    kept, scored = layout, Chosen(layout, tuple(kinds)).grid
     for names, count in limits:
-        part = part_of(layout, names)
-        own = costs.of_part(layout, part.grid)
-        limit = request.limit(own) if count is None else count
+        chosen = Chosen(layout, tuple(names))
+        own = chosen.costs(costs)
+        limit = request.limit(own, costs.dense) if count is None else count
         floors: Floors = ()
-        if HEADS.name in names and scores is not None:
-            floors = _floors(part.surviving, "1" if floor is None and limit > 0 else floor, own, limit, request)
-        elif HEADS.name in names and model.head_gates is not None:
+        if scores is not None:
+            floors = _floors(chosen.grid, "1" if floor is None and limit > 0 else floor, own, limit, request)
+        elif chosen.grid.of("cross") and model.head_gates is not None:
             floors = model.head_gates.floors
         choose = keep_best if scores is not None and scores.is_sum else keep_first
-        kept = with_part(kept, choose(_of_kinds(values, scored, names), part, own, limit, floors))
+        best = choose(_values_at(values, scored, chosen.grid), Layout.full(chosen.grid), own, limit, floors)
+        kept = kept.also_within(chosen.keep([float(mark) for mark in best.kept]))
     counts = [count for _, count in limits if count is not None]
     return Account(demand, costs, sum(counts) if counts else request.limit(costs), kept)
 
 
-def _kinds_of(grid: Grid) -> list[str]:
-    return list(dict.fromkeys(KIND_OF[site.stack].name for site, count in grid.counts if count))
-
-
-def _of_kinds(values: Sequence[float], grid: Grid, names: Sequence[str]) -> list[float]:
-    """The values of the units of these kinds, of those of all units of a grid."""
-    spans = [span for site, span in grid.spans() if KIND_OF[site.stack].name in names]
+def _values_at(values: Sequence[float], grid: Grid, part: Grid) -> list[float]:
+    """The values at the sites of a part, of those of all units of a grid."""
+    spans = [span for site, span in grid.spans() if site in part.sites]
     return [value for span in spans for value in values[span]]
 
 
@@ -209,14 +207,14 @@ def _limits(request: BudgetRequest, layout: Layout, kinds: Sequence[str]) -> lis
     if request.measure != COUNT:
         return [(list(kinds), None)]
     if request.amount is not None:
-        return [(list(kinds), request.count(part_of(layout, kinds).count))]
+        return [(list(kinds), request.count(Chosen(layout, tuple(kinds)).grid.total))]
     if strangers := [name for name, _ in request.by_kind if name not in kinds]:
         raise Refusal(
             f"`{OPTION}` must name the kinds that are chosen ({', '.join(kinds) or 'none'}), but names {', '.join(strangers)}: "
             f"{request.text}."
         )
     return [
-        ([name], BudgetRequest(request.text, COUNT, amount).count(part_of(layout, [name]).count))
+        ([name], BudgetRequest(request.text, COUNT, amount).count(Chosen(layout, (name,)).grid.total))
         for name, amount in sorted(request.by_kind, key=lambda item: kinds.index(item[0]))
     ]
 

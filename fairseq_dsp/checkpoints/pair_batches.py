@@ -13,10 +13,11 @@ from typing import Any
 from fairseq.data import FairseqDataset
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
-from fairseq_dsp.config import flag, get_option, set_option
+from fairseq_dsp.config import flag, given_options, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import TRAIN
 from fairseq_dsp.plugin.languages import Languages, languages_of
+from fairseq_dsp.plugin.options import TaskOptions
 from fairseq_dsp.plugin.pair_folders import objections_to_dictionaries, refuse_no_sentences
 
 _OF_THE_DATA = ("extra_data", "extra_lang_pairs")
@@ -24,8 +25,9 @@ _OF_THE_DATA = ("extra_data", "extra_lang_pairs")
 
 def set_languages(options: Any, source: str | None, target: str | None) -> None:
     """Writes the languages that a user gives into the options of a checkpoint's task, which tells those that are not given."""
-    for name, given in (("source_lang", source), ("target_lang", target)):
-        set_option(options, name, given or get_option(options, name))
+    told = TaskOptions.of(options)
+    set_option(options, "source_lang", source or told.source_lang)
+    set_option(options, "target_lang", target or told.target_lang)
 
 
 def pairs_of_batches(options: Any, given: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -44,12 +46,13 @@ def chosen_pairs(options: Any, given: Sequence[str] | None) -> tuple[str, ...]:
         Refusal: the model was not trained on them.
     """
     languages = _languages(options)
-    sides = {name: get_option(options, name) for name in ("source_lang", "target_lang")}
-    if given is None and any(sides.values()):
-        if not all(sides.values()):
-            said = " and ".join(f"{flag(name)} is {value or 'not given'}" for name, value in sides.items())
+    sides = TaskOptions.of(options).languages
+    if given is None and any(sides):
+        if not all(sides):
+            source, target = (side or "not given" for side in sides)
+            said = f"`--source-lang` is {source} and `--target-lang` is {target}"
             raise Refusal(f"`--source-lang` and `--target-lang` must name a pair of several together, but {said}.")
-        given = ["{source_lang}-{target_lang}".format(**sides)]
+        given = ["-".join(map(str, sides))]
     if given is None:
         return languages.pairs
     if foreign := [pair for pair in given if pair not in languages.pairs]:
@@ -114,7 +117,7 @@ def pairs_dataset(
         )
     for pair in task.lang_pairs:
         refuse_no_sentences(task.args.data, pair, subset, name, option).sizes(subset, counts)
-    extra = [each for each in _OF_THE_DATA if get_option(options, each)]
+    extra = [each for each in _OF_THE_DATA if getattr(TaskOptions.of(options), each)]
     if extra and subset == TRAIN:
         listed = " and ".join(map(flag, extra))
         raise Refusal(
@@ -135,14 +138,13 @@ def _complete(options: Any, data: str, languages: Languages) -> argparse.Namespa
     parser = argparse.ArgumentParser(add_help=False)
     TranslationMultiSimpleEpochTask.add_args(parser)
     args = argparse.Namespace(**{action.dest: action.default for action in parser._actions})
-    names = {*vars(args), "langtoks", "shuffle_instance"}
-    for each in names - {"data", *_OF_THE_DATA}:
-        if (value := get_option(options, each)) is not None:
-            setattr(args, each, value)
+    names, given = {*vars(args), "langtoks", "shuffle_instance"}, given_options(options)
+    for each in names & given.keys():
+        setattr(args, each, given[each])
     args.data, args.langs, args.lang_dict = data, list(languages.names), None
     args.source_lang = args.target_lang = None
     args.extra_data = args.extra_lang_pairs = None
-    args.seed, args.train_subset, args.dataset_impl = get_option(options, "seed", 1), TRAIN, None
+    args.seed, args.train_subset, args.dataset_impl = given.get("seed", 1), TRAIN, None
     for side in ("left_pad_source", "left_pad_target"):  # fairseq evaluates text, and takes a truth value for False
         setattr(args, side, str(getattr(args, side)))
     args.langtoks = {kind: tuple(tokens) for kind, tokens in (args.langtoks or {}).items()}

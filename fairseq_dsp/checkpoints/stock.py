@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.checkpoints.building import VocabularyTask
 from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset, set_languages
-from fairseq_dsp.config import PruningConfig, architecture_of, get_option, given_options
+from fairseq_dsp.config import PruningConfig, architecture_of, given_options
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.guards.versions import drop_fused_encoder_copies
 from fairseq_dsp.plugin.languages import (
@@ -29,7 +29,7 @@ from fairseq_dsp.plugin.languages import (
     MULTILINGUAL_BUDGET,
     languages_of,
 )
-from fairseq_dsp.plugin.options import completed
+from fairseq_dsp.plugin.options import TaskOptions, completed
 
 STOCK_NAMES = {
     BILINGUAL_BUDGET: BILINGUAL,
@@ -139,8 +139,8 @@ def _task_of_several(cfg: DictConfig, data: str, source_lang: str | None, target
 
 
 def _folder(cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None) -> DataFolder:
-    languages = (source_lang, "source_lang"), (target_lang, "target_lang")
-    return DataFolder(data, *(given or get_option(cfg.task, name) for given, name in languages))
+    told = TaskOptions.of(cfg.task)
+    return DataFolder(data, source_lang or told.source_lang, target_lang or told.target_lang)
 
 
 def _transformer_options() -> list[str]:

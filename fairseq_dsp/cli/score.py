@@ -15,9 +15,9 @@ from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, as_command
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.attention_statistics import STATISTICS
-from fairseq_dsp.units.groups import part_of
+from fairseq_dsp.units.chosen import Chosen
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.kinds import KINDS
+from fairseq_dsp.units.kinds import CHOICES
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -33,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", required=True, metavar="FILE", help="where to write the scores, JSON; a folder with --lang-pairs"
     )
-    kinds = ", ".join(kind.name for kind in KINDS)
+    kinds = ", ".join(kind.name for kind in CHOICES)
     parser.add_argument("--units", metavar="KINDS", help=f"what to score, with commas: {kinds} (default: {HEADS.name})")
     parser.add_argument(
         "--ffn-group",
@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = list(found.values())
     for file in files:
         data = "" if file.sentences is None else f" on {file.sentences:,} sentences of {file.subset}"
-        counts = {kind.noun: part_of(file.layout, [kind.name]).count for kind in KINDS if kind.name in file.units}
+        counts = {
+            kind.noun: Chosen(file.layout, (kind.name,)).grid.total for kind in CHOICES if kind.name in file.units
+        }
         units = " and ".join(f"{count} {noun}" for noun, count in counts.items())
         where = args.output if pairs is None else os.path.join(args.output, file_of_pair(file.pairs[0]))
         print(f"scored {units} of {args.path}{data} by {args.scorer}: {where}")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
-from fairseq_dsp.config import architecture_of
+from fairseq_dsp.config import architecture_of, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.old_options import plain_options, upgraded
+from fairseq_dsp.files.spectral import folded, is_unfolded
 from fairseq_dsp.files.weights import refuse_broken_weights
 from fairseq_dsp.guards.untrusted import strange_options, why_unread
 from fairseq_dsp.guards.versions import config_of_checkpoint, settle_device_marks
@@ -26,7 +27,7 @@ PROVENANCE, FORMAT = "fairseq_dsp", 2
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """A checkpoint of a transformer, brought to fairseq's present form: with `cfg`, never `args`.
+    """A checkpoint of a transformer, brought to fairseq's present form: with `cfg`, never `args`. Spectral norms are folded.
 
     Raises:
         Refusal: no such file, cut short or damaged, holding types that are not on the list, not fairseq's, of another
@@ -79,6 +80,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"{_first_line(error)}"
         ) from error
     state["args"] = None
+    if is_unfolded(state["model"]):
+        state["model"] = folded(state["model"])
+        set_option(state["cfg"].model, "spectral_norm", None)
     return state
 
 

@@ -13,7 +13,7 @@ from fairseq_dsp.methods.method import noise_for
 from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, SCHEDULE_OPTIONS, Scheduled, cooldown_of
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import annealed_temperature, gumbel_noise, projected_top_k, relaxed_top_k
-from fairseq_dsp.units.weighted import projected_under_budget, straight_through_under_budget
+from fairseq_dsp.units.weighted import in_parts, projected_under_budget, straight_through_under_budget
 
 # What `--relaxation` takes; the first is the paper's, and of units of equal cost alone.
 PROJECTION = "projection"
@@ -75,7 +75,12 @@ class DifferentiableSubset(Scheduled):
         noise = noise_for(importance, gumbel_noise, self.seed, update)
         if self.relaxation == PROJECTION:
             return projected_under_budget(importance + noise, budget, self.temperature(update))
-        return relaxed_top_k(importance + noise, budget.count, self.temperature(update))
+        if budget.parts:
+            return in_parts(lambda own, part, _: self._successive(own, part, update), importance + noise, budget)
+        return self._successive(importance + noise, budget, update)
+
+    def _successive(self, scores: Tensor, budget: Budget, update: int) -> Tensor:
+        return relaxed_top_k(scores, budget.count, self.temperature(update))
 
     def temperature(self, update: int) -> float:
         return annealed_temperature(update, self.initial_temperature, self.final_temperature, self.cooldown_updates)

@@ -26,7 +26,7 @@ class Method(ABC):
         has_window: whether heads are chosen within a window of the training that a recipe can derive (`recipe.derive`).
         recipe: values that `--recipe auto` gives to options whatever the length of the training.
         reach: importance learning rate times window that `--recipe auto` aims at; None where the learning rate is a matter of its own.
-        takes_costs: whether its budget may be of units of unequal costs.
+        takes_costs: whether its budget may be of units of unequal costs, or one for each kind.
         measures: whether it is told the norms of what units add to the residual stream, and ranks units by them. Nothing moves the
             importance then.
         norm: the form of these norms, one of `units.norms.NORMS`; None where none are measured.

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method
-from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.units.budget import Budget, SplitBudget
 from fairseq_dsp.units.subset import annealed_budget
 
 CONSTANT, CUBIC = "constant", "cubic"
@@ -67,6 +67,8 @@ class Scheduled(Method):
     def budget_at(self, budget: Budget | None, update: int) -> Budget | None:
         if budget is None or self.budget_schedule == CONSTANT:
             return budget
+        if budget.parts:
+            return SplitBudget.of([now for part in budget.parts if (now := self.budget_at(part, update)) is not None])
         start, end = self.budget_start_updates, self.cooldown_updates
         if budget.is_even:
             return budget.of_count(annealed_budget(update, budget.count, budget.total, start, end))

@@ -29,7 +29,7 @@ class SiteThreshold(Method):
 
     Backwards a gate is the importance of its unit plus the share of its site. So a score has the gate's gradient, whether its unit is on or
     off, and theta_s the sum over its site times sigmoid'(theta_s), the same scale as in the penalty. All units are on at first. Under a
-    budget of unequal costs units count in remain as they cost. Units are ranked by how far they are above the threshold of their site,
+    budget of unequal costs units count in remain as they cost; of a budget for each kind there is a penalty for each. Units are ranked by how far they are above the threshold of their site,
     sigmoid(theta_s) - (place + 1/2) / n_s, which is above 0 for those that are on: K are kept by moving all thresholds alike,
     and `auto` keeps as many as are on.
 
@@ -94,19 +94,23 @@ class SiteThreshold(Method):
         return int(self._on(importance, **own).sum())
 
     def penalty(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> Tensor | None:
-        target = self._target(budget)
-        if not self.sites or target >= 1:
-            return None
         shares = self._by_unit(own["thresholds"].sigmoid())
-        if budget is not None and not budget.is_even:
-            shares = relative_costs(budget, importance).to(shares.dtype) * shares
-        excess = (shares.mean() - target).clamp_min(0.0) / (1.0 - target)
-        return self.threshold_penalty * excess.square()
-
-    def _target(self, budget: Budget | None) -> float:
         if self.target is not None or budget is None:
-            return self.target or 0.0
-        return budget.limit / max(sum(budget.costs), 1)
+            whole = None if budget is None or budget.parts else budget
+            excesses = [self._excess(shares, self.target or 0.0, whole)]
+        else:
+            parts = budget.parts or (budget,)
+            of_parts = zip(shares.split([part.total for part in parts]), parts, strict=True)
+            excesses = [self._excess(own_shares, _share_of(part), part) for own_shares, part in of_parts]
+        pressing = [excess.square() for excess in excesses if excess is not None]
+        return self.threshold_penalty * torch.stack(pressing).sum() if pressing else None
+
+    def _excess(self, shares: Tensor, target: float, budget: Budget | None) -> Tensor | None:
+        if not len(shares) or target >= 1:
+            return None
+        if budget is not None and not budget.is_even:
+            shares = relative_costs(budget, shares) * shares
+        return (shares.mean() - target).clamp_min(0.0) / (1.0 - target)
 
     def _on(self, importance: Tensor, **own: Tensor) -> Tensor:
         """Which units are on: [H] bool."""
@@ -120,6 +124,10 @@ class SiteThreshold(Method):
     def _by_unit(self, of_sites: Tensor) -> Tensor:
         """A site's number for each of its units: [sites] -> [H]."""
         return of_sites.index_select(0, _units(self.sites, of_sites.device)[0])
+
+
+def _share_of(budget: Budget) -> float:
+    return budget.limit / max(sum(budget.costs), 1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ and decoder and never the model.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from fairseq_dsp.methods import Method
 from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.modules.unit_norms import UnitNorms
 from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.units.chosen import Chosen, default_kinds
 from fairseq_dsp.units.floors import Floors
-from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.layout import Grid, Layout, Site
 from fairseq_dsp.units.norms import RELATIVE
 
 logger = logging.getLogger("fairseq_dsp.gates")  # as logs have always named it
@@ -44,6 +46,7 @@ class HeadGates(nn.Module):
         floors: groups of heads of which some must stay, whatever their importance; see `floors`.
 
     Attributes:
+        chosen: what the grid is of a model: by default all of its units.
         importance: [H] float32, whatever the model's precision.
         norms: what units add to the residual stream; None for a method that does not measure it.
         fixed_mask: [H] float32, the chosen heads (0/1) once the cooldown is over, -1 everywhere before. A float, because
@@ -57,6 +60,7 @@ class HeadGates(nn.Module):
     def __init__(self, grid: Grid, budget: Budget | None, method: Method, floors: Floors = ()) -> None:
         super().__init__()
         self.grid = grid
+        self.chosen = Chosen(Layout.full(grid), default_kinds(grid))
         self.budget = budget
         self.norms: UnitNorms | None = None
         self.take(method)
@@ -105,8 +109,8 @@ class HeadGates(nn.Module):
         return self.method.ranking(self.importance, **self.own_state()).detach()
 
     def layout(self) -> Layout:
-        """`decided_mask` as a layout of the grid."""
-        return Layout.of_mask(self.grid, self.decided_mask())
+        """What `decided_mask` leaves of the model's units, in original ids."""
+        return self.chosen.keep(self.decided_mask())
 
     def own_state(self) -> dict[str, Tensor]:
         """What the method keeps beside the importance, by name; see `Method.variables` and `Method.records`."""
@@ -217,6 +221,25 @@ class HeadGates(nn.Module):
         self._fixed = self._evaluated = None
         self._loaded = True
         super()._load_from_state_dict(*args, **kwargs)
+
+    def enter(self, model: nn.Module, streams: Mapping[Site, nn.Module]) -> None:
+        """Hooks of the model that these gates are of.
+
+        Args:
+            streams: of the sites of the grid, as `streams.streams` finds them once these are gated.
+        """
+        model.register_forward_pre_hook(self.before_forward)
+        model.register_forward_hook(self.after_forward, always_call=True)
+        if self.norms is not None:
+            self.norms.watch(model, streams)
+
+    def leave(self, model: nn.Module) -> None:
+        """Undoes `enter`."""
+        if self.norms is not None:
+            self.norms.unwatch(model)
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                del hooks[key]
 
     def before_forward(self, model: nn.Module, inputs: Any) -> None:
         """Hook of the model: one draw serves all sites, and its gradient is computed once."""

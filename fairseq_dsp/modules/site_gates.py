@@ -57,21 +57,23 @@ class SiteGates:
     Args:
         owner: the model's gates.
         site: of the owner's grid.
-        span: the site's slice of the flat order.
+        span: the site's slice of the flat order: a gate for each of its units, or one for all.
+        units: n, that the site has.
         leads: the site is the first that a pass comes to, in the encoder or in the decoder, which may be called alone.
     """
 
-    def __init__(self, owner: HeadGates, site: Site, span: slice, leads: bool) -> None:
+    def __init__(self, owner: HeadGates, site: Site, span: slice, units: int, leads: bool) -> None:
         self.owner = owner
         self.site = site
         self.span = span
+        self.units = units
         self.leads = leads
         self.handed: Tensor | None = None
         # where the live units lie, with what that follows from; no weights, so never stale
         self._rows: tuple[Any, Tensor] | None = None
 
     def __call__(self) -> Tensor:
-        return self.handed if self.handed is not None else self.owner.gates()[self.span]
+        return self.handed if self.handed is not None else self.owner.gates()[self.span].expand(self.units)
 
     def see(self, computed: Tensor, weight: Tensor) -> None:
         """Shows it to the method that measures it, in training; see `Gates`."""
@@ -91,7 +93,8 @@ class SiteGates:
             marks = self.owner.constant_marks(anew=self.leads and begins and search is None)
             if marks is None:
                 return None
-            record = self._select(sublayer, marks[self.span])
+            of_units = marks[self.span]
+            record = self._select(sublayer, of_units * (self.units // len(of_units)))
             if search is not None:
                 search[f"{sublayer.cache_key}.live"] = record
         return self._tie(sublayer, record) if torch.is_grad_enabled() else record

@@ -226,26 +226,24 @@ def _marked_neurons(state: dict[str, Any]) -> tuple[tuple[Site, int], ...]:
 
 
 def install_gates(model: nn.Module, grid: Grid, gates: HeadGates) -> None:
-    """Makes every site ask `gates` for its slice. `grid` counts the heads that the model has now."""
+    """Makes every site that is chosen among ask `gates` for its slice. `grid` counts the units that the model has now."""
     model.head_gates = gates
-    model.register_forward_pre_hook(gates.before_forward)
-    model.register_forward_hook(gates.after_forward, always_call=True)
     gates.to(next(model.encoder.parameters()).device)
     by_layer: dict[nn.Module, list[SiteGates]] = {}
     begun: set[str] = set()
-    for site, span in sorted(grid.spans(), key=lambda item: item[0].layer):  # as a pass of each side comes to them
+    # as a pass of each side comes to them
+    for site, span in sorted(gates.grid.spans(), key=lambda item: item[0].layer):
         if span.stop == span.start:
             continue
         side = STACK_OF[site.stack].side
-        of_site = SiteGates(gates, site, span, leads=side not in begun)
-        _gate(model, site, of_site, span.stop - span.start)
+        of_site = SiteGates(gates, site, span, grid.size(site), leads=side not in begun)
+        _gate(model, site, of_site, of_site.units)
         begun.add(side)
         by_layer.setdefault(getattr(model, side).layers[site.layer], []).append(of_site)
     for layer, site_gates in by_layer.items():
         if hasattr(layer, "precheckpoint_forward"):
             layer.forward = GatedCheckpoint(layer.forward, site_gates)
-    if gates.norms is not None:
-        gates.norms.watch(model, streams(model, grid))
+    gates.enter(model, streams(model, gates.grid))
 
 
 def remove_gates(model: nn.Module, grid: Grid) -> None:
@@ -257,12 +255,7 @@ def remove_gates(model: nn.Module, grid: Grid) -> None:
             ungate_neurons(layer)
             if isinstance(layer.__dict__.get("forward"), GatedCheckpoint):
                 layer.forward = layer.forward.ungated()
-    gates = model.head_gates
-    if gates.norms is not None:
-        gates.norms.unwatch(model)
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", hook) in (gates, gates.norms)]:
-            del hooks[key]
+    model.head_gates.leave(model)
     model.head_gates = None
 
 

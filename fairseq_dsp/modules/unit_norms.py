@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.units.kinds import STACK_OF
 from fairseq_dsp.units.layout import Grid, Site
-from fairseq_dsp.units.norms import grams_of, length_of_stream, norms_of_units
+from fairseq_dsp.units.norms import length_of_stream, norms_of_functions
 
 
 class UnitNorms:
@@ -47,10 +47,11 @@ class UnitNorms:
                     module.register_forward_pre_hook(_StreamHook(self, site), prepend=True, with_kwargs=True)
 
     def unwatch(self, model: nn.Module) -> None:
-        """Undoes `watch`, but for the hook of the model, which goes with those of its gates."""
+        """Undoes `watch`."""
         for module in model.modules():
             hooks = module._forward_pre_hooks
-            for key in [key for key, hook in hooks.items() if isinstance(hook, _StreamHook)]:
+            ours = [key for key, hook in hooks.items() if isinstance(hook, _StreamHook) or hook == self.before_forward]
+            for key in ours:
                 del hooks[key]
 
     def before_forward(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -69,8 +70,7 @@ class UnitNorms:
         """What a site's units computed, [T, B, n·d], and the map that reads it, [C, n·d]."""
         there, units = self._there[STACK_OF[site.stack].side], self.grid.size(site)
         with _full_precision(computed.device):
-            found = norms_of_units(_wide(computed).unflatten(2, (units, -1)), grams_of(_wide(weight), units))
-            found = found / weight.size(0) ** 0.5
+            found = norms_of_functions(_wide(computed), _wide(weight), units) / weight.size(0) ** 0.5
             if self.relative:
                 length = self._streams[site].unsqueeze(2)
                 found = found / length.clamp_min(torch.finfo(length.dtype).tiny)

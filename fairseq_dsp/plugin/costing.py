@@ -9,13 +9,15 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.surgery import attentions
 from fairseq_dsp.plugin.initial_layout import given_layout
-from fairseq_dsp.plugin.options import Options
+from fairseq_dsp.plugin.kinds import chosen_of, settle_kinds
+from fairseq_dsp.plugin.options import Options, TransformerOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.chosen import Chosen, parse_kinds
 from fairseq_dsp.units.costs import MACS, PARAMETERS, Costs, Sentence, operation_costs, parameter_costs
 from fairseq_dsp.units.groups import group_of, has_neurons, part_of
 from fairseq_dsp.units.heads import HEADS
-from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.prices import write_prices
 from fairseq_dsp.units.request import BudgetRequest, parse_budget, parse_sentence
 
@@ -83,27 +85,32 @@ def measured_costs(model: Any, file: CostFile, layout: Layout | None = None) -> 
     return file.costs(grid, group_of(grid, model.neurons, "--ffn-group") if has_neurons(grid) else 1)
 
 
-def prices_of(model: Any, config: PruningConfig, grid: Grid) -> str:
+def prices_of(model: Any, config: PruningConfig, layout: Layout) -> str:
     """What `--budget` comes to in a fresh model that has all of its units: see `units/prices`.
 
     Args:
-        grid: the units of its architecture.
+        layout: units that it will have before any are chosen, of those of its architecture.
 
     Raises:
-        Refusal: the model costs more without any head, or the sentence that operations are counted of is not known.
+        Refusal: the model costs more without any unit that is chosen among, the budget has more units or names other kinds, or the
+            sentence that operations are counted of is not known.
     """
-    request = parse_budget(str(config.budget))
+    request, chosen = parse_budget(str(config.budget)), chosen_of(config, layout)
+    if request.measure == COUNT:
+        texts = []
+        for kinds, amount in _amounts(request, chosen.kinds):
+            own = Chosen(layout, kinds).grid
+            each = Costs.of_units(COUNT, own, dict.fromkeys(own.sites, 1), 0)
+            texts.append(write_prices(each, amount.count(Chosen(Layout.full(layout.grid), kinds).grid.total)))
+        return ";".join(texts)
     if request.measure == MACS and config.sentence is None:
         raise Refusal(
             "`--sentence` must be given for `--budget macs=`, for there is no validation set to take the lengths from."
         )
     sentence = None if config.sentence is None else parse_sentence(config.sentence)
-    costs = costs_of(model, request.measure, sentence, Layout.full(grid))
-    if request.measure == COUNT:
-        if request.amount is None and has_neurons(grid):
-            raise Refusal(f"`--budget` must be one number for all units of a training, but is {request.text}.")
-        return write_prices(costs, _heads_of(request, grid.total))
-    return write_prices(costs, request.limit(costs))
+    costs = costs_of(model, request.measure, sentence, Layout.full(layout.grid))
+    of_chosen = chosen.costs(costs)
+    return write_prices(of_chosen, request.limit(of_chosen, costs.dense))
 
 
 def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
@@ -114,42 +121,57 @@ def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
     """
     if config.budget is None or config.prices is not None:
         return config
-    grid = given_layout(model.layout.grid, model.neurons, config, resolve_layout).grid
-    set_option(args, "prices", prices_of(model, config, grid))
+    layout = given_layout(model.layout.grid, model.neurons, config, resolve_layout)
+    set_option(args, "prices", prices_of(model, config, layout))
     return PruningConfig.from_model_cfg(args)
 
 
-def settle_budget(
-    config: PruningConfig, total: int | None, data: str, source: str | None, target: str | None
-) -> dict[str, Any]:
-    """Options that a training's `--budget` stands for, before a model is built: K of one in units, or `auto`; the sentence of one in operations.
+def settle_budget(cfg: Options, data: str, source: str | None, target: str | None) -> None:
+    """Writes into a model's options what a training's `--prune` and `--budget` stand for, before it is built: neurons of a unit; K of a budget in
+    heads, or `auto`; the sentence of one in operations.
 
     Args:
-        total: heads of the architecture.
         data: the data folder, and its languages.
 
     Raises:
-        Refusal: the budget cannot be read, or has more units than there are.
+        Refusal: `--prune` does not fit; the budget cannot be read, names other kinds, or has more units than there are.
     """
+    settle_kinds(cfg)
+    config = PruningConfig.from_model_cfg(cfg)
     if config.budget is None or config.prices is not None:
-        return {}
+        return
     if config.budget == AUTO and config.unpruned_heads is None:
-        return {"unpruned_heads": AUTO, "budget": None}
+        set_option(cfg, "unpruned_heads", AUTO)
+        set_option(cfg, "budget", None)
+        return
     request = parse_budget(config.budget)
-    heads_alone = config.ffn_group is None and config.head_layout is None
-    if request.measure == COUNT and heads_alone and total is not None and config.unpruned_heads is None:
-        return {"unpruned_heads": _heads_of(request, total), "budget": None}
+    if request.measure == COUNT and config.prune is not None:
+        _amounts(request, parse_kinds(config.prune, "--prune"))
+    heads_alone = config.prune is None and config.ffn_group is None and config.head_layout is None
+    grid = TransformerOptions.of(cfg).grid if heads_alone else None
+    if request.measure == COUNT and grid is not None and config.unpruned_heads is None:
+        ((_, amount),) = _amounts(request, (HEADS.name,))
+        set_option(cfg, "unpruned_heads", amount.count(grid.total))
+        set_option(cfg, "budget", None)
     if request.measure == MACS and config.sentence is None:
         counted = sentence_of_validation(data, source, target)
-        return {"sentence": f"{counted.source},{counted.target},{counted.beam}"}
-    return {}
+        set_option(cfg, "sentence", f"{counted.source},{counted.target},{counted.beam}")
 
 
-def _heads_of(request: BudgetRequest, total: int) -> int:
-    amounts = dict(request.by_kind) or {HEADS.name: request.amount}
-    if amounts.keys() != {HEADS.name}:
-        raise Refusal(f"`--budget` must name the kinds that are chosen ({HEADS.name}), but is {request.text}.")
-    return BudgetRequest(request.text, COUNT, amounts[HEADS.name]).count(total)
+def _amounts(request: BudgetRequest, kinds: tuple[str, ...]) -> list[tuple[tuple[str, ...], BudgetRequest]]:
+    """Kinds that share a budget in units, with what it says of them; all kinds together where it names none.
+
+    Raises:
+        Refusal: it names some, and not those that are chosen.
+    """
+    named = dict(request.by_kind)
+    if not named:
+        return [(kinds, request)]
+    if named.keys() != set(kinds):
+        raise Refusal(
+            f"`--budget` must name the kinds that are chosen (`--prune`: {', '.join(kinds)}), but is {request.text}."
+        )
+    return [((kind,), BudgetRequest(request.text, COUNT, named[kind])) for kind in kinds]
 
 
 def sentence_of_validation(data: str | None, source: str | None, target: str | None) -> Sentence:

@@ -16,11 +16,18 @@ from torch import Tensor
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.spectral import folded, is_unfolded, unfolded
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.surgery import layout_of_state, marks_name, shrink_state
 from fairseq_dsp.units.groups import Neurons
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.neurons import NEURONS
+
+# The sentence on weights of a training with spectral norms, for a model without.
+UNFOLDED = (
+    "the checkpoint has a spectral norm that was not folded into its weights: rewrite it first (`fairseq-dsp-prune`), or add the "
+    "`--spectral-norm` that it was trained with."
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,9 @@ def fit_state(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]
         Refusal: it is of another model, has other heads than the model, or lacks importance variables that it should bring.
     """
     _refuse_other_sizes(receiver, state)
-    return _with_gates_of(receiver, _with_units_of(receiver, state))
+    if is_unfolded(state) and not is_unfolded(receiver.parameters):
+        raise Refusal(UNFOLDED)
+    return unfolded(_with_gates_of(receiver, _with_units_of(receiver, state)), receiver.parameters)
 
 
 def layout_to_cut(state: Mapping[str, Tensor], ours: Layout, is_marked: bool) -> Layout | None:
@@ -94,7 +103,7 @@ def _with_units_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Te
     if theirs is None:
         return state
     gates = {name: value for name, value in state.items() if name.startswith(STATE_PREFIX)}
-    return {**shrink_state(state, receiver.layout, theirs), **gates}
+    return {**shrink_state(folded(state), receiver.layout, theirs), **gates}
 
 
 def _with_gates_of(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]:

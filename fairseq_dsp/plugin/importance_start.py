@@ -55,7 +55,7 @@ def start_importance(training: TrainingOptions, config: PruningConfig, model: Ds
         raise Refusal(
             f"{_OPTION} must be of a model with the same {noun} ({model.layout}), but are of {scores.layout}."
         )
-    if scores.scored != model.layout or len(scores.units) > 1 and not scores.comparable:
+    if scores.chosen != gates.chosen or len(scores.units) > 1 and not scores.comparable:
         raise Refusal(
             f"{_OPTION} must be scores of all units that are gated, and of kinds that can be compared, but are of "
             f"{' and '.join(scores.units)} by `--scorer {scores.scorer}`."

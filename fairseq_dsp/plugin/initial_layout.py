@@ -15,8 +15,10 @@ from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.methods.stratified import RULE, counts_of, counts_of_layout, draw_stratified
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.kinds import chosen_of
 from fairseq_dsp.plugin.objections import budget_out_of_range, range_outside
-from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.units.budget import COUNT, Budget
+from fairseq_dsp.units.chosen import Chosen
 from fairseq_dsp.units.floors import (
     Floors,
     floors_of,
@@ -46,17 +48,19 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up:
     """
     layout = given_layout(grid, neurons, config, look_up)
     grid = layout.grid
-    budget, floors = config.kept_heads, floors_of(layout.surviving, parse_floor(config.cross_floor))
-    if budget is not None and not 0 <= budget <= layout.count:
-        raise Refusal(budget_out_of_range(budget, layout.count))
-    if config.budget_range is not None and not config.budget_range[1] <= layout.count:
-        raise Refusal(range_outside(config.budget_range, layout.count))
+    chosen = chosen_of(config, layout)
+    there = chosen.grid
+    budget, floors = config.kept_heads, floors_of(there, parse_floor(config.cross_floor))
+    if budget is not None and not 0 <= budget <= there.total:
+        raise Refusal(budget_out_of_range(budget, there.total))
+    if config.budget_range is not None and not config.budget_range[1] <= there.total:
+        raise Refusal(range_outside(config.budget_range, there.total))
     fewest = budget if config.budget_range is None else config.budget_range[0]
-    if (objection := objection_to_floor(layout.surviving, parse_floor(config.cross_floor), fewest)) is not None:
+    if (objection := objection_to_floor(there, parse_floor(config.cross_floor), fewest)) is not None:
         raise Refusal(objection)
     if config.prices is not None:
-        return _within(layout, config, floors)
-    if method_class(config).learned or budget is None or layout.count == budget:
+        return _within(chosen, config, floors)
+    if method_class(config).learned or budget is None or there.total == budget:
         return layout
     if method_class(config) is Stratified:
         drawn = _stratified(grid, budget, config, look_up)
@@ -66,7 +70,9 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up:
                 f"{config.head_counts or RULE}, which keeps {drawn.by_type()['cross'][0]}."
             )
         return drawn
-    return random_subset_above_floors(layout, budget, config.seed, floors)
+    return chosen.keep(
+        [float(mark) for mark in random_subset_above_floors(Layout.full(there), budget, config.seed, floors).kept]
+    )
 
 
 def given_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
@@ -87,14 +93,17 @@ def given_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up: C
     return layout
 
 
-def _within(layout: Layout, config: PruningConfig, floors: Floors) -> Layout:
+def _within(chosen: Chosen, config: PruningConfig, floors: Floors) -> Layout:
     """The layout, or what a draw leaves of it, under a budget of unequal costs.
 
     Raises:
-        Refusal: what the floor keeps costs more.
+        Refusal: what the floor keeps costs more, or there are fewer units.
     """
-    there = layout.surviving
+    layout, there = chosen.layout, chosen.grid
     budget = read_prices(str(config.prices), there)
+    for part in budget.parts or (budget,):
+        if part.measure == COUNT and part.limit > part.total:
+            raise Refusal(f"`--budget` must be at most the {part.total} units that there are, but is {config.budget}.")
     order = list(range(there.total))
     random.Random(config.seed).shuffle(order)
     try:
@@ -109,7 +118,7 @@ def _within(layout: Layout, config: PruningConfig, floors: Floors) -> Layout:
         and bool(meets_budget(torch.ones(there.total), budget))
     ):
         return layout
-    return layout.narrow(drawn)
+    return chosen.keep(drawn)
 
 
 def _stratified(grid: Grid, budget: int, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
@@ -132,18 +141,22 @@ def _counts(grid: Grid) -> str:
     return ", ".join(f"{stack} {grid.of(stack)}" for stack in grid.named_stacks)
 
 
-def gates_of(config: PruningConfig, grid: Grid, floors: Floors) -> HeadGates:
-    """The gates of a fresh model whose heads a method is choosing.
+def gates_of(config: PruningConfig, layout: Layout) -> HeadGates:
+    """The gates of a fresh model whose units a method is choosing.
 
     Args:
-        grid: the heads that the model has.
-        floors: of that grid.
+        layout: units that the model has.
     """
-    method = method_class(config).from_config(config)
+    chosen, method = chosen_of(config, layout), method_class(config).from_config(config)
+    grid, floors = chosen.grid, floors_of(chosen.grid, parse_floor(config.cross_floor))
     nested = Nested.from_config(config)
-    if nested is not None:
-        return NestedGates(grid, nested, method, floors)
-    return HeadGates(grid, budget_of(config, grid), method, floors)
+    gates = (
+        HeadGates(grid, budget_of(config, grid), method, floors)
+        if nested is None
+        else NestedGates(grid, nested, method, floors)
+    )
+    gates.chosen = chosen
+    return gates
 
 
 def budget_of(config: PruningConfig, grid: Grid) -> Budget | None:

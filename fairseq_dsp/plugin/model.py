@@ -3,8 +3,7 @@
 fairseq builds the model with all of its options; afterwards the attentions are replaced, shrunk to the layout in the cfg
 and gated if a method asks for it. Called by fairseq (training, generation, hub) and by `checkpoints/building`.
 
-Registered without a dataclass: fairseq's command line and hydra then both hand over a flat cfg, and neither ignores an
-option in silence.
+Registered without a dataclass: fairseq's command line and hydra then both hand over a flat cfg, and ignore no option.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from fairseq_dsp.guards.versions import (
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.modules.spectral import fold, normalise
 from fairseq_dsp.modules.surgery import (
     attentions,
     install_gates,
@@ -41,13 +41,13 @@ from fairseq_dsp.plugin.costing import priced
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
 from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
 from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
+from fairseq_dsp.plugin.kinds import settle_kinds
 from fairseq_dsp.plugin.languages import objections_to_use
 from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
 from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.plugin.widths import objections_to_neurons
-from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.layout import Layout
 
@@ -71,8 +71,7 @@ class DspTransformerModel(TransformerModel):
         layout: units that the model has, in original ids.
         neurons: how many neurons its feed-forward networks had when they were whole, layer by layer, by stack.
         head_gates: importance variables and gates; None where no method is choosing.
-        adopts_dense_state: whether loading a state without importance variables starts from fresh ones. Set by the task
-            when it trains: a checkpoint that is merely loaded must bring its own.
+        adopts_dense_state: whether a state without importance variables starts with fresh ones. Set by the task when it trains.
         unchecked: the options that it was built with, as long as nobody has looked whether they can train it.
     """
 
@@ -85,9 +84,10 @@ class DspTransformerModel(TransformerModel):
         self.head_gates: HeadGates | None = None
         self.adopts_dense_state = False
         self.unchecked: argparse.Namespace | DictConfig | None = None
-        layers = self.decoder.layers
-        for layer in (layers[index] for index in range(len(layers))):
-            layer.need_attn = False  # in validation too, where fairseq computes weights of all layers and uses one's
+        for index in range(len(self.decoder.layers)):
+            self.decoder.layers[
+                index
+            ].need_attn = False  # in validation too, where fairseq computes weights of all layers and uses one's
 
     @classmethod
     def add_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -109,26 +109,25 @@ class DspTransformerModel(TransformerModel):
             SystemExit: options that cannot be honoured, each named on stderr.
         """
         with exit_on_refusal():
+            settle_kinds(args)
             if reasons := objections(args) + objections_to_use(args, getattr(task, "args", None)):
                 raise Refusal(*reasons)
             config = PruningConfig.from_model_cfg(args)
-            method = method_class(config)
             model = super().build_model(args, task)
             model.unchecked = args
             config = priced(model, args, config)
             model._take_heads(args, config)
-            if method.learned:
-                grid = model.layout.surviving
-                floors = floors_of(grid, parse_floor(config.cross_floor))
-                install_gates(model, grid, gates_of(config, grid, floors))
+            if method_class(config).learned:
+                install_gates(model, model.layout.surviving, gates_of(config, model.layout))
                 model.decoder.alignment_layer = NO_LAYER  # our criterion and BLEU read no attention weights
-                if config.pipelined:
-                    for parameter in model.parameters():
-                        parameter.requires_grad_(getattr(parameter, "param_group", None) == IMPORTANCE_GROUP)
             else:
                 # Nothing of this model is grouped, but the optimizer can tell by it that the model is one of ours.
                 for _, attention in attentions(model, model.layout.grid):
                     attention.out_proj.bias.param_group = "default"
+            normalise(model, config.spectral_norm)  # of the maps that gates have put into their places
+            if config.pipelined:
+                for parameter in model.parameters():
+                    parameter.requires_grad_(getattr(parameter, "param_group", None) == IMPORTANCE_GROUP)
             return model
 
     def _take_heads(self, args: argparse.Namespace | DictConfig, config: PruningConfig) -> None:
@@ -188,11 +187,12 @@ class DspTransformerModel(TransformerModel):
             if k is None:
                 raise Refusal(budget_of_a_range(self.head_gates.nested.low, self.head_gates.nested.high))
             with self.head_gates.at(k):
-                return self.layout.narrow(self.head_gates.decided_mask())
-        return self.layout if self.head_gates is None else self.layout.narrow(self.head_gates.decided_mask())
+                return self.head_gates.layout()
+        return self.layout if self.head_gates is None else self.head_gates.layout()
 
     def bake(self, k: int | None = None) -> None:
         """Turns the gated model, in place and for good, into the small one that computes the same; `k` as in `deployed_layout`."""
+        fold(self)
         if self.head_gates is None:
             return
         layout = self.deployed_layout(k)

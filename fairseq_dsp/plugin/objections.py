@@ -22,6 +22,7 @@ from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import METHODS, method_class, objections_to_method
 from fairseq_dsp.methods.dsp import PROJECTION, RELAXATIONS
 from fairseq_dsp.methods.nested import objections_to_nested
+from fairseq_dsp.modules.spectral import parse_maps
 from fairseq_dsp.plugin.languages import (
     BILINGUAL_BUDGET,
     BUDGET_TASK,
@@ -57,6 +58,13 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
         found.append(f"`--adaptive-softmax-cutoff` must be whole numbers, separated by commas, but is {cutoff[:80]}.")
     if given.get("ffn_group") is not None or "/ffn-" in str(given.get("head_layout")):
         found += objections_to_neurons(args)
+    if (maps := given.get("spectral_norm")) is not None:
+        with noted(found):
+            parse_maps(str(maps))
+        if given.get("fp16") is True or given.get("bf16") is True:
+            found.append(
+                f"`--spectral-norm` must be trained in float32, or with `--amp`, but is {maps} with `--fp16` or `--bf16`."
+            )
     return found + objections_to_backend(given.get("ddp_backend"))
 
 
@@ -249,7 +257,7 @@ def _objections_to_budget(config: PruningConfig) -> list[str]:
         if request.measure == LATENCY:
             found.append(f"`--budget` must be in units, parameters or macs for a training, but is {config.budget}.")
         uneven = request.measure != COUNT
-        if uneven and not method.takes_costs:
+        if (uneven or len(request.by_kind) > 1) and not method.takes_costs:
             owners = ", ".join(each.name for each in METHODS.values() if each.takes_costs)
             found.append(
                 f"`--budget {config.budget}` belongs to {owners} and must not be given for `--head-selection {method.name}`: use a number of heads."

@@ -12,9 +12,10 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from omegaconf import II
 from torch import Tensor
 
-from fairseq_dsp.errors import Refusal, exit_on_refusal
-from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
+from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
+from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, HeadGates
 from fairseq_dsp.plugin.languages import BILINGUAL_BUDGET
+from fairseq_dsp.units.chosen import parse_rates
 
 # A near-tie at a low temperature has a huge derivative, and a single such update would fill Adam's second moment for
 # thousands of updates. Gradients of useful updates, means over the batch, stay far below.
@@ -22,6 +23,8 @@ _LARGEST_GRADIENT = 1e3
 
 # The paper's recipe (its repository's README).
 IMPORTANCE_LR = 0.2
+
+RATES_OPTION = "--importance-lr-of"
 
 
 # fairseq reads the types of these fields at run time: no postponed annotations in this module.
@@ -34,6 +37,12 @@ class DspAdamConfig(FairseqAdamConfig):
     importance_lr_follows_scheduler: bool = field(
         default=False,
         metadata={"help": "scale --importance-lr as the scheduler scales --lr, instead of keeping it constant"},
+    )
+    importance_lr_of: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "learning rates of kinds of units that have another one than --importance-lr (heads=0.5,ffn=0.1)"
+        },
     )
     fp16: bool = II("common.fp16")
     memory_efficient_fp16: bool = II("common.memory_efficient_fp16")
@@ -48,6 +57,7 @@ class DspAdam(FairseqAdam):
     Attributes:
         importance_is_fixed: set by the task; while true the importance variables do not move, momentum included.
         recipe_lr: learning rate of the importance variables where none is given; set by the task.
+        places: where the units of every kind lie in the importance; set by the task.
         wrapper: fairseq's half-precision optimizer around this one, if any; set by the task.
         found_inf: set by torch's gradient scaler (`--amp`) while it steps: 1 where a gradient is not finite.
     """
@@ -63,6 +73,8 @@ class DspAdam(FairseqAdam):
             _check(cfg, params)
         self.importance_is_fixed = False
         self.recipe_lr = IMPORTANCE_LR
+        self.places: dict[str, slice] = {}
+        self._rates = parse_rates(cfg.importance_lr_of, RATES_OPTION)
         self.wrapper: Any = None
         self.weights = [p for p in params if getattr(p, "param_group", None) != IMPORTANCE_GROUP]
         self.importance = [p for p in params if getattr(p, "param_group", None) == IMPORTANCE_GROUP]
@@ -90,7 +102,7 @@ class DspAdam(FairseqAdam):
 
     def _restore_importance_options(self) -> None:
         """Undoes what fairseq writes to all groups: overrides, and a scheduler that goes past `set_lr` (plateaus)."""
-        importance_lr = self._importance_lr(self.cfg)
+        importance_lr = max(self._rates_in_use())
         if self.cfg.importance_lr_follows_scheduler:
             base = self.cfg.lr[0] if isinstance(self.cfg.lr, Collection) else self.cfg.lr
             importance_lr *= self.get_lr() / base
@@ -99,6 +111,11 @@ class DspAdam(FairseqAdam):
 
     def _importance_lr(self, cfg: DspAdamConfig) -> float:
         return self.recipe_lr if cfg.importance_lr is None else cfg.importance_lr
+
+    def _rates_in_use(self) -> list[float]:
+        """The learning rates that some kind of units, or another variable of the method, has."""
+        all_have_one = bool(self.places) and set(self.places) <= set(self._rates) and len(self.importance) == 1
+        return [*self._rates.values(), *([] if all_have_one else [self._importance_lr(self.cfg)])]
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
         """Clips the two groups apart, logs the importance variables' norm, returns the weights'.
@@ -140,7 +157,43 @@ class DspAdam(FairseqAdam):
             elif parameter.grad is not None:
                 bound = _LARGEST_GRADIENT * scale  # apex divides by it in its own step, of sums and scaled losses
                 parameter.grad.clamp_(-bound, bound)
+        before = [parameter.detach().clone() for parameter in self.importance] if self._rates else []
         super().step(closure, scale, groups)
+        for parameter, old, part in zip(
+            self.importance, before, self._parts_of_steps() if before else (), strict=False
+        ):
+            parameter.data.copy_(torch.lerp(old, parameter.detach(), part.to(old)))
+
+    def _parts_of_steps(self) -> list[Tensor]:
+        """How much of Adam's step, which is in proportion to its rate, is each kind's own: [H] of the importance, one of other variables.
+
+        Adam steps with the largest of all rates.
+        """
+        with exit_on_refusal():
+            _refuse_strangers(self._rates, self.places)
+        base, largest = self._importance_lr(self.cfg), max(self._rates_in_use()) or 1.0
+        of_units = torch.full_like(self.importance[0], base / largest, dtype=torch.float32)
+        for kind, rate in self._rates.items():
+            of_units[self.places[kind]] = rate / largest
+        return [of_units, *[torch.tensor(base / largest) for _ in self.importance[1:]]]
+
+
+def refuse_rates(text: str | None, gates: HeadGates | None) -> None:
+    """Asked when a model is built, where its options are also the optimizer's, and again when it steps.
+
+    Raises:
+        Refusal: `--importance-lr-of` does not read as it should, or names a kind that is not chosen.
+    """
+    rates = parse_rates(text, RATES_OPTION)
+    if gates is not None:
+        _refuse_strangers(rates, gates.chosen.places())
+
+
+def _refuse_strangers(rates: Collection[str], kinds: Collection[str]) -> None:
+    if strangers := [kind for kind in rates if kind not in kinds]:
+        raise Refusal(
+            f"`{RATES_OPTION}` must name kinds that are chosen ({', '.join(kinds)}), but names {', '.join(strangers)}."
+        )
 
 
 def dsp_adam_of(optimizer: Any, task: str = BILINGUAL_BUDGET) -> DspAdam:
@@ -167,7 +220,9 @@ def _clip(norm: Tensor, max_norm: float) -> Tensor:
 
 
 def _check(cfg: DspAdamConfig, params: list[torch.nn.Parameter]) -> None:
-    reasons = []
+    reasons: list[str] = []
+    with noted(reasons):
+        parse_rates(cfg.importance_lr_of, RATES_OPTION)
     if cfg.importance_lr is not None and not 0 <= cfg.importance_lr < float("inf"):
         reasons.append(f"`--importance-lr` must be a number of at least 0, but is {cfg.importance_lr}.")
     if cfg.fp16 and not cfg.memory_efficient_fp16 and not cfg.fp16_no_flatten_grads:

@@ -1,4 +1,7 @@
-"""What fairseq's options say, read once into records: of a transformer, and of a training. Nobody else asks a cfg for them."""
+"""What fairseq's options say, read once into records: of a transformer, a training, a task and a criterion.
+
+Only these records, `Languages` and `PruningConfig` ask a cfg for single options; `tests/unit/test_imports.py` holds it.
+"""
 
 from __future__ import annotations
 
@@ -105,11 +108,12 @@ class TransformerOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What fairseq's options say of a training: where it begins and where it ends. Attributes are named as the options are.
+    """What fairseq's options say of a training: where it begins and ends, and in which precision. Attributes are named as the options are.
 
     Attributes:
         save_dir: None where the options are a model's alone.
         max_epoch: 0 for no limit, as `max_update`.
+        optimizer: its name; None where the options do not say.
     """
 
     save_dir: str | None = None
@@ -121,11 +125,15 @@ class TrainingOptions:
     reset_dataloader: bool = False
     max_epoch: int = 0
     max_update: int = 0
+    fp16: bool = False
+    bf16: bool = False
+    tpu: bool = False
+    optimizer: str | None = None
 
     @classmethod
     def of(cls, options: Any) -> TrainingOptions:
         """Reads fairseq's options, flat, of any kind."""
-        values = {option.name: get_option(options, option.name) for option in fields(cls)}
+        values = values_of(cls, options)
         kinds = {option.name: {"bool": bool, "int": int}.get(str(option.type), str) for option in fields(cls)}
         return cls(**{name: kinds[name](value) for name, value in values.items() if value is not None})
 
@@ -133,6 +141,76 @@ class TrainingOptions:
     def is_last_restored(self) -> bool:
         """Whether fairseq goes on from what it left in the save folder, as it does by default."""
         return self.restore_file == _LAST
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What fairseq's options say of a task, as they stand there; None where they do not say. Attributes are named as the options are.
+
+    Attributes:
+        unpruned_heads: the budget, where the task trains with one. Likewise:
+        seed: that of the training.
+        train_subset: name of the data set that is trained on. Likewise:
+        valid_subset: names of those that are validated, with commas between.
+        update_freq: batches of an update; a list has a number for each epoch.
+        source_dict: a dictionary's path, for all languages of the side. Likewise:
+        target_dict: of the other side;
+        fixed_dictionary: of both.
+    """
+
+    data: Any = None
+    source_lang: str | None = None
+    target_lang: str | None = None
+    # a training's
+    unpruned_heads: Any = None
+    seed: Any = None
+    train_subset: str | None = None
+    valid_subset: str | None = None
+    log_interval: int | None = None
+    update_freq: Any = None
+    ddp_backend: Any = None
+    # a validation's
+    disable_validation: bool | None = None
+    best_checkpoint_metric: str | None = None
+    maximize_best_checkpoint_metric: bool | None = None
+    eval_bleu: bool | None = None
+    eval_bleu_args: str | None = None
+    # of several language pairs
+    source_dict: str | None = None
+    target_dict: str | None = None
+    fixed_dictionary: str | None = None
+    extra_data: Any = None
+    extra_lang_pairs: Any = None
+    enable_lang_ids: bool | None = None
+
+    @classmethod
+    def of(cls, options: Any) -> TaskOptions:
+        """Reads a task's options, flat, of any kind."""
+        return cls(**values_of(cls, options))
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """Source and target language, of a task of one pair."""
+        return self.source_lang, self.target_lang
+
+
+@dataclass(frozen=True)
+class CriterionOptions:
+    """What the options of a criterion say, as they stand there; None where they do not say. Attributes are named as the options are."""
+
+    teacher: str | None = None
+    distillation: float | None = None
+    ignore_prefix_size: int | None = None
+
+    @classmethod
+    def of(cls, options: Any) -> CriterionOptions:
+        """Reads a criterion's options, flat, of any kind."""
+        return cls(**values_of(cls, options))
+
+
+def values_of(record: Any, options: Any) -> dict[str, Any]:
+    """What options say of each field of a dataclass, of ours or of fairseq, as it stands there; None where they do not say."""
+    return {option.name: get_option(options, option.name) for option in fields(record)}
 
 
 def completed(cfg: Options | Mapping[str, Any]) -> argparse.Namespace:

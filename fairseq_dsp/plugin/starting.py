@@ -32,6 +32,8 @@ from fairseq_dsp.plugin.options import Options, TrainingOptions
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 
+# What a training was asked for, whatever its method.
+_AS_GIVEN = ("unpruned_heads", "budget", "prune", "sentence", "cross_floor", "spectral_norm")
 _ANEW = "another `--save-dir` or `--reset-optimizer` starts anew"
 
 
@@ -207,7 +209,8 @@ def _objections_to_going_on(start: Start, training: TrainingOptions, now: Prunin
     no_epoch = 0 < training.max_epoch < start.epoch and not training.reset_dataloader
     advice = f"{_ANEW}, with `--reset-dataloader`, for no epoch is left" if no_epoch else _ANEW
     is_fixed = method is not None and method.fixes_at is not None and method.fixes_at <= updates
-    if changes and is_fixed and now.kept_heads is not None and start.fixed_heads not in (None, now.kept_heads):
+    counted = is_fixed and now.kept_heads is not None and "budget" not in [name for name, *_ in changes]
+    if changes and counted and start.fixed_heads not in (None, now.kept_heads):
         change = ("unpruned_heads", start.fixed_heads, now.kept_heads)
         return [_must_stay(change, start, f"its heads are fixed; {advice}")]
     nothing_left = no_epoch or 0 < training.max_update <= updates
@@ -244,7 +247,8 @@ def _changes(start: Start, now: PruningConfig) -> list[Change]:
     one, other = method_class(before), method_class(now)
     found: list[Change] = [] if one is other else [("head_selection", one.name, other.name)]
     own = ("recipe", "importance_from", *OPTIONS, *other.options) if one is other else ()
-    names = ("unpruned_heads", "budget", "sentence", "cross_floor", *own)
+    given_layout = before.head_layout is not None or now.head_layout is not None  # which says in what groups
+    names = (*_AS_GIVEN, *(() if given_layout else ("ffn_group",)), *own)
     return found + [(name, getattr(before, name), getattr(now, name)) for name in names if not _same(name, before, now)]
 
 
@@ -255,14 +259,7 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
         return True
     if name == "recipe":  # before there were any, all trained by the paper's
         return (values[0] or PAPER) == (values[1] or PAPER)
-    if None not in values or name in (
-        "unpruned_heads",
-        "budget",
-        "sentence",
-        "cross_floor",
-        "importance_from",
-        *OPTIONS,
-    ):
+    if None not in values or name in (*_AS_GIVEN, "ffn_group", "importance_from", *OPTIONS):
         return False
     ways = [method_class(now).from_config(replace(now, **{name: value})) for value in values]
     return ways[0] == ways[1] and next(value for value in values if value is not None) in vars(ways[0]).values()
@@ -270,7 +267,9 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
 
 def _moves_other_weights(start: Start, method: Method | None, changes: list[Change], now: PruningConfig) -> bool:
     """Whether the optimizer's state is of other parameters than those that are trained now."""
-    if start.chooses_heads != (method is not None) or any(name == "pipelined" for name, *_ in changes):
+    if start.chooses_heads != (method is not None) or any(
+        name in ("pipelined", "spectral_norm") for name, *_ in changes
+    ):
         return True
     shrinks = now.unpruned_heads is not None or "0" in (now.head_layout or "")
     return method is None and shrinks and family_of(architecture_of(start.options)) != "dsp_transformer"

@@ -15,6 +15,7 @@ from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.modules.gates import STATE_PREFIX
 from fairseq_dsp.plugin.fitting import layout_to_cut, refuse_lack_of_importance
 from fairseq_dsp.plugin.initial_layout import budget_of, initial_layout
+from fairseq_dsp.plugin.kinds import chosen_of
 from fairseq_dsp.plugin.objections import budget_of_a_range, fitting_its_own_options, objections, refuse_unfit_options
 from fairseq_dsp.plugin.options import TransformerOptions, completed
 from fairseq_dsp.units.floors import floors_of, parse_floor
@@ -67,7 +68,8 @@ def stored_layout(state: dict[str, Any]) -> Layout:
         importance = weights.get(f"{STATE_PREFIX}importance")
         if importance is None:
             refuse_lack_of_importance()
-        there = layout.surviving
+        chosen = chosen_of(config, layout)
+        there = chosen.grid
         if importance.shape != (there.total,):
             raise ValueError(f"importance is of {importance.numel()} heads and not {there.total}")
         if config.budget_range is not None:
@@ -75,9 +77,9 @@ def stored_layout(state: dict[str, Any]) -> Layout:
         budget = budget_of(config, there)
         fixed = weights.get(f"{STATE_PREFIX}fixed_mask", torch.full((there.total,), -1.0))
         floors = floors_of(there, parse_floor(config.cross_floor))
-        chosen = method.from_config(config).of_sites([count for _, count in there.counts])
+        way = method.from_config(config).of_sites([count for _, count in there.counts])
         own = {
             name: weights.get(STATE_PREFIX + name, value)
-            for name, value in {**chosen.variables(), **chosen.records()}.items()
+            for name, value in {**way.variables(), **way.records()}.items()
         }
-        return layout.narrow(decided(chosen, importance, fixed, budget, floors, own))
+        return chosen.keep(decided(way, importance, fixed, budget, floors, own))

@@ -25,11 +25,12 @@ from fairseq_dsp.plugin.best_metric import forget_earlier_runs, objections_to_me
 from fairseq_dsp.plugin.costing import settle_budget
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
+from fairseq_dsp.plugin.kinds import refuse_slow_choice
 from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
-from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of
-from fairseq_dsp.plugin.options import TrainingOptions, TransformerOptions
+from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of, refuse_rates
+from fairseq_dsp.plugin.options import TrainingOptions
 from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
 from fairseq_dsp.plugin.settling import Settling
 from fairseq_dsp.plugin.starting import objections_to_lack_of_start, objections_to_start, settle_floor
@@ -130,10 +131,7 @@ class BudgetTask:
                 set_option(cfg, option, given)
             set_option(cfg, BUDGET_TASK, self.budget_name)
             with noted(reasons):
-                total = getattr(TransformerOptions.of(cfg).grid, "total", None)
-                folder = [self.option(name) for name in ("data", "source_lang", "target_lang")]
-                for option, value in settle_budget(PruningConfig.from_model_cfg(cfg), total, *folder).items():
-                    set_option(cfg, option, value)
+                settle_budget(cfg, *(self.option(name) for name in ("data", "source_lang", "target_lang")))
             settle_floor(self._training, cfg)
             with noted(reasons):
                 reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
@@ -147,6 +145,8 @@ class BudgetTask:
                 raise Refusal(*dict.fromkeys(reasons))
         model = super().build_model(cfg, from_checkpoint)
         with exit_on_refusal():
+            refuse_slow_choice(model.head_gates)
+            refuse_rates(get_option(cfg, "importance_lr_of"), model.head_gates)
             start_importance(self._training, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None
         self.adopt(model)
@@ -197,7 +197,7 @@ class BudgetTask:
             return
         adam, gates = dsp_adam_of(optimizer, self.budget_name), unwrap(model).head_gates
         adam.importance_is_fixed = gates.is_fixed
-        adam.recipe_lr = self._settling.importance_lr or IMPORTANCE_LR
+        adam.recipe_lr, adam.places = self._settling.importance_lr or IMPORTANCE_LR, gates.chosen.places()
         super().optimizer_step(optimizer, model, update_num)
         gates.end_update()
         if not gates.is_fixed:

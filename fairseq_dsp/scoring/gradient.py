@@ -20,7 +20,8 @@ class GradientScorer:
     (Michel et al. 2019, eq. 2 and section 3.3.) x is one sentence pair, L(x) the sum of its target tokens' negative
     log-likelihood, without label smoothing and dropout; the absolute value is taken sentence by sentence and the
     expectation is the mean over sentences. The normalisation gives every site the same sum of squares, however many units it has:
-    among four heads a score is large, among a thousand neurons small. So scores of different kinds are not comparable.
+    among four heads a score is large, among a thousand neurons small. So scores of different kinds are not comparable. Of whole
+    sublayers, one a site, nothing is normalised.
     """
 
     name: ClassVar[str] = "gradient"
@@ -32,7 +33,7 @@ class GradientScorer:
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         scores = mean_over_sentences(subject, live, lambda derivatives: derivatives.abs().sum(dim=0)) * live
-        for _, span in subject.grid.spans():
+        for _, span in () if subject.sublayers else subject.grid.spans():
             norm = scores[span].norm()
             if norm > 0:
                 scores[span] /= norm

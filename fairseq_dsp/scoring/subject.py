@@ -37,6 +37,7 @@ class Subject:
         loss: a batch's loss, a number a sentence: [B], with gradient.
         seed: for what is drawn.
         words: a batch's words, those of `encoder` and those of `decoder`, on the model's device.
+        sublayers: whether units are whole sublayers, one a site.
         streams: the module of every site whose first input is the residual stream that the site's sublayer adds to.
     """
 
@@ -47,6 +48,7 @@ class Subject:
     seed: int
     words: Callable[[Any], Mapping[str, Words]]
     streams: Mapping[Site, nn.Module]
+    sublayers: bool = False
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class Subject:
         words: Callable[[Any], Mapping[str, tuple[Tensor, Tensor]]],
         seed: int,
         grid: Grid | None = None,
+        sublayers: bool = False,
     ) -> Subject:
         """A model of ours without gates, in evaluation mode.
 
@@ -72,6 +75,7 @@ class Subject:
             seed=seed,
             words=lambda batch: {side: Words(*found) for side, found in words(batch).items()},
             streams=streams(model, grid),
+            sublayers=sublayers,
         )
 
     def reader(self, site: Site) -> nn.Linear:

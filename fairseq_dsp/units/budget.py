@@ -1,6 +1,7 @@
 """`Budget`: what the units that are kept may cost together. Made by `plugin`, read by methods and gates. Pure data.
 
-A budget of heads is the one whose units cost 1 each. Nothing but the costs tells it from a budget in another measure.
+A budget of heads is the one whose units cost 1 each. Nothing but the costs tells it from a budget in another measure. Kinds that have
+a budget each are the parts of a `SplitBudget`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ class Budget:
     @property
     def count(self) -> int:
         """K, the number of units that are kept, where each costs the same."""
-        return int(self.limit // self.costs[0]) if self.costs and self.measure != COUNT else int(self.limit)
+        return (
+            min(int(self.limit // self.costs[0]), self.total)
+            if self.costs and self.measure != COUNT
+            else int(self.limit)
+        )
 
     @functools.cached_property
     def prices(self) -> int:
@@ -50,6 +55,11 @@ class Budget:
     def is_even(self) -> bool:
         """Whether every unit costs the same, so that the budget is one of units."""
         return self.prices <= 1
+
+    @property
+    def parts(self) -> tuple[Budget, ...]:
+        """The budgets of runs of units that follow one another, where each run has its own; none where all share one."""
+        return ()
 
     @property
     def total(self) -> int:
@@ -74,3 +84,32 @@ class Budget:
             <= room
             < min((cost for cost, mark in zip(self.costs, marks, strict=True) if not mark), default=float("inf"))
         )
+
+
+@dataclass(frozen=True)
+class SplitBudget(Budget):
+    """A budget for each run of units, one run after the other in the flat order: every one of them is met for itself.
+
+    Args:
+        split: the budgets, in this order, all in one measure. `limit` and `costs` are those of all together.
+    """
+
+    split: tuple[Budget, ...] = ()
+
+    @classmethod
+    def of(cls, split: Sequence[Budget]) -> SplitBudget:
+        """The budget of these parts."""
+        costs = tuple(cost for part in split for cost in part.costs)
+        return cls(split[0].measure, sum(part.limit for part in split), costs, tuple(split))
+
+    @property
+    def parts(self) -> tuple[Budget, ...]:
+        return self.split
+
+    @property
+    def is_even(self) -> bool:
+        return False  # units of one run do not do for those of another
+
+    def is_met_by(self, marks: Sequence[float]) -> bool:
+        rest = iter(marks)
+        return all(part.is_met_by([next(rest) for _ in range(part.total)]) for part in self.split)

@@ -98,9 +98,9 @@ class Costs:
     def cheapest_off(self, layout: Layout) -> int | None:
         """What the cheapest unit costs that the layout leaves out, at a site that has as many as this one; None where none is out."""
         steps = [
-            self.step(site, count)
+            step
             for site, ((_, count), (_, there)) in enumerate(zip(layout.surviving.counts, self.grid.counts, strict=True))
-            if count < there and self.tables[site][-1]
+            if count < there and (step := self.step(site, count))
         ]
         return min(steps, default=None)
 

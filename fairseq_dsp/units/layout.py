@@ -221,6 +221,10 @@ class Layout:
         survivors = iter(torch.as_tensor(mask).tolist())
         return Layout(self.grid, tuple(bool(next(survivors)) if mark else False for mark in self.kept))
 
+    def also_within(self, other: Layout) -> Layout:
+        """The layout of the units that both keep, of one grid."""
+        return Layout(self.grid, tuple(ours and theirs for ours, theirs in zip(self.kept, other.kept, strict=True)))
+
     def within(self, other: Layout) -> bool:
         """Whether `other` has the same grid and keeps every unit that this one keeps."""
         return self.grid == other.grid and all(

@@ -24,15 +24,32 @@ def norms_of_units(computed: Tensor, grams: Tensor) -> Tensor:
         computed: c, [..., n, d].
         grams: O_u^T O_u, [n, d, d].
     """
-    squares = (torch.einsum("...ui,uij->...uj", computed, grams) * computed).sum(dim=-1)
-    above = squares > 0
-    return torch.where(above, squares, 1.0).sqrt() * above
+    return _root((torch.einsum("...ui,uij->...uj", computed, grams) * computed).sum(dim=-1))
+
+
+def norms_of_functions(computed: Tensor, weight: Tensor, units: int) -> Tensor:
+    """`norms_of_units` by the map itself; of units that are wider than what they add, by what they add: [..., n].
+
+    Args:
+        computed: [..., n·d].
+        weight: [C, n·d].
+    """
+    of_units = computed.unflatten(-1, (units, -1))
+    if of_units.size(-1) > weight.size(0):
+        added = torch.einsum("...ui,cui->...uc", of_units, weight.unflatten(1, (units, -1)))
+        return _root(added.square().sum(dim=-1))
+    return norms_of_units(of_units, grams_of(weight, units))
 
 
 def grams_of(weight: Tensor, units: int) -> Tensor:
     """O_u^T O_u of every unit's columns O_u of the map [C, n·d] that reads what it computed: [n, d, d]."""
     columns = weight.unflatten(1, (units, -1)).movedim(1, 0)  # [n, C, d]
     return columns.mT @ columns
+
+
+def _root(squares: Tensor) -> Tensor:
+    above = squares > 0
+    return torch.where(above, squares, 1.0).sqrt() * above
 
 
 def length_of_stream(stream: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import LATENCY, MACS, PARAMETERS, Costs, Sentence
-from fairseq_dsp.units.kinds import KINDS
+from fairseq_dsp.units.kinds import CHOICES
 
 OPTION = "--budget"
 _NUMBER = re.compile(r"(\d{1,18}(?:\.\d{1,18})?(?:e\d{1,2})?)([a-zA-Z]*)")
@@ -66,19 +66,24 @@ class BudgetRequest:
             raise Refusal(f"`{OPTION}` must be between 0 and {total} (the units of this model), but is {self.text}.")
         return k
 
-    def limit(self, costs: Costs) -> int:
+    def limit(self, costs: Costs, dense: int | None = None) -> int:
         """The most that kept units may cost together, in the costs' whole numbers.
+
+        Args:
+            costs: of the units that are chosen among.
+            dense: what a share is of; what the model costs with all of these units if None.
 
         Raises:
             Refusal: the model costs more without any of its units.
         """
         assert self.amount is not None
+        dense = costs.dense if dense is None else dense
         if self.amount.is_share:
-            whole = math.floor(self.amount.value * costs.dense)
+            whole = math.floor(self.amount.value * dense)
         else:
             whole = math.floor(self.amount.value / costs.scale)
         if whole < costs.rest:
-            least, share = written(costs.rest * costs.scale, self.measure), costs.rest / costs.dense
+            least, share = written(costs.rest * costs.scale, self.measure), costs.rest / dense
             raise Refusal(
                 f"`{OPTION} {self.text}` must be at least what no unit costs (embeddings, output projection and the like: {least}, "
                 f"{share:.1%} of the model), but is {written(whole * costs.scale, self.measure)}."
@@ -93,7 +98,7 @@ def parse_budget(text: str) -> BudgetRequest:
         Refusal: it is none; every reason at once.
     """
     parts = [part.partition("=") for part in text.split(",")]
-    kinds = [kind.name for kind in KINDS]
+    kinds = [kind.name for kind in CHOICES]
     names = [name for name, given, _ in parts if given]
     if not names and len(parts) == 1:
         return BudgetRequest(text, COUNT, _amount(text, COUNT, text))

@@ -30,12 +30,14 @@ import torch
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
+from fairseq_dsp.units.chosen import Chosen
 from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE, agree
 from fairseq_dsp.units.floors import Floors, top_k_above_floors
-from fairseq_dsp.units.groups import has_neurons, part_of, with_part
+from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import KINDS
 from fairseq_dsp.units.layout import Layout, is_layout
+from fairseq_dsp.units.sublayers import SUBLAYERS
 
 # Of heads alone, and of several kinds, with what the second adds.
 FORMATS = (1, 2)
@@ -97,30 +99,29 @@ class ScoreFile:
         return self.order is None and self.scorer != "joint-fisher"
 
     @property
-    def scored(self) -> Layout:
-        """The part of the layout whose units are scored: a score for each that is there."""
-        return part_of(self.layout, self.units)
+    def chosen(self) -> Chosen:
+        """What is scored: a score for each unit of its grid."""
+        return Chosen(self.layout, self.units)
 
     def keep_top(self, k: int, floors: Floors = ()) -> Layout:
         """The layout of the k scored units that matter most, or that are removed last. Units that are not scored stay.
 
         Args:
-            floors: of the surviving grid of `scored`.
+            floors: of the grid of `chosen`.
 
         Raises:
             ValueError: k is below the floors or above the number of units, or the units are of kinds that do not compare.
         """
         if objection := self.objection_to_one_budget("k", k):
             raise ValueError(objection)
-        marks = top_k_above_floors(self.ranking(), k, floors)
-        return with_part(self.layout, self.scored.narrow(marks))
+        return self.chosen.keep(top_k_above_floors(self.ranking(), k, floors))
 
     def keep_top_of_kinds(self, budgets: Mapping[str, int], floors: Floors = ()) -> Layout:
         """The layout of so many units of each kind that matter most. Units of kinds that are not named stay.
 
         Args:
             budgets: how many to keep, by the name of the kind.
-            floors: of the surviving grid of `scored`.
+            floors: of the grid of `chosen`.
 
         Raises:
             ValueError: a kind that is not scored, or of which there are fewer, or a number below the floors of its units.
@@ -128,14 +129,12 @@ class ScoreFile:
         layout, values = self.layout, self.ranking()
         if strangers := [name for name in budgets if name not in self.units]:
             raise ValueError(f"the scores are of {' and '.join(self.units)}, but the budget is of {strangers[0]}.")
-        start = 0
-        for name in self.units:
-            part = part_of(self.layout, [name])
+        for name, place in self.chosen.places().items():
             if name in budgets:
-                end = start + part.count
+                start, end = place.start, place.stop
                 own = [([unit - start for unit in units], least) for units, least in floors if start <= units[0] < end]
-                layout = with_part(layout, part.narrow(top_k_above_floors(values[start:end], budgets[name], own)))
-            start += part.count
+                best = top_k_above_floors(values[place], budgets[name], own)
+                layout = layout.also_within(Chosen(self.layout, (name,)).keep(best))
         return layout
 
     def objection_to_one_budget(self, option: str, budget: object) -> str | None:
@@ -230,8 +229,10 @@ def _is_texts(value: Any) -> bool:
 
 
 def _are_kinds(value: Any) -> bool:
-    known = [kind.name for kind in KINDS]
-    return isinstance(value, list) and value != [] and [name for name in known if name in value] == value
+    known, whole = [kind.name for kind in KINDS], [SUBLAYERS.name]
+    return (
+        value == whole or isinstance(value, list) and value != [] and [name for name in known if name in value] == value
+    )
 
 
 def _strange_items(content: dict[str, Any]) -> list[str]:
@@ -250,7 +251,7 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
     layout, order = content["layout"], content["order"]
     if has_neurons(layout.grid) != (content["format"] > 1):
         wrong.append(f"`layout` is of {layout.grid.noun}, and the format {content['format']}")
-    count, noun = part_of(layout, content.get("units", [HEADS.name])).count, layout.grid.noun
+    count, noun = Chosen(layout, tuple(content.get("units", [HEADS.name]))).grid.total, layout.grid.noun
     if len(content["scores"]) != count:
         wrong.append(f"`scores` are {len(content['scores'])} for the {count} {noun} of the layout")
     if order is not None and sorted(order) != list(range(count)):
@@ -288,7 +289,7 @@ _RULES: Rules = {
     "seed": ("a whole number", is_whole),
     "checkpoint": _TEXT,
     "weights": ("a fingerprint", _is_fingerprint),
-    "units": (f"a list of {', '.join(kind.name for kind in KINDS)}, in this order", _are_kinds),
+    "units": (f"a list of {', '.join(kind.name for kind in KINDS)}, in this order, or of {SUBLAYERS.name}", _are_kinds),
     "comparable": ("true or false", lambda value: isinstance(value, bool)),
     "pairs": ("a list of language pairs", _are_pairs),
     "options": ("texts by name", _is_texts),

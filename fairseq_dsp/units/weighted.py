@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ def projected_under_budget(densities: Tensor, budget: Budget, temperature: float
     Returns:
         tensor [n] of the densities' dtype; an entry below 1e-12 is 0.
     """
+    if budget.parts:
+        return in_parts(lambda own, part, _: projected_under_budget(own, part, temperature), densities, budget)
     if budget.is_even and budget.total <= _FEW:
         return projected_top_k(densities, budget.count, temperature)
     costs, limit = _normalised(budget, densities.device)
@@ -63,6 +66,8 @@ def hard_under_budget(densities: Tensor, budget: Budget, floors: Floors = ()) ->
     Raises:
         ValueError: the floors cost more than the budget, or the budget is negative.
     """
+    if budget.parts:
+        return in_parts(hard_under_budget, densities, budget, floors)
     if budget.is_even:
         return top_k_above_floors(densities, budget.count, floors)
     if budget.limit < 0:
@@ -94,6 +99,24 @@ def straight_through_under_budget(densities: Tensor, budget: Budget) -> Tensor:
     return hard_under_budget(densities, budget) + (densities - densities.detach())
 
 
+def in_parts(
+    choice: Callable[[Tensor, Budget, Floors], Tensor], densities: Tensor, budget: Budget, floors: Floors = ()
+) -> Tensor:
+    """A choice of units whose budget has parts: every part's own, one after the other, [n].
+
+    Args:
+        choice: of some units, by their densities, their budget and their floors.
+        floors: each of units of one part.
+    """
+    found, start = [], 0
+    for part in budget.parts:
+        own = range(start, start + part.total)
+        inside = [([unit - start for unit in units], count) for units, count in floors if set(units) <= set(own)]
+        found.append(choice(densities[start : own.stop], part, inside))
+        start = own.stop
+    return torch.cat(found)
+
+
 def relative_costs(budget: Budget, like: Tensor) -> Tensor:
     """The costs with a mean of 1, where they are in `like` and of its dtype: [n]."""
     return _normalised(budget, like.device)[0].to(like.dtype)
@@ -101,6 +124,9 @@ def relative_costs(budget: Budget, like: Tensor) -> Tensor:
 
 def meets_budget(marks: Tensor, budget: Budget) -> Tensor:
     """Whether 0/1 marks [n] of all units stay within the budget and leave no room for another unit: a truth value on their device."""
+    if budget.parts:
+        met = in_parts(lambda own, part, _: meets_budget(own, part).reshape(1), marks, budget)
+        return met.all()
     if budget.is_even:
         return marks.sum() == budget.count
     costs = _costs(budget, marks.device)

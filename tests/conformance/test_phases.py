@@ -24,24 +24,27 @@ class Life:
     """A model in one phase, made as often as it is asked for, and what it computes there.
 
     Args:
-        method: what chooses its heads; `, neurons too` where groups of neurons are units as well.
+        method: what chooses its heads; `, neurons too` where groups of neurons are units as well, `, sublayers` where these go as a whole.
         phase: `choosing` (training, heads drawn), `fixed` (training, heads fixed), `evaluated` or `rewritten`.
     """
 
     def __init__(self, method: str, phase: str) -> None:
         self.method, _, more = method.partition(", ")
         self.phase = phase
-        self.kept = 20 if more else KEPT
+        self.kept = 20 if more == "neurons too" else KEPT
         # gates that are far from 0 and 1
         self.options: dict[str, Any] = {"initial_temperature": 2.0} if self.method == "dsp" else {}
-        if more:
+        if more == "neurons too":
             self.options["ffn_group"] = 2
+        self.whole = more == "sublayers"
+        if self.whole:
+            self.options |= {"prune": "sublayers", "budget": str(KEPT)}
         self.trains = phase != "evaluated"
 
     def build(self, **options: Any) -> Any:
         """The model with nothing but the shape of this phase's."""
         if self.phase != "rewritten":
-            return build_gated(self.method, self.kept, cooldown_updates=COOLDOWN, **self.options, **options)
+            return self._built(**options)
         return build_with(self._gated().deployed_layout(), **options)
 
     def live(self, model: Any) -> Any:
@@ -70,9 +73,13 @@ class Life:
         return found
 
     def _gated(self) -> Any:
-        model = build_gated(self.method, self.kept, cooldown_updates=COOLDOWN, **self.options)
+        model = self._built()
         randomise(model, 5)
         return model
+
+    def _built(self, **options: Any) -> Any:
+        kept = None if self.whole else self.kept
+        return build_gated(self.method, kept, cooldown_updates=COOLDOWN, **self.options, **options)
 
 
 def assert_answers(found: Answers, expected: Answers, tolerance: float = 1e-11) -> None:
@@ -82,7 +89,7 @@ def assert_answers(found: Answers, expected: Answers, tolerance: float = 1e-11) 
         assert_same(found[name].to(value.dtype), value, max(tolerance, 1e-5 if name.startswith("head_gates") else 0))
 
 
-@pytest.fixture(params=["dsp", "lagrangian", "dsp, neurons too"])
+@pytest.fixture(params=["dsp", "lagrangian", "dsp, neurons too", "dsp, sublayers"])
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -106,7 +113,8 @@ def test_the_phases_are_what_they_say(life: Life):
         assert model.head_gates is None
         counts = model.layout.by_kind()
         assert sum(attention.num_heads for _, attention in attentions(model, model.layout.grid)) == counts["heads"][0]
-        assert model.layout.count == life.kept
+        kept = [len(model.layout.units(site)) for site in model.layout.grid.sites]
+        assert (sum(count > 0 for count in kept) if life.whole else sum(kept)) == life.kept
         return
     gates = model.head_gates.gates().detach()
     hard = set(gates.tolist()) <= {0.0, 1.0}

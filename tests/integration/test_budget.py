@@ -73,7 +73,7 @@ def test_a_budget_in_units_is_unpruned_heads(data: Path, tmp_path: Path):
     ("options", "words"),
     [
         (["--budget", "macs=0.01"], ["must be at least what no unit costs"]),
-        (["--budget", "macs=0.85", "--head-selection", "lagrangian"], ["`--budget macs=0.85` belongs to dsp, ste, hard-concrete, fixed"]),
+        (["--budget", "macs=0.85", "--head-selection", "lagrangian"], ["`--budget macs=0.85` belongs to dsp, ste, hard-concrete, function-norm, site-threshold, fixed"]),
         (["--budget", "macs=0.85", "--relaxation", "successive-softmax"], ["`--relaxation` must be projection"]),
         (["--budget", "latency=0.5"], ["`--budget` must be in units, parameters or macs"]),
         (["--budget", "macs=0.85", "--unpruned-heads", "4"], ["must not be given together"]),

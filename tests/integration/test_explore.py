@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from commands import ROOT, generate
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from models import not_on_0_12_2
 
+from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
+from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.units.layout import Layout
 
 sys.path.insert(0, str(ROOT / "examples/translation"))
@@ -19,6 +25,7 @@ import explore_report
 from exploration.levels import LEVELS
 from exploration.plans import PLANS
 from exploration.setting import Setting
+from exploration.translating import bleu_of, load_test
 
 TINY = "--layers 1 --heads 6 --width 12 --ffn 8 --max-tokens 600 --dense-updates 4 --warmup 2 --updates 5".split()
 
@@ -92,6 +99,44 @@ def test_the_same_command_goes_on_and_a_broken_last_line_is_run_again(explored: 
         timeless[-1]["nats"] == json.loads(before.splitlines()[-1])["nats"]
     )  # an arm is a function of its line's head
     assert "are in" in capsys.readouterr().out
+
+
+def test_new_arms_translate_the_test_set_and_lines_without_it_stay(explored: Path, data: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    shutil.copytree(explored, output)
+    before = lines_of(output)
+    (output / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before[:-2]))
+    call(data, output, "--plan", "smoke", "--bleu", 7)
+    again = lines_of(output)
+    assert again[:-2] == before[:-2]
+    assert [line["nats"] for line in again[-2:]] == [line["nats"] for line in before[-2:]]
+    for line in again[-2:]:
+        assert 0 <= line["bleu"] <= 100
+        assert line["bleu_sentences"] == 7
+        assert "version" in line["bleu_signature"]
+    explore_report.main([str(output / "results.jsonl")])
+    assert "| bleu | 6 heads |" in capsys.readouterr().out
+    (output / "more.jsonl").write_text(json.dumps({**again[-1], "bleu_sentences": 8}) + "\n")
+    with pytest.raises(Refusal, match="BLEU of the files must be of the same sentences"):
+        explore_report.main([str(output / "results.jsonl"), str(output / "more.jsonl")])
+
+
+@not_on_0_12_2
+def test_bleu_is_that_of_fairseq_generate(data: Path, dense: Path, tmp_path: Path):
+    done = generate(data, dense, "--beam", 5, "--max-len-b", 200, folder=tmp_path)
+    cfg = TranslationConfig(
+        data=str(data), source_lang="aa", target_lang="bb", dataset_impl=None, required_seq_len_multiple=1
+    )
+    task = TranslationTask.setup_task(cfg)
+    test = load_test(str(data), task, 10**6, "cpu")
+    found = bleu_of(load_model(read_checkpoint(str(dense))).float(), task, test)
+    expected = tokenised_bleu(read_translations(done.out, len(test.references)))
+    assert 0 < expected.value < 100
+    assert (found["bleu"], found["bleu_signature"]) == (pytest.approx(expected.value, abs=1e-3), expected.signature)
+    assert found["bleu_sentences"] == len(test.references)
+    few = load_test(str(data), task, 5, "cpu")
+    assert few.references == test.references[:5]
+    assert sorted(index for batch in few.batches for index in batch["id"].tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_nothing_is_begun_after_the_limit(data: Path, tmp_path: Path, capsys):

@@ -63,7 +63,7 @@ def test_stored_scores_of_neurons_are_read_as_they_were_written_and_choose_the_s
     prune(GOLDEN / "trained.pt", tmp_path / "out.pt", *options)
     kept = load(tmp_path / "out.pt")["fairseq_dsp"]["layout"]
     assert kept == KEPT_BY_MAGNITUDE
-    assert kept == str(scores.keep_top_of_kinds({"heads": 4, "ffn": 9}, floors_of(scores.scored.surviving, 1)))
+    assert kept == str(scores.keep_top_of_kinds({"heads": 4, "ffn": 9}, floors_of(scores.chosen.grid, 1)))
 
 
 def test_stored_scores_still_choose_the_same_heads_and_weights_have_the_fingerprint_that_they_had(tmp_path: Path):

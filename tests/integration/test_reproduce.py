@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands import ROOT
+from forks import run_in_forks
 from models import not_on_0_12_2
 
 from fairseq_dsp.analysis.records import read_records
@@ -80,7 +81,10 @@ def records(out: Path) -> list[dict]:
 
 
 @not_on_0_12_2
-def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(data: Path, tmp_path: Path, capsys: Any):
+def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(
+    data: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+):
+    """The one that is killed starts real commands."""
     out = tmp_path / "out"
     words = [*SMALL, "--data", data, "--output", out, "--methods", "dense", "dsp", "random", "--budgets", 4]
     words += ["--label", "made up"]
@@ -103,6 +107,7 @@ def test_a_killed_experiment_goes_on_and_nothing_finished_is_done_again(data: Pa
     an_epoch = read_data(data, None, None, None).updates_an_epoch(400)
     assert before in (an_epoch, 2 * an_epoch)
 
+    run_in_forks(monkeypatch, tmp_path)
     assert reproduce.main(options) == 0
     printed = capsys.readouterr().out
     assert f"dense-s1 goes on after {before} updates, from the best checkpoint: the last is cut or older" in printed
@@ -248,12 +253,12 @@ def test_an_output_in_use_is_refused(tmp_path: Path):
 
 
 @not_on_0_12_2
-def test_the_methods_that_the_killed_experiment_has_not(data: Path, tmp_path: Path):
-    """One epoch each; `--slow` has all of them, at the ends of the budgets too."""
+def test_the_methods_that_the_killed_experiment_has_not(data: Path, tmp_path: Path, monkeypatch: Any):
+    """One epoch each; `--slow` has all of them, at the ends of the budgets too, and with real commands."""
     methods = ["pipelined", "ste", "hard-concrete", "gradient-finetune", "fixed"]
     options = ["--epochs", 1, "--methods", *methods, "--budgets", 3, "auto", "--jobs", 2]
-    code, printed = call(tmp_path, *SMALL, *options, "--data", data, "--output", tmp_path / "out")
-    assert code == 0, printed
+    run_in_forks(monkeypatch, tmp_path)
+    assert reproduce.main([*map(str, [*SMALL, *options, "--data", data, "--output", tmp_path / "out"])]) == 0
     found = {record["method"]: record for record in records(tmp_path / "out")}
     assert set(found) == {"dense", *methods, "hard-concrete-auto"}
     assert all(found[method]["kept"] == 3 for method in methods)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from commands import ROOT, load
+from forks import run_in_forks
 from models import not_on_0_12_2
 
 from fairseq_dsp.errors import Refusal
@@ -30,7 +31,9 @@ def chosen_by_bleu(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     out = tmp_path_factory.mktemp("bleu") / "out"
     words = [*SMALL, "--epochs", 12, "--data", data, "--output", out, "--methods", "dense", "--select", "bleu"]
     options = [*map(str, words), "--keep-checkpoints"]
-    assert reproduce.main(options) == 0
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run_in_forks(monkeypatch, out.parent)
+        assert reproduce.main(options) == 0
     return out, options
 
 

@@ -135,7 +135,7 @@ class TestBudgets:
         prune(dense, tmp_path / "small.pt", "--scores", tmp_path / "scores.json", "--budget", "ffn=0.5,heads=5")
         assert self.counts(tmp_path / "small.pt") == (5, 32)
         found = read_scores(str(tmp_path / "scores.json"))
-        floors = floors_of(found.scored.surviving, 1)
+        floors = floors_of(found.chosen.grid, 1)
         wanted = found.keep_top_of_kinds({"heads": 5, "ffn": 32}, floors)
         assert load(tmp_path / "small.pt")["fairseq_dsp"]["layout"] == str(wanted)
 
@@ -184,13 +184,82 @@ class TestBudgets:
         assert_refused(prune(dense, tmp_path / "no.pt", *options, ok=False), words)
 
 
+class TestSublayers:
+    @pytest.mark.parametrize("scorer", [name for name, scorer in SCORERS.items() if not scorer.heads_alone])
+    def test_are_scored_by_every_scorer_and_kept_as_a_whole(self, scorer, data, dense, tmp_path):
+        done = score(data, dense, tmp_path / "scores.json", "--units", "sublayers", scorer=scorer)
+        assert done.out.startswith("scored 10 sublayers of ")
+        assert "do not compare" not in done.out
+        found = content(tmp_path / "scores.json")
+        assert (found["format"], found["units"], len(found["scores"])) == (2, ["sublayers"], 10)
+        assert found["layout"] == f"{HEADS_TEXT}/ffn-enc:1.1/ffn-dec:1.1"
+        prune(dense, tmp_path / "small.pt", "--scores", tmp_path / "scores.json", "--budget", 6)
+        layout = Layout.parse(load(tmp_path / "small.pt")["fairseq_dsp"]["layout"])
+        layout = with_all_of(layout, Layout.parse(found["layout"]).grid)
+        kept = {site: len(layout.units(site)) for site in layout.grid.sites}
+        assert all(kept[site] in (0, count) for site, count in layout.grid.counts)
+        assert sum(count > 0 for count in kept.values()) == 6
+        ranking = dict(
+            zip(layout.grid.sites, read_scores(str(tmp_path / "scores.json")).ranking().tolist(), strict=True)
+        )
+        best = sorted(ranking, key=ranking.__getitem__, reverse=True)[:6]
+        if any(site.stack == "cross" for site in best):
+            assert {site for site, count in kept.items() if count} == set(best)
+        assert generate(data, tmp_path / "small.pt", folder=tmp_path).hypotheses()
+
+    @pytest.mark.parametrize("budget", ["parameters=0.7", "macs=0.7", "sublayers=0.4"])
+    def test_every_budget_is_met_and_accounted_for(self, budget, data, dense, tmp_path):
+        score(data, dense, tmp_path / "scores.json", "--units", "sublayers", scorer="fisher")
+        options = ["--scores", tmp_path / "scores.json", "--budget", budget]
+        measure, _, share = budget.partition("=")
+        done = prune(dense, tmp_path / "small.pt", *options, *(["--sentence", "9,8,5"] if measure == "macs" else []))
+        layout = Layout.parse(load(tmp_path / "small.pt")["fairseq_dsp"]["layout"])
+        empty = [site for site in layout.grid.sites if not layout.units(site)]
+        if measure == "sublayers":
+            assert len(empty) == 6
+            assert "kept: 4 units, 40.0%; slack 0 units" in done.out
+            return
+        model = load_model(read_checkpoint(str(dense)))
+        costs = costs_of(model, measure, Sentence(9, 8, 5), with_all_of(model.layout, layout.grid))
+        tables = dict(zip(layout.grid.sites, costs.tables, strict=True))
+        spent = costs.rest + costs.of(layout)
+        assert spent <= float(share) * costs.dense < spent + min(tables[site][-1] for site in empty)
+        if measure == "parameters":
+            assert load_model(read_checkpoint(str(tmp_path / "small.pt"))).weight_count() == spent
+
+    def test_that_are_scored_again_give_an_order_and_what_is_cut_can_be_fitted(self, data, dense, tmp_path):
+        options = ["--units", "sublayers", "--iterative", 3]
+        score(data, dense, tmp_path / "scores.json", *options, scorer="fisher")
+        assert sorted(content(tmp_path / "scores.json")["order"]) == list(range(10))
+        done = prune(dense, tmp_path / "s.pt", "--scores", tmp_path / "scores.json", "--budget", 6, "--rescale", data)
+        losses = [float(number) for number in re.findall(r"(\d+\.\d+)", done.out.partition("loss")[2])[:3]]
+        assert losses[2] < losses[1]
+
+    def test_what_lost_some_is_scored_again_without_them(self, data, dense, tmp_path):
+        prune(
+            dense,
+            tmp_path / "small.pt",
+            "--layout",
+            "enc:11.00/dec:11.11/cross:01.11/ffn-enc:1111.0000/ffn-dec:0110.1111",
+        )
+        score(data, tmp_path / "small.pt", tmp_path / "scores.json", "--units", "sublayers", scorer="magnitude")
+        assert len(content(tmp_path / "scores.json")["scores"]) == 8
+        prune(tmp_path / "small.pt", tmp_path / "smaller.pt", "--scores", tmp_path / "scores.json", "--budget", 5)
+        layout = Layout.parse(load(tmp_path / "smaller.pt")["fairseq_dsp"]["layout"])
+        assert sum(1 for site in layout.grid.sites if layout.units(site)) == 5
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--units", "layers"], "`--units` must be one or more of heads, ffn, with commas, but is layers"),
-            (["--units", "heads,heads"], "`--units` must be one or more of heads, ffn"),
-            (["--units", ""], "`--units` must be one or more of heads, ffn"),
+            (
+                ["--units", "layers"],
+                "`--units` must be kinds of units (heads, ffn, sublayers) with commas between, but is layers",
+            ),
+            (["--units", "heads,heads"], "`--units` must be kinds of units (heads, ffn, sublayers)"),
+            (["--units", ""], "`--units` must be kinds of units (heads, ffn, sublayers)"),
+            (["--units", "heads,sublayers"], "`--units` must not name sublayers beside other kinds"),
             (["--ffn-group", 4], "`--ffn-group` must come with `--units ffn`, but is 4"),
             (["--units", "ffn", "--ffn-group", 0], "`--ffn-group`"),
             (["--units", "ffn", "--ffn-group", 5], "`--ffn-group` must divide the 16 neurons"),

@@ -54,6 +54,46 @@ def test_lines_of_the_first_scripts_get_the_names_of_todays_arms():
     assert reading.name_of({"arm": "counts", "a": {"note": "landscape"}}) == "landscape"
 
 
+def test_arms_of_the_first_scripts_that_were_misled_are_never_taken_for_those_that_do_as_they_say():
+    old = {"arm": "fisher", "K": 6, "a": {"family": "fisher"}, "t": 35}
+    new = {"arm": "fisher", "K": 6, "a": {"family": "scored", "by": "fisher"}, "schedule": "linear"}
+    assert [reading.name_of(each) for each in (old, new)] == ["fisher \N{DAGGER}", "fisher"]
+    lines = [{**each, "seed": seed, "nats": 3.0 + seed} for seed, each in enumerate((old, new))]
+    assert {name: list(values) for name, values in reading.by_arm(lines, 6).items()} == {
+        "fisher \N{DAGGER}": [0],
+        "fisher": [1],
+    }
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    for number in (1, 2, 3):  # as the page of the results marks them
+        for each in explore_report._read(str(RESULTS / f"phase{number}.jsonl")):
+            name = reading.name_of(each)
+            assert "K" not in each or name == "landscape" or f"| {name} |" in text, name
+
+
+def test_the_best_of_several_arms_is_compared_with_the_others():
+    lines = [line("new", s, 3.0 + s / 10 + (s == 2) / 100, bleu=20 + s) for s in (1, 2, 3)]
+    lines += [line("strat4+2", s, 3.1 + s / 10, bleu=19 + s) for s in (1, 2, 3)]
+    lines += [line("paper", s, 3.2 + s / 10) for s in (1, 2, 3)]
+    (_, _, *rows) = explore_report.table(lines, 6, ["paper", "strat4+2"])
+    assert rows[0].endswith("| -0.097 ± 0.003 | 0.001 |")
+    assert rows[1] == "| strat4+2 | 3.300 ± 0.058 | 1: 3.200, 2: 3.300, 3: 3.400 | | |"
+    (head, _, *rows) = explore_report.table(
+        lines, 6, ["paper", "strat4+2"], "bleu"
+    )  # the best is the highest, and paper has none
+    assert head == "| 6 heads | bleu | by seed | less strat4+2 | p |"
+    assert [row.split(" | ")[0] for row in rows] == ["| new", "| strat4+2"]
+
+
+def test_a_choice_stands_beside_its_counts_shuffled_and_the_best_rule():
+    lines = [line("new", s, 3.0 + s / 10) for s in (1, 2)] + [line("new-shuffled", s, 3.05 + s / 10) for s in (1, 2)]
+    assert list(explore_report.heads_matter(lines[:2], 6, ["nats"])) == []
+    for rule, offset in (("strat4+2", 0.2), ("strat5+1", 0.1)):
+        lines += [line(rule, s, 3.0 + offset + s / 10 + (s == 1) / 100) for s in (1, 2)]
+    (_, _, row) = explore_report.heads_matter(lines, 6, ["nats"])
+    assert row.startswith("| new | nats | strat5+1 | 3.150 ± 0.050 | 3.200 ± 0.050 | 3.255 ± 0.045 | -0.050 ± ")
+    assert row.endswith("| -0.105 ± 0.005 | 0.030 |")
+
+
 def test_rank_correlation_against_a_slow_count():
     draw = random.Random(0)
     values = [(draw.random(), draw.random()) for _ in range(7)]
@@ -118,6 +158,18 @@ def test_heads_are_spread_over_layers():
     assert [spread(count, 3) for count in (0, 1, 2, 4, 5)] == [[0, 0, 0], [0, 1, 0], [0, 1, 1], [1, 2, 1], [1, 2, 2]]
 
 
+def test_the_target_has_all_seeds_of_what_it_compares_and_runs_nothing_again_that_decided():
+    setting, seeds = Setting(), [1, 2, 3, 4, 5, 6]
+    jobs = PLANS["target"](setting, seeds)
+    for kept in (6, 12):
+        for arm in ("staged-full", "fisher", "gradient", "random-floor", "paper", "staged-full-shuffled", "recipe"):
+            assert [job.seed for job in jobs if (job.arm, job.kept) == (arm, kept)] == seeds
+    decided = {key_of(head_of(job, setting)) for job in PLANS["decisive"](setting, seeds)}
+    again = [job for job in jobs if key_of(head_of(job, setting)) in decided]
+    assert {job.arm for job in again} == {"staged-full", "strat5+1", "strat8+2", "paper"}
+    assert [job.kept for job in jobs if job.arm == "dense-more"] == [72] * 6
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_no_arm_of_a_plan_is_there_twice(plan: str):
     setting = Setting()
@@ -129,6 +181,10 @@ def test_no_arm_of_a_plan_is_there_twice(plan: str):
 def test_the_kept_results_have_the_arms_of_the_plans():
     for number in (2, 3):
         lines = explore_report._read(str(RESULTS / f"phase{number}.jsonl"))
-        kept = {(reading.name_of(each), each["K"], each["seed"]) for each in lines if "K" in each}
+        kept = {
+            (reading.name_of(each).removesuffix(reading.MISLABELLED), each["K"], each["seed"])
+            for each in lines
+            if "K" in each
+        }
         assert kept == {(job.arm, job.kept, job.seed) for job in PLANS[f"phase{number}"](Setting(), [1, 2, 3])}
         assert all(Layout.parse(each["layout"]).count == each["K"] for each in lines if "K" in each)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import assert_same, build_gated, build_with, few_examples, scores
+from models import assert_same, build, build_gated, build_with, few_examples, scores
 from scored import batch_of, change_places
 from torch import Tensor
 
@@ -31,6 +31,8 @@ EITHER_PLACE = pytest.mark.parametrize("before", [False, True], ids=["post-norm"
 
 
 def choosing(kept: int = 7, **options: Any) -> Any:
+    if options.get("prune") is not None:
+        return build(head_selection="function-norm", budget=str(kept), **options).train()
     return build_gated("function-norm", kept, **options).train()
 
 
@@ -49,7 +51,7 @@ def slow_norms(model: Any, batch: dict[str, Any], relative: bool, **options: Any
     """Mean lengths of vectors of C numbers, [n], with gradient to the weights of a twin without gates, and these weights."""
     twin = build_with(Layout.full(model.layout.grid), **options).train()
     twin.load_state_dict(shrink_state(model.state_dict(), model.layout))
-    grid, computed, stream = model.layout.grid, {}, {}
+    grid, computed, stream = model.head_gates.grid, {}, {}
     for site, module in modules_at(twin, grid).items():
         reader = module.get_submodule(KIND_OF[site.stack].readers[0])
 
@@ -80,10 +82,10 @@ def slow_norms(model: Any, batch: dict[str, Any], relative: bool, **options: Any
 
 @EITHER_NORM
 @EITHER_PLACE
-@pytest.mark.parametrize("group", [None, 7])
-def test_norms_and_their_gradient_are_those_of_slow_loops(group, before, norm):
+@pytest.mark.parametrize(("group", "kinds"), [(None, None), (7, None), (14, "ffn"), (7, "sublayers")])
+def test_norms_and_their_gradient_are_those_of_slow_loops(group, kinds, before, norm):
     options = {"encoder_normalize_before": before, "decoder_normalize_before": before, "ffn_group": group}
-    model, batch = choosing(norm=norm, norm_penalty=0.3, **options), batch_of()
+    model, batch = choosing(2, norm=norm, norm_penalty=0.3, prune=kinds, **options), batch_of()
     slow, weights = slow_norms(model, batch, norm == "relative", **options)
     passed(model, batch)
     penalty = model.head_gates.penalty()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import AUTO, PruningConfig
 from fairseq_dsp.methods.site_threshold import SiteThreshold
-from fairseq_dsp.units.budget import Budget
+from fairseq_dsp.units.budget import Budget, SplitBudget
 from fairseq_dsp.units.subset import hard_top_k
 
 SITES = st.lists(st.integers(0, 6), min_size=1, max_size=5)
@@ -91,6 +91,19 @@ def test_the_penalty_is_that_of_the_formula(choice, limit, uneven):
     on = sum(costs[unit] * sigmoid(t) for span, t in zip(spans(method), thresholds, strict=True) for unit in span)
     excess = max(on / sum(costs) - target, 0) / (1 - target)
     assert float(found) == pytest.approx(method.threshold_penalty * excess**2, rel=1e-9, abs=1e-12)
+
+
+def test_a_budget_for_each_kind_has_a_penalty_for_each():
+    method, importance = SiteThreshold(10.0, None, 10).of_sites([2, 2, 4]), torch.zeros(8)
+    own = {"thresholds": torch.tensor([0.0, 2.0, 1.0])}
+    parts = [Budget.of_units(1, 4), Budget("parameters", 3, (1.0, 1.0, 2.0, 2.0))]
+    both = method.penalty(importance, SplitBudget.of(parts), 0, **own)
+    heads = SiteThreshold(10.0, None, 10).of_sites([2, 2])
+    neurons = SiteThreshold(10.0, None, 10).of_sites([4])
+    one = heads.penalty(importance[:4], parts[0], 0, thresholds=own["thresholds"][:2])
+    other = neurons.penalty(importance[4:], parts[1], 0, thresholds=own["thresholds"][2:])
+    assert float(both) == pytest.approx(float(one + other))
+    assert one > 0 < other
 
 
 @many_examples

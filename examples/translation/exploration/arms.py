@@ -24,6 +24,7 @@ from .removal import by_loss, by_scores, in_order, while_training
 from .scores import in_order_of_passes, keep_top, keep_top_discounted, score
 from .setting import Job, Setting
 from .training import Teacher, Training, drawn, nats, order
+from .translating import bleu_of
 
 _SCORED, _RECONSTRUCTED = 50, 25  # batches
 _FOR_SCORES, _FOR_RESCALING, _FOR_STAGES = 999, 998, 997  # purposes of drawing batches
@@ -239,6 +240,8 @@ def run(job: Job, setting: Setting, data: Data, dense: dict[str, Tensor]) -> dic
         line |= _fine_tune(lab, model, setting.updates - choice.used)
     line["nats"] = round(nats(model, data.valid), 4)
     line["parameters"] = model.weight_count()
+    if data.test is not None:
+        line |= bleu_of(model, data.task, data.test)
     line["seconds"] = round(time.time() - begin, 1)
     return line
 
@@ -246,7 +249,7 @@ def run(job: Job, setting: Setting, data: Data, dense: dict[str, Tensor]) -> dic
 def _cut(lab: Lab, choice: Choice, layout: Layout) -> DspTransformerModel:
     """What is fine-tuned."""
     job, options = lab.job, lab.job.options
-    if choice.cut and not options.get("cutonly"):
+    if choice.cut and layout == choice.layout and not options.get("cutonly"):
         return lab.model
     if not options.get("recut"):
         return cut_from(lab.dense, lab.setting, lab.data, job.seed, layout)

@@ -12,6 +12,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_dsp.files.data_folder import DataFolder
 
 from .setting import Setting
+from .translating import TestSet, load_test
 
 Batch = dict[str, Any]
 
@@ -21,19 +22,23 @@ LONGEST = 256  # tokens of a sentence; longer ones are left out
 
 @dataclass(frozen=True)
 class Data:
-    """Batches of fairseq, of `train` and `valid`, with the task that made them."""
+    """Batches of fairseq, of `train` and `valid`, with the task that made them; of the test set what arms translate, if they do."""
 
     task: TranslationTask
     train: list[Batch]
     valid: list[Batch]
     device: str
+    test: TestSet | None = None
 
 
-def load(folder: str, setting: Setting) -> Data:
+def load(folder: str, setting: Setting, translated: int = 0) -> Data:
     """The folder's batches, always the same ones in the same order.
 
+    Args:
+        translated: sentences of the test set.
+
     Raises:
-        Refusal: the folder does not tell its languages.
+        Refusal: the folder does not tell its languages, or has no test set and it is wanted.
     """
     pair = DataFolder(folder)
     cfg = TranslationConfig(data=folder, source_lang=pair.source, target_lang=pair.target)
@@ -50,4 +55,5 @@ def load(folder: str, setting: Setting) -> Data:
         )  # fmt: skip
         batches = [dataset.collater([dataset[index] for index in indices]) for indices in iterator.frozen_batches]
         found[split] = [utils.move_to_cuda(batch) for batch in batches] if device == "cuda" else batches
-    return Data(task, found["train"], found["valid"], device)
+    test = load_test(folder, task, translated, device) if translated else None
+    return Data(task, found["train"], found["valid"], device, test)

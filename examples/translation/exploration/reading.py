@@ -11,6 +11,11 @@ from scipy import stats
 from .running import DENSE
 
 EARLY = ("cut", "at30", "at60")
+NATS, BLEU = "nats", "bleu"
+SHUFFLED = "-shuffled"
+# Arms of the first scripts chose by scores of other sublayers: a name of their own keeps them apart from those that do as they say.
+MISLABELLED = " \N{DAGGER}"
+_MISLED_FAMILIES = ("oneshot", "fisher", "gradual", "race")
 Line = dict[str, Any]
 
 
@@ -22,7 +27,11 @@ def name_of(line: Line) -> str:
         return note
     if arm == "strat":
         return f"strat{options['cross']}+{options['dec']}"
-    return f"random{options.get('draw', 0)}" if arm == "random" else arm
+    if arm == "random":
+        return f"random{options.get('draw', 0)}"
+    by_first_scripts = "K" in line and "schedule" not in line
+    misled = options.get("family") in _MISLED_FAMILIES or options.get("score") == "sentence" or "init" in options
+    return arm + MISLABELLED if by_first_scripts and misled else arm
 
 
 def budget_of(line: Line) -> float | None:
@@ -30,13 +39,27 @@ def budget_of(line: Line) -> float | None:
     return line.get("share", line.get("K"))
 
 
-def by_arm(lines: Iterable[Line], budget: float) -> dict[str, dict[int, float]]:
-    """Arm -> seed -> nats, of one budget, the lowest mean first; the landscape, which has many lines a seed, is left out."""
+def by_arm(lines: Iterable[Line], budget: float, figure: str = NATS) -> dict[str, dict[int, float]]:
+    """Arm -> seed -> value, of one budget, the best mean first; the landscape, which has many lines a seed, is left out.
+
+    Args:
+        figure: `nats`, or `bleu`, which lines may lack.
+    """
     found: dict[str, dict[int, float]] = {}
     for line in lines:
-        if budget_of(line) == budget and name_of(line) != "landscape":
-            found.setdefault(name_of(line), {})[line["seed"]] = line["nats"]
-    return dict(sorted(found.items(), key=lambda item: statistics.mean(item[1].values())))
+        if budget_of(line) == budget and name_of(line) != "landscape" and figure in line:
+            found.setdefault(name_of(line), {})[line["seed"]] = line[figure]
+    return dict(sorted(found.items(), key=lambda item: statistics.mean(item[1].values()), reverse=figure == BLEU))
+
+
+def best_of(arms: dict[str, dict[int, float]], names: Sequence[str]) -> str | None:
+    """The one of these with the best mean; `arms` are in that order."""
+    return next((name for name in arms if name in names), None)
+
+
+def rules(arms: Iterable[str]) -> list[str]:
+    """The arms that draw heads with counts by a rule."""
+    return [name for name in arms if name.startswith("strat")]
 
 
 def budgets(lines: Iterable[Line]) -> list[float]:

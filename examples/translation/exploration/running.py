@@ -24,6 +24,7 @@ from .data import Data, load
 from .models import build
 from .setting import Job, Setting
 from .training import Training, nats
+from .translating import bleu_of
 
 RESULTS, SETTING = "results.jsonl", "setting.json"
 DENSE = "dense"
@@ -77,12 +78,13 @@ def claim(output: Path, data: str, setting: Setting) -> None:
 
 
 def run_all(
-    data: str, output: Path, setting: Setting, jobs: Sequence[Job], workers: int, limit: float
+    data: str, output: Path, setting: Setting, jobs: Sequence[Job], workers: int, limit: float, translated: int = 0
 ) -> tuple[int, list[str]]:
     """Trains the dense models that are missing, then the arms.
 
     Args:
         limit: seconds after which nothing is begun any more.
+        translated: sentences of the test set whose BLEU the line of an arm has; lines that are there stay as they are.
 
     Returns:
         how many jobs are left, and a sentence for each that failed.
@@ -100,7 +102,7 @@ def run_all(
     todo = [job for job in jobs if key_of(head_of(job, setting)) not in done]
     if not todo and not seeds:
         return 0, []
-    with _pool(workers, (data, setting, output, deadline)) as submit:
+    with _pool(workers, (data, setting, output, deadline, translated)) as submit:
         failures += _collect([submit(train_dense, seed) for seed in seeds])
         ready = [job for job in todo if dense_path(output, job.seed).exists()]
         failures += _collect([submit(run_job, job) for job in ready])
@@ -121,10 +123,10 @@ class _Worker:
     deadline: float
 
 
-def _begin(data: str, setting: Setting, output: Path, deadline: float) -> None:
+def _begin(data: str, setting: Setting, output: Path, deadline: float, translated: int) -> None:
     logging.getLogger("fairseq").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    _Worker.data, _Worker.setting = load(data, setting), setting
+    _Worker.data, _Worker.setting = load(data, setting, translated), setting
     _Worker.output, _Worker.deadline = output, deadline
 
 
@@ -144,8 +146,9 @@ def train_dense(seed: int) -> str | None:
         path = dense_path(_Worker.output, seed)
         torch.save(model.state_dict(), f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
-        _write({"arm": DENSE, "seed": seed, "curve": curve, "updates_an_epoch": len(data.train),
-                "seconds": round(time.time() - begin, 1)})  # fmt: skip
+        line = {"arm": DENSE, "seed": seed, "curve": curve, "updates_an_epoch": len(data.train)}
+        line |= {} if data.test is None else bleu_of(model, data.task, data.test)
+        _write(line | {"seconds": round(time.time() - begin, 1)})
     except Exception:
         return f"dense, seed {seed}: {traceback.format_exc()}"
     return None

@@ -17,7 +17,7 @@ from fairseq_dsp.units.layout import Grid, Layout
 from .data import Batch
 
 # The scores' names in results, and the package's names of the same.
-PACKAGE_NAMES = {"fisher": "fisher", "gradient": "gradient", "fisher-full": "joint-fisher"}
+PACKAGE_NAMES = {"fisher": "fisher", "gradient": "gradient", "fisher-full": "joint-fisher", "random": "random"}
 
 
 def score(
@@ -26,7 +26,7 @@ def score(
     """Scores of the heads that the model has, [H] float64 on the CPU.
 
     Args:
-        name: `fisher`, `gradient`, `fisher-full`; `abs`, which is `gradient` without a normalisation by sublayer; or `log`, the logarithm of
+        name: `fisher`, `gradient`, `fisher-full`, `random`; `abs`, which is `gradient` without a normalisation by sublayer; or `log`, the logarithm of
             `fisher`.
         live: [H], 1 for heads that are on; all if None.
     """

@@ -1,0 +1,74 @@
+"""Weights of a training with spectral norms (`--spectral-norm`), as its checkpoint has them, and the plain ones that they stand for.
+
+    W = scale · V / (u^T V v)
+
+V, u and v are torch's (`torch.nn.utils.parametrizations.spectral_norm`), the scale is `modules/spectral`'s. A state that is not folded has
+these four in place of a map's weight, and whatever reads weights by their names would miss it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from fairseq_dsp.errors import Refusal
+
+_PARTS = ("original", "0._u", "0._v", "1.scale")
+_MARK = ".parametrizations.weight."
+_ITERATIONS = 30  # of a start on plain weights; how near u and v come to the largest stretch changes no weight
+
+
+def is_unfolded(names: Iterable[str]) -> bool:
+    """Whether a state with these names has a spectral norm that was not folded."""
+    return any(_MARK in name for name in names)
+
+
+def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state with plain weights, in their precision; entries that have no spectral norm are the state's own.
+
+    Raises:
+        Refusal: parts of a spectral norm are missing, or do not fit each other.
+    """
+    maps = dict.fromkeys(name.partition(_MARK)[0] for name in state if _MARK in name)
+    found = {name: value for name, value in state.items() if _MARK not in name}
+    for name in maps:
+        parts = [state.get(f"{name}{_MARK}{part}") for part in _PARTS]
+        there = [part for part in parts if isinstance(part, Tensor)]
+        shapes = [part.shape for part in there]
+        if len(there) < len(_PARTS) or shapes[0] != (*shapes[1], *shapes[2]) or there[3].numel() != 1:
+            raise Refusal(
+                f"the checkpoint's spectral norm of {name} must have {', '.join(_PARTS)} that fit each other, but has not."
+            )
+        weight, u, v, scale = there
+        found[f"{name}.weight"] = (weight / torch.vdot(u, torch.mv(weight, v)) * scale).to(weight.dtype)
+    return found
+
+
+def unfolded(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The state as a model with these names has it: plain weights where the model has spectral norms get these, and are what they were.
+
+    Raises:
+        Refusal: such a weight is zero, and has no largest stretch to divide by.
+    """
+    found = dict(state)
+    for name in (name for name in names if name.endswith(_MARK + _PARTS[0])):
+        place = name.partition(_MARK)[0]
+        if (weight := found.pop(f"{place}.weight", None)) is None:
+            continue
+        if not weight.any():
+            raise Refusal(f"`--spectral-norm` must be of maps that are not zero, but {place} of the checkpoint is.")
+        u, v = _singular(weight)
+        scale = torch.vdot(u, torch.mv(weight, v))
+        found |= {f"{place}{_MARK}{part}": value for part, value in zip(_PARTS, (weight, u, v, scale), strict=True)}
+    return found
+
+
+def _singular(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right singular vectors of the largest singular value, nearly; drawn by nothing, so that processes agree."""
+    v = weight[weight.norm(dim=1).argmax()]
+    for _ in range(_ITERATIONS):
+        u = torch.nn.functional.normalize(torch.mv(weight, v), dim=0)
+        v = torch.nn.functional.normalize(torch.mv(weight.T, u), dim=0)
+    return u, v

@@ -1,0 +1,104 @@
+"""`--prune`: which kinds of units a training chooses among, and in what groups neurons are units then. Called by `task` and `model`."""
+
+from __future__ import annotations
+
+from fairseq_dsp.config import AUTO, PruningConfig, get_option, set_option
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.methods import method_class
+from fairseq_dsp.methods.dsp import PROJECTION, DifferentiableSubset
+from fairseq_dsp.methods.stratified import Stratified
+from fairseq_dsp.modules.gates import HeadGates
+from fairseq_dsp.plugin.options import Options, TransformerOptions, completed
+from fairseq_dsp.units.chosen import Chosen, default_group, default_kinds, parse_kinds
+from fairseq_dsp.units.groups import has_neurons
+from fairseq_dsp.units.heads import HEADS
+from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.sublayers import SUBLAYERS
+
+_OPTION = "--prune"
+
+# Units up to which a successive softmax is taken, a step for each, where these are not heads alone.
+_MOST_STEPS = 200
+
+
+def chosen_of(config: PruningConfig, layout: Layout) -> Chosen:
+    """What a training chooses among.
+
+    Args:
+        layout: units that the model has.
+
+    Raises:
+        Refusal: neurons are chosen, but are no units of it.
+    """
+    if config.prune is None:
+        return Chosen(layout, default_kinds(layout.grid))
+    kinds = parse_kinds(config.prune, _OPTION)
+    if kinds != (HEADS.name,) and not has_neurons(layout.grid):
+        raise Refusal(
+            f"`--ffn-group` must be given for `{_OPTION} {config.prune}`, for the layout says nothing of neurons: {layout}."
+        )
+    return Chosen(layout, kinds)
+
+
+def settle_kinds(cfg: Options) -> None:
+    """Writes into a model's options what `--prune` stands for: groups of neurons. Kinds that follow from these are not said twice.
+
+    Raises:
+        Refusal: what it names are no kinds, or other options do not fit them.
+    """
+    config = PruningConfig.from_model_cfg(cfg)
+    if config.prune is None:
+        return
+    kinds, reasons = parse_kinds(config.prune, _OPTION), []
+    heads_alone = kinds == (HEADS.name,)
+    if heads_alone and config.ffn_group is not None and config.head_layout is None:
+        reasons.append(
+            f"`--ffn-group` must come with `--prune ffn`, but is {config.ffn_group} with `--prune {config.prune}`."
+        )
+    if not heads_alone and config.unpruned_heads not in (None, AUTO):
+        reasons.append(
+            f"`--unpruned-heads` must be for `--prune {HEADS.name}`, but is {config.unpruned_heads} with `--prune {config.prune}`: use `--budget`."
+        )
+    if not heads_alone and method_class(config) is Stratified:
+        reasons.append(
+            f"`--prune` must be {HEADS.name} for `--head-selection {Stratified.name}`, but is {config.prune}."
+        )
+    if reasons:
+        raise Refusal(*reasons)
+    if not heads_alone and config.ffn_group is None and config.head_layout is None:
+        set_option(cfg, "ffn_group", _group_of_options(cfg, kinds))
+    known = get_option(cfg, "ffn_group") is not None or heads_alone
+    if config.head_layout is None and known and SUBLAYERS.name not in kinds and (heads_alone or HEADS.name in kinds):
+        set_option(cfg, "prune", None)
+
+
+def refuse_slow_choice(gates: HeadGates | None) -> None:
+    """Asked when training starts: a checkpoint that was trained so is still read.
+
+    Raises:
+        Refusal: of a relaxation that takes a step for each unit, where units are many. Heads alone were always chosen so.
+    """
+    if gates is None or not isinstance(gates.method, DifferentiableSubset) or gates.method.relaxation == PROJECTION:
+        return
+    budgets = (
+        () if gates.budget is None or gates.chosen.kinds == (HEADS.name,) else gates.budget.parts or (gates.budget,)
+    )
+    for budget in budgets:
+        if budget.count > _MOST_STEPS:
+            raise Refusal(
+                f"`--relaxation` must be {PROJECTION} for more than {_MOST_STEPS} units where others than heads are chosen, but is "
+                f"{gates.method.relaxation} for {budget.count}."
+            )
+
+
+def _group_of_options(cfg: Options, kinds: tuple[str, ...]) -> int:
+    given = completed(cfg)
+    options = TransformerOptions.of(given)
+    sizes, neurons = set(), set()
+    for name, side in (("encoder", options.encoder), ("decoder", options.decoder)):
+        width = get_option(given, f"{name}_embed_dim")
+        if not side.heads or not side.neurons or not width:
+            raise Refusal("`--ffn-group` must be given, for the model's options do not say how large heads are.")
+        sizes.add(int(width) // side.heads)
+        neurons.add(side.neurons)
+    return default_group(sizes, neurons, kinds)
