@@ -119,7 +119,7 @@ def tables_of(
             among_all = _difference(times[_name(count, kept, "all")], times[_name(0, kept, "all")])
             among_none = _difference(times[_name(count, kept, "none")], times[_name(0, kept, "none")])
             added.append((among_all + among_none) / 2 / layers)
-        found[stack] = (kept, np.maximum.accumulate(added))
+        found[stack] = (kept, rising(added))
     whole, none = (median([value for times in measured.values() for value in times[name]]) for name in (_ALL, _NONE))
     total = sum(float(np.interp(size, kept, added)) for stack, (kept, added) in found.items() for size in sizes[stack])
     if whole <= none or total <= 0:
@@ -148,6 +148,14 @@ def drawn(costs: CostFile) -> list[str]:
         )
         lines.append(f"{STACK_OF[stack].title}, µs a sublayer with so many: {pairs}")
     return lines
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The nearest values, by least squares, that begin with 0 and never fall (isotonic regression, by its max-min formula)."""
+    later = list(values[1:])
+    spans = [[float(np.mean(later[first : last + 1])) for last in range(len(later))] for first in range(len(later))]
+    best = (max(min(spans[first][place:]) for first in range(place + 1)) for place in range(len(later)))
+    return [0.0, *(max(value, 0.0) for value in best)]
 
 
 def _layouts(stack: str, sizes: Sizes) -> Iterator[tuple[str, Layout]]:

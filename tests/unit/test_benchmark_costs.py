@@ -83,6 +83,22 @@ def test_noise_makes_no_table_that_falls():
     assert all(min(table.seconds) == 0 and list(table.seconds) == sorted(table.seconds) for table in tables.values())
 
 
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=6))
+@many_examples
+def test_values_that_fall_are_levelled_to_the_nearest_that_do_not(values):
+    """Pools of neighbours have their mean (the conditions of least squares); what rises already stays."""
+    found = module.rising([0.0, *values])
+    assert found[0] == 0
+    assert found == sorted(found)
+    assert module.rising([0.0, *sorted(map(abs, values))]) == pytest.approx([0.0, *sorted(map(abs, values))])
+    place = 0
+    for level, members in itertools.groupby(found[1:]):
+        size = len(list(members))
+        if level > 0:
+            assert sum(values[place : place + size]) / size == pytest.approx(level, abs=1e-9)
+        place += size
+
+
 def test_times_that_do_not_fall_with_units_are_refused():
     times = times_of({stack: [0.0] * len(module.points(stack, sizes[0])) for stack, sizes in SIZES.items()}, 1.0, [0.0], 1.0)  # fmt: skip
     with pytest.raises(Refusal, match="must fall as units go"):
