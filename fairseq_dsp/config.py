@@ -140,7 +140,7 @@ class PruningConfig:
         default=None, metadata={"help": "what an open head costs hard-concrete, in loss per target token (default: 0.05)"}
     )  # fmt: skip
     norm_penalty: float | None = field(
-        default=None, metadata={"help": "what function-norm asks for a mean norm of 1, in loss per target token (default: 0.01)"}
+        default=None, metadata={"help": "what function-norm asks for a mean norm of 1, in loss per target token (default: 0.03)"}
     )  # fmt: skip
     norm: str | None = field(
         default=None, metadata={"help": "norms of function-norm: absolute (the default) or relative to the stream that is added to"}

@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fairseq_dsp.checkpoints.building import VocabularyTask
+from fairseq_dsp.plugin.building import VocabularyTask
 from fairseq_dsp.units.layout import Grid, Layout
 
 # Every example builds or runs a model, so few of them, and the same ones every time.

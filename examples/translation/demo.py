@@ -28,11 +28,11 @@ from rich.table import Table
 
 from fairseq_dsp.analysis.plots import kept_heads_grid
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.errors import Refusal, as_command, noted, refused_disk
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import refuse_working_folder
 from fairseq_dsp.modules.surgery import neurons_of
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.objections import budget_out_of_range
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout

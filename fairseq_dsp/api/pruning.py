@@ -14,7 +14,7 @@ from fairseq_dsp.checkpoints.account import Demand
 from fairseq_dsp.checkpoints.averaging import average as mean_of
 from fairseq_dsp.checkpoints.batches import draw_batches
 from fairseq_dsp.checkpoints.pair_batches import set_languages
-from fairseq_dsp.checkpoints.rewriting import Rewrite, Stages, rewrite
+from fairseq_dsp.checkpoints.rewriting import Rewrite, Stages, Wish, rewrite
 from fairseq_dsp.config import whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.checkpoint import write_checkpoint
@@ -125,16 +125,15 @@ def prune(
         )
     chosen = scores is not None or in_stages is not None
     floor = "1" if cross_floor is None and chosen and kept else cross_floor
-    done = rewrite(
-        os.fspath(checkpoint),
-        None if layout is None else str(layout) if isinstance(layout, Layout) else os.fspath(layout),
-        kept,
-        scores,
-        None if rescale is None else sentences,
-        None if floor is None else str(floor),
-        in_stages,
-        demand,
+    wish = Wish(
+        layout=None if layout is None else str(layout) if isinstance(layout, Layout) else os.fspath(layout),
+        count=kept,
+        scores=scores,
+        floor=None if floor is None else str(floor),
+        stages=in_stages,
+        demand=demand,
     )
+    done = rewrite(os.fspath(checkpoint), wish, None if rescale is None else sentences)
     write_checkpoint(done.state, target)
     return done
 

@@ -12,12 +12,12 @@ import torch
 
 from fairseq_dsp.api.watching import Watch
 from fairseq_dsp.checkpoints.batches import draw_batches, loss_of, words_of
-from fairseq_dsp.checkpoints.building import ungated
 from fairseq_dsp.checkpoints.pair_batches import pairs_of_batches, set_languages
 from fairseq_dsp.config import flag, whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.plugin.building import ungated
 from fairseq_dsp.plugin.languages import language_pairs
 from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.scoring import SCORER_OPTIONS, SCORERS, Scorer, finite_scores, make_scorer, removal_order

@@ -12,11 +12,11 @@ import torch
 from fairseq_dsp.api.score_work import read_options, subject_of
 from fairseq_dsp.api.watching import Watch, unwatched
 from fairseq_dsp.checkpoints.batches import draw_batches, log_probs_of
-from fairseq_dsp.checkpoints.building import ungated
 from fairseq_dsp.checkpoints.pair_batches import set_languages
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.plugin.building import ungated
 from fairseq_dsp.scoring.map_features import FEATURES
 from fairseq_dsp.scoring.one_shot_training import Example, train_one_shot
 from fairseq_dsp.units.scorer_model import ScorerModel

@@ -27,8 +27,10 @@ OPTIMIZER_OPTIONS = ("importance_lr", "importance_lr_follows_scheduler")
 FLOOR = "cross_floor"
 _OF_METHODS = {option.name for option in fields(PruningConfig)}
 _OPTIONS = _OF_METHODS - {"head_selection", "unpruned_heads", "seed", "derived"}
-# Of the criterion: the share that is learned from the dense model (`--start dense`).
-OF_THE_TRAINING = (*OPTIMIZER_OPTIONS, "distillation")
+# Of a start from the dense model (`--start dense`): the share that is learned from it, and the scorer whose order importance begins with.
+DISTILLATION, IMPORTANCE_FROM = "distillation", "importance_from"
+FROM_THE_DENSE = (DISTILLATION, IMPORTANCE_FROM)
+OF_THE_TRAINING = (*OPTIMIZER_OPTIONS, *FROM_THE_DENSE)
 # a budget of its own must be a range, of which the arm deploys `--kept`
 _OPTIONS |= {*OF_THE_TRAINING, *SCORER_OPTIONS, "unpruned_heads"}
 
@@ -108,6 +110,16 @@ def parse_arm(text: str) -> Arm:
     if cuts and not reasons:
         with noted(reasons):
             make_scorer(name, dict(options))
+    if not cuts and not reasons and (scorer := dict(options).get(IMPORTANCE_FROM)) is not None:
+        if scorer not in SCORERS:
+            reasons.append(
+                f"`--methods {name}:{IMPORTANCE_FROM}` must be one of {', '.join(SCORERS)}, but is {scorer}."
+            )
+        else:
+            with noted(reasons):
+                make_scorer(scorer, {})
+        if not METHODS[name].learned:
+            reasons.append(f"`--methods {name}` learns no importance, so it takes no {IMPORTANCE_FROM}, but is {text}.")
     if reasons:
         raise Refusal(*reasons)
     return Arm(label, name, tuple(sorted(options)), is_scorer=cuts)

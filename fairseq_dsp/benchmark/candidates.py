@@ -17,7 +17,6 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import nn
 
 from fairseq_dsp.benchmark.layouts import PLACEMENTS
-from fairseq_dsp.checkpoints.building import VocabularyTask, adopt_architecture, load_model
 from fairseq_dsp.checkpoints.stock import build_stock, stock_cfg
 from fairseq_dsp.config import architecture_of
 from fairseq_dsp.errors import Refusal
@@ -25,6 +24,7 @@ from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.methods.dsp import PROJECTION
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
 from fairseq_dsp.modules.surgery import grid_of, neurons_of, shrink_model
+from fairseq_dsp.plugin.building import VocabularyTask, adopt_architecture, load_model
 from fairseq_dsp.plugin.costing import sizes_of
 from fairseq_dsp.plugin.languages import languages_of, objections_to_differences, objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel

@@ -17,17 +17,27 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor
 
 from fairseq_dsp.benchmark import lookup, roles
-from fairseq_dsp.benchmark.arms import DENSE, FLOOR, OF_THE_TRAINING, Arm, control_layout
+from fairseq_dsp.benchmark.arms import (
+    DENSE,
+    DISTILLATION,
+    FLOOR,
+    FROM_THE_DENSE,
+    IMPORTANCE_FROM,
+    OF_THE_TRAINING,
+    Arm,
+    control_layout,
+)
 from fairseq_dsp.benchmark.choice_optimizer import optimizer_of, optimizer_options
 from fairseq_dsp.benchmark.lookup import SPECIAL, WORDS, Lookup, digits
 from fairseq_dsp.checkpoints.batches import loss_of, words_of
-from fairseq_dsp.checkpoints.building import VocabularyTask
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.recipe import derive
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.building import VocabularyTask
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
+from fairseq_dsp.plugin.importance_start import importance_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.plugin.objections import budget_out_of_range, objections
 from fairseq_dsp.plugin.teacher import Teacher
@@ -125,6 +135,8 @@ class Bench:
         begin = time.process_time()
         options = self._options(arm, k, source)
         model = self.build(options, state)
+        if IMPORTANCE_FROM in options:
+            model.head_gates.importance.data.copy_(importance_of(self._scores(options[IMPORTANCE_FROM], {})))
         self.train(model, self.setting.updates, self.setting.lr, options)
         seconds = time.process_time() - begin
         model.eval()
@@ -149,8 +161,9 @@ class Bench:
             low, high = PruningConfig(unpruned_heads=dict(arm.options)["unpruned_heads"]).budget_range or (0, -1)
             if not low <= k <= high:
                 return [f"`--methods {arm.name}:unpruned_heads` must be a range of budgets with {k} in it."]
-        if "distillation" in dict(arm.options) and self.setting.start != DENSE:
-            return [f"`--start` must be {DENSE} for `--methods {arm.name}:distillation`, whose dense model teaches."]
+        for option in FROM_THE_DENSE:
+            if option in dict(arm.options) and self.setting.start != DENSE:
+                return [f"`--start` must be {DENSE} for `--methods {arm.name}:{option}`, which asks the dense model."]
         try:
             with noted(found):
                 optimizer_options(dict(arm.options))
@@ -183,9 +196,9 @@ class Bench:
         criterion = LabelSmoothedCrossEntropyDspCriterion(
             argparse.Namespace(target_dictionary=model.decoder.dictionary), sentence_avg=False, label_smoothing=0.0
         )
-        if "distillation" in options:
+        if DISTILLATION in options:
             dense = self.build({"head_layout": str(Layout.full(setting.grid))}, self._dense_state())
-            criterion.teach(Teacher(dense), float(options["distillation"]))
+            criterion.teach(Teacher(dense), float(options[DISTILLATION]))
         optimizer = optimizer_of(model, lr, options)
         generator = torch.Generator().manual_seed(self.seed)
         model.train()
@@ -264,13 +277,17 @@ class Bench:
 
     def _scored(self, arm: Arm, k: int) -> Layout:
         """The k heads of the dense model to which a scorer gives most, above the arm's floor."""
+        grid = self.setting.grid
+        scores = self._scores(arm.name, dict(arm.options))
+        return Layout.of_mask(grid, top_k_above_floors(scores, k, floors_of(grid, _floor(arm)) if k else ()))
+
+    def _scores(self, scorer: str, options: dict[str, str]) -> Tensor:
+        """Of the heads of the dense model, [H], on sentences that training does not see."""
         model = self.build({"head_layout": str(Layout.full(self.setting.grid))}, self._dense_state()).eval()
         generator = torch.Generator().manual_seed(_SCORING_SEED + self.seed)
         batches = [self.lookup.batch(self.setting.batch, generator) for _ in range(10)]
         subject = Subject.of(model, batches, partial(loss_of, model), partial(words_of, model), self.seed)
-        grid = self.setting.grid
-        scores = make_scorer(arm.name, dict(arm.options)).score(subject, torch.ones(grid.total))
-        return Layout.of_mask(grid, top_k_above_floors(scores, k, floors_of(grid, _floor(arm)) if k else ()))
+        return make_scorer(scorer, options).score(subject, torch.ones(self.setting.grid.total))
 
 
 def _floor(arm: Arm) -> int | str | None:

@@ -12,11 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import PROVENANCE, read_checkpoint
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.computation import computation, differences
 from fairseq_dsp.plugin.languages import Languages, languages_of, objections_to_differences
 from fairseq_dsp.plugin.model import DspTransformerModel

@@ -17,11 +17,11 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from fairseq_dsp.checkpoints.building import VocabularyTask
 from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset, set_languages
 from fairseq_dsp.config import PruningConfig, architecture_of, given_options
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.guards.versions import drop_fused_encoder_copies
+from fairseq_dsp.plugin.building import VocabularyTask
 from fairseq_dsp.plugin.languages import (
     BILINGUAL,
     BILINGUAL_BUDGET,

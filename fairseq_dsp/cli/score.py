@@ -6,7 +6,9 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
+from fairseq_dsp.api.blocks import block_scores
 from fairseq_dsp.api.score_work import READERS
 from fairseq_dsp.api.scoring import file_of_pair, score, score_pairs
 from fairseq_dsp.cli.arguments import add_languages
@@ -15,6 +17,7 @@ from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, as_command
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.scoring.attention_statistics import STATISTICS
+from fairseq_dsp.units.blocks import BLOCKS
 from fairseq_dsp.units.chosen import Chosen
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kinds import CHOICES
@@ -34,7 +37,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--output", required=True, metavar="FILE", help="where to write the scores, JSON; a folder with --lang-pairs"
     )
     kinds = ", ".join(kind.name for kind in CHOICES)
-    parser.add_argument("--units", metavar="KINDS", help=f"what to score, with commas: {kinds} (default: {HEADS.name})")
+    parser.add_argument(
+        "--units",
+        metavar="KINDS",
+        help=f"what to score, with commas: {kinds} (default: {HEADS.name}); or {BLOCKS} of weight matrices, for a study of masks",
+    )
+    parser.add_argument("--block", metavar="B", help=f"with --units {BLOCKS}: rows and columns of a block, 16 or 32")
     parser.add_argument(
         "--ffn-group",
         metavar="G",
@@ -69,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     args = get_parser().parse_intermixed_args(arguments)  # a folder that may be missing may stand anywhere
     given = {name: value for name, value in vars(args).items() if name not in ("path", "scorer", "data", "output")}
+    if args.units == BLOCKS:
+        return _score_blocks(args, given)
+    if given.pop("block") is not None:
+        raise Refusal(f"`--block` must come with `--units {BLOCKS}`, but is {args.block}.")
     pairs = given.pop("lang_pairs")
     if pairs is None:
         files = [score(args.path, args.scorer, args.data, args.output, **given, watch=steps)]
@@ -87,6 +99,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"scored {units} of {args.path}{data} by {args.scorer}: {where}")
     if not files[0].comparable and len(files[0].units) > 1:
         print("scores of different kinds do not compare: give fairseq-dsp-prune a budget for each kind")
+
+
+def _score_blocks(args: argparse.Namespace, given: dict[str, Any]) -> None:
+    alien = [
+        name
+        for name in ("ffn_group", "iterative", "lang_pairs", "statistic", "norm", "scorer_model")
+        if given.pop(name) is not None
+    ]
+    if alien:
+        raise Refusal(
+            *(
+                f"{flag(name)} must not be given with `--units {BLOCKS}`, but is {getattr(args, name)}."
+                for name in alien
+            )
+        )
+    del given["units"]
+    file = block_scores(args.path, args.scorer, args.data, args.output, **given)
+    size = f"{file.block} x {file.block}"
+    print(f"scored {file.count:,} blocks of {size} of {args.path} by {args.scorer}: {args.output}")
+    print(
+        "blocks are masks: no runtime that models are exported to computes sparse blocks, and nothing gets smaller or faster by them"
+    )
 
 
 def cli_main() -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.stock import read_sentences, read_vocabularies
 from fairseq_dsp.config import flag, given_options
 from fairseq_dsp.errors import Refusal
@@ -23,6 +22,7 @@ from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, 
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import OutputFolder
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.languages import languages_of, objections_to_task
 from fairseq_dsp.plugin.options import TransformerOptions
 from fairseq_dsp.units.layout import Layout

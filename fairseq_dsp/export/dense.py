@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq_dsp.checkpoints.agreement import TOLERANCE, largest_difference
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.checkpoints.stock import STOCK_NAMES, build_stock, stock_cfg
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.modules.surgery import attentions, mask_heads, shrink_state, widen_state
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.kinds import KIND_OF
 from fairseq_dsp.units.layout import Grid, Layout

@@ -15,7 +15,8 @@ from fairseq_dsp.methods.schedule import cooldown_of
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.norms import ABSOLUTE, objection_to_norm
 
-NORM_PENALTY = 0.01
+# Of 0.003 to 0.3 the one that solved the lookup task of `benchmark.choice` with both of two seeds.
+NORM_PENALTY = 0.03
 
 # Updates that the mean of a unit's norms goes back: weights change, and what a unit added long ago says little.
 _MEMORY = 100

@@ -10,8 +10,8 @@ from typing import Any
 from fairseq import checkpoint_utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 
-from fairseq_dsp.config import get_option
 from fairseq_dsp.plugin.criterion import AT_BUDGET
+from fairseq_dsp.plugin.options import TaskOptions
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
 
@@ -19,21 +19,18 @@ _ACCURACY = ("accuracy", "n_correct", "total")
 _ERRORS, _SUCCESSES = ("loss", "nll_loss", "ppl"), ("bleu", "accuracy")
 
 
-def objections_to_metric(options: Any, criterion: Any, more: Mapping[str, str]) -> list[str]:
+def objections_to_metric(options: TaskOptions, criterion: Any, more: Mapping[str, str]) -> list[str]:
     """Sentences on a metric that no validation yields: fairseq looks for it when the first one is over.
 
     Args:
         options: the task's.
         more: figures that the task logs, beside fairseq's, each with the one of fairseq that it is like.
     """
-    named, largest = (
-        get_option(options, "best_checkpoint_metric"),
-        get_option(options, "maximize_best_checkpoint_metric"),
-    )
-    if get_option(options, "disable_validation"):
+    named, largest = options.best_checkpoint_metric, options.maximize_best_checkpoint_metric
+    if options.disable_validation:
         return []
     metric = more.get(named, named)
-    if metric == "bleu" and not get_option(options, "eval_bleu"):
+    if metric == "bleu" and not options.eval_bleu:
         return [f"`--best-checkpoint-metric {named}` needs `--eval-bleu`, but it is not given."]
     if metric in (_SUCCESSES if not largest else _ERRORS):
         logger.warning(

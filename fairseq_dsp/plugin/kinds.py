@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fairseq_dsp.config import AUTO, PruningConfig, get_option, set_option
+from fairseq_dsp.config import AUTO, PruningConfig, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.methods.dsp import PROJECTION, DifferentiableSubset
 from fairseq_dsp.methods.stratified import Stratified
 from fairseq_dsp.modules.gates import HeadGates
-from fairseq_dsp.plugin.options import Options, TransformerOptions, completed
+from fairseq_dsp.plugin.options import Options, TransformerOptions, completed, given_of_ours
 from fairseq_dsp.units.chosen import Chosen, default_group, default_kinds, parse_kinds
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.heads import HEADS
@@ -67,7 +67,7 @@ def settle_kinds(cfg: Options) -> None:
         raise Refusal(*reasons)
     if not heads_alone and config.ffn_group is None and config.head_layout is None:
         set_option(cfg, "ffn_group", _group_of_options(cfg, kinds))
-    known = get_option(cfg, "ffn_group") is not None or heads_alone
+    known = "ffn_group" in given_of_ours(cfg) or heads_alone
     if config.head_layout is None and known and SUBLAYERS.name not in kinds and (heads_alone or HEADS.name in kinds):
         set_option(cfg, "prune", None)
 
@@ -96,7 +96,7 @@ def _group_of_options(cfg: Options, kinds: tuple[str, ...]) -> int:
     options = TransformerOptions.of(given)
     sizes, neurons = set(), set()
     for name, side in (("encoder", options.encoder), ("decoder", options.decoder)):
-        width = get_option(given, f"{name}_embed_dim")
+        width = getattr(given, f"{name}_embed_dim", None)
         if not side.heads or not side.neurons or not width:
             raise Refusal("`--ffn-group` must be given, for the model's options do not say how large heads are.")
         sizes.add(int(width) // side.heads)

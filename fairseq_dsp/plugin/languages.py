@@ -16,6 +16,7 @@ from fairseq.data.multilingual.multilingual_utils import get_lang_tok
 
 from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.plugin.options import saved_options
 
 BILINGUAL, BILINGUAL_BUDGET = "translation", "translation_dsp"
 MULTILINGUAL, MULTILINGUAL_BUDGET = "translation_multi_simple_epoch", "translation_multi_simple_epoch_dsp"
@@ -184,8 +185,7 @@ def objections_to_going_on(state: Mapping[str, Any], cfg: Any, path: str) -> lis
         cfg: of the model that is trained.
         path: the checkpoint's.
     """
-    saved = state.get("cfg")
-    trained, now = languages_of(get_option(saved, "task") if saved else state.get("args")), languages_of_model(cfg)
+    trained, now = languages_of(saved_options(state, "task")), languages_of_model(cfg)
     return [] if trained is None or now is None else objections_to_other_languages(trained, now, path)
 
 

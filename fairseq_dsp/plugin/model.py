@@ -1,7 +1,7 @@
 """The `dsp_transformer` architectures: fairseq's transformers of the same suffix, with heads that can be gated and gone.
 
 fairseq builds the model with all of its options; afterwards the attentions are replaced, shrunk to the layout in the cfg
-and gated if a method asks for it. Called by fairseq (training, generation, hub) and by `checkpoints/building`.
+and gated if a method asks for it. Called by fairseq (training, generation, hub) and by `plugin/building`.
 
 Registered without a dataclass: fairseq's command line and hydra then both hand over a flat cfg, and ignore no option.
 """
@@ -16,7 +16,7 @@ from fairseq.models.transformer import TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_dsp.config import PruningConfig, add_arguments, flag, get_option, set_option
+from fairseq_dsp.config import PruningConfig, add_arguments, flag, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.guards.versions import (
     disable_fused_encoder,
@@ -44,7 +44,7 @@ from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
 from fairseq_dsp.plugin.kinds import settle_kinds
 from fairseq_dsp.plugin.languages import objections_to_use
 from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
-from fairseq_dsp.plugin.options import TrainingOptions
+from fairseq_dsp.plugin.options import OptimizerOptions, TrainingOptions
 from fairseq_dsp.plugin.starting import objections_to_start
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.plugin.widths import objections_to_neurons
@@ -112,10 +112,9 @@ class DspTransformerModel(TransformerModel):
             settle_kinds(args)
             if reasons := objections(args) + objections_to_use(args, getattr(task, "args", None)):
                 raise Refusal(*reasons)
-            config = PruningConfig.from_model_cfg(args)
             model = super().build_model(args, task)
             model.unchecked = args
-            config = priced(model, args, config)
+            config = priced(model, args, PruningConfig.from_model_cfg(args))
             model._take_heads(args, config)
             if method_class(config).learned:
                 install_gates(model, model.layout.surviving, gates_of(config, model.layout))
@@ -289,9 +288,10 @@ def _register(stock: str) -> None:
     def architecture(args: argparse.Namespace | DictConfig) -> None:
         ARCH_CONFIG_REGISTRY[stock](args)
         # fairseq-train takes --bf16 for a TPU, and would flatten all parameters into one under --fp16, importance too
-        if get_option(args, "bf16", False) and get_option(args, "tpu", False):
+        options = OptimizerOptions.of(args)
+        if options.bf16 and options.tpu:
             set_option(args, "tpu", False)
-        if get_option(args, "fp16", False) and get_option(args, "optimizer") == "dsp_adam":
+        if options.fp16 and options.optimizer == "dsp_adam":
             set_option(args, "fp16_no_flatten_grads", True)
 
 

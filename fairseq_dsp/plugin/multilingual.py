@@ -24,6 +24,7 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from fairseq_dsp.config import flag, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.plugin.languages import MULTILINGUAL, MULTILINGUAL_BUDGET, languages_of
+from fairseq_dsp.plugin.options import values_of
 from fairseq_dsp.plugin.pair_figures import PAIR, PairFigures, PairsDataset, counts_of
 from fairseq_dsp.plugin.pair_folders import objections_to_dictionaries, refuse_no_sentences
 from fairseq_dsp.plugin.task import BudgetTask, TranslationDspConfig
@@ -85,17 +86,17 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
                 "model which one is meant.",
                 ", ".join(sorted(set(self.target_langs))),
             )
-        if self.option("enable_lang_ids"):
+        if self.given.enable_lang_ids:
             reasons.append(
                 f"`--enable-lang-ids` must not be given for `--task {self.budget_name}`: a transformer takes none."
             )
-        subsets = [self.option("train_subset")]
-        if not self.option("disable_validation"):
-            subsets += str(self.option("valid_subset")).split(",")
+        subsets = [self.given.train_subset]
+        if not self.given.disable_validation:
+            subsets += str(self.given.valid_subset).split(",")
         for pair, subset in itertools.product(self.lang_pairs, subsets):
             with noted(reasons):
-                if "://" not in self.option("data"):
-                    refuse_no_sentences(self.option("data"), pair, subset, _FOLDER)
+                if "://" not in self.given.data:
+                    refuse_no_sentences(self.given.data, pair, subset, _FOLDER)
         return list(dict.fromkeys(reasons))
 
     def metrics(self) -> dict[str, str]:
@@ -103,20 +104,20 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
 
     @property
     def _figures(self) -> PairFigures:
-        return PairFigures(self.lang_pairs, bool(self.option("eval_bleu")))
+        return PairFigures(self.lang_pairs, bool(self.given.eval_bleu))
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Builds the model, and what translates its validation sets."""
         model = super().build_model(cfg, from_checkpoint)
-        if self.option("eval_bleu") and self.training:
+        if self.given.eval_bleu and self.training:
             self._judge = _PairJudge(self)
-            options = argparse.Namespace(**json.loads(self.option("eval_bleu_args", "{}")))
+            options = argparse.Namespace(**json.loads(self.given.eval_bleu_args or "{}"))
             self._generator = FairseqTask.build_generator(self, [model], options)
         return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """As in fairseq; a validation set keeps its pairs apart."""
-        if not self.training or split == self.option("train_subset"):
+        if not self.training or split == self.given.train_subset:
             super().load_dataset(split, epoch, combine, **kwargs)
             return
         found, _ = self.data_manager.load_split_datasets(split, self.training, epoch, combine)
@@ -131,7 +132,7 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
     def validate(self, sample: Any, model: Any, criterion: Any) -> Any:
         """As in fairseq, and with BLEU's counts."""
         loss, sample_size, logged = super().validate(sample, model, criterion)
-        if PAIR in sample and self.option("eval_bleu"):
+        if PAIR in sample and self.given.eval_bleu:
             logged.update(self._judge.counts(self._generator, sample, model, self.lang_pairs[sample[PAIR]]))
         return loss, sample_size, logged
 
@@ -156,8 +157,8 @@ class _PairJudge(TranslationTask):
     """
 
     def __init__(self, owner: TranslationMultiSimpleEpochDspTask) -> None:
-        names = [field.name for field in fields(TranslationConfig) if field.name.startswith("eval_")]
-        options = TranslationConfig(**{name: owner.option(name) for name in names})
+        values = values_of(TranslationConfig, owner.args)
+        options = TranslationConfig(**{name: value for name, value in values.items() if name.startswith("eval_")})
         super().__init__(options, owner.source_dictionary, owner.target_dictionary)
         self.owner = owner
         self.token: int | None = None

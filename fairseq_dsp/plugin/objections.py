@@ -1,6 +1,6 @@
 """Why options cannot be honoured: every reason at once.
 
-Asked by `task` when training starts, by `model` whenever it is built, and by `checkpoints/building` before it builds one from a file.
+Asked by `task` when training starts, by `model` whenever it is built, and by `plugin/building` before it builds one from a file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fairseq.models.transformer import TransformerModel
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, given_options
+from fairseq_dsp.config import PruningConfig, architecture_of, flag, given_options
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.methods import METHODS, method_class, objections_to_method
 from fairseq_dsp.methods.dsp import PROJECTION, RELAXATIONS
@@ -44,11 +44,11 @@ _MOST_POSITIONS = 1 << 20  # of a sentence; fairseq computes a vector for each
 
 def objections(args: argparse.Namespace | DictConfig) -> list[str]:
     """Sentences on a model's cfg; empty if it can be built as far as the options tell."""
-    if found := objections_to_model_a_pair(get_option(args, "task")):
+    given = given_options(args)
+    if found := objections_to_model_a_pair(given.get("task")):
         return found
     with noted(found):
         found += _objections_to_training(args, PruningConfig.from_model_cfg(args))
-    given = given_options(args)
     for name, rule in _UNSUPPORTED.items():
         value = given.get(name)
         if value not in (None, False, 0, "", "None"):
@@ -103,7 +103,7 @@ def refuse_unfit_options(cfg: argparse.Namespace | DictConfig, weights: Mapping[
     """
     if "encoder.embed_tokens.weight" not in weights or "decoder.embed_tokens.weight" not in weights:
         raise Refusal("the checkpoint's weights must be a translation model's, but embeddings are missing.")
-    if (layout := get_option(cfg, "head_layout")) is not None:
+    if (layout := given_options(cfg).get("head_layout")) is not None:
         parse_layout(str(layout), "--head-layout")  # never a path: training writes the layout that it found there
     with fitting_its_own_options():
         if reasons := objections_to_stored_options(cfg, weights):
@@ -142,7 +142,7 @@ def objections_to_stored_options(cfg: argparse.Namespace | DictConfig, weights: 
             found.append(f"{flag(name)} must be a number, but is {str(value)[:80]}.")
     if found:
         return found
-    text = get_option(cfg, "head_layout")
+    text = given_options(cfg).get("head_layout")
     layout = parse_layout(text, "--head-layout") if isinstance(text, str) else None
     if layout is not None and has_neurons(layout.grid):
         found += objections_to_widths(cfg, layout, weights)
@@ -226,7 +226,7 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
                 )
     if method.learned:
         for part, ours in (
-            ("task", MULTILINGUAL_BUDGET if get_option(args, "task") == MULTILINGUAL else BILINGUAL_BUDGET),
+            ("task", MULTILINGUAL_BUDGET if options.get("task") == MULTILINGUAL else BILINGUAL_BUDGET),
             ("criterion", "label_smoothed_cross_entropy_dsp"),
             ("optimizer", "dsp_adam"),
         ):

@@ -1,6 +1,6 @@
-"""What fairseq's options say, read once into records: of a transformer, a training, a task and a criterion.
+"""What options say, read once into records: of a transformer, a training, its optimizer, a task, a criterion.
 
-Only these records, `Languages` and `PruningConfig` ask a cfg for single options; `tests/unit/test_imports.py` holds it.
+These records, `Languages` and `PruningConfig` ask a cfg for options, and nobody else does; `tests/unit/test_imports.py` holds it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 
-from fairseq_dsp.config import architecture_of, get_option, given_options
+from fairseq_dsp.config import PruningConfig, architecture_of, get_option, given_options
 from fairseq_dsp.units.groups import Neurons, with_groups
 from fairseq_dsp.units.layout import Grid
 from fairseq_dsp.units.neurons import NEURONS
@@ -108,12 +108,11 @@ class TransformerOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What fairseq's options say of a training: where it begins and ends, and in which precision. Attributes are named as the options are.
+    """What fairseq's options say of a training: where it begins and where it ends. Attributes are named as the options are.
 
     Attributes:
         save_dir: None where the options are a model's alone.
         max_epoch: 0 for no limit, as `max_update`.
-        optimizer: its name; None where the options do not say.
     """
 
     save_dir: str | None = None
@@ -125,10 +124,6 @@ class TrainingOptions:
     reset_dataloader: bool = False
     max_epoch: int = 0
     max_update: int = 0
-    fp16: bool = False
-    bf16: bool = False
-    tpu: bool = False
-    optimizer: str | None = None
 
     @classmethod
     def of(cls, options: Any) -> TrainingOptions:
@@ -141,6 +136,22 @@ class TrainingOptions:
     def is_last_restored(self) -> bool:
         """Whether fairseq goes on from what it left in the save folder, as it does by default."""
         return self.restore_file == _LAST
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """By which optimizer fairseq trains, and in which precision, as the options stand. Attributes are named as the options are."""
+
+    fp16: Any = None
+    bf16: Any = None
+    tpu: Any = None
+    optimizer: str | None = None
+    importance_lr_of: str | None = None
+
+    @classmethod
+    def of(cls, options: Any) -> OptimizerOptions:
+        """Reads fairseq's options, flat, of any kind."""
+        return cls(**values_of(cls, options))
 
 
 @dataclass(frozen=True)
@@ -196,8 +207,13 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class CriterionOptions:
-    """What the options of a criterion say, as they stand there; None where they do not say. Attributes are named as the options are."""
+    """What the options of a criterion say, as they stand there; None where they do not say. Attributes are named as the options are.
 
+    Attributes:
+        name: of the criterion.
+    """
+
+    name: str | None = None
     teacher: str | None = None
     distillation: float | None = None
     ignore_prefix_size: int | None = None
@@ -205,12 +221,27 @@ class CriterionOptions:
     @classmethod
     def of(cls, options: Any) -> CriterionOptions:
         """Reads a criterion's options, flat, of any kind."""
-        return cls(**values_of(cls, options))
+        return cls(**{**values_of(cls, options), "name": get_option(options, "_name")})
 
 
 def values_of(record: Any, options: Any) -> dict[str, Any]:
     """What options say of each field of a dataclass, of ours or of fairseq, as it stands there; None where they do not say."""
     return {option.name: get_option(options, option.name) for option in fields(record)}
+
+
+def given_of_ours(cfg: Any) -> dict[str, Any]:
+    """What a model's cfg gives of our own options, as it stands there: values that nobody has looked at yet."""
+    return {name: value for name, value in values_of(PruningConfig, cfg).items() if value is not None}
+
+
+def saved_options(state: Mapping[str, Any], part: str) -> Any:
+    """Options that a checkpoint was trained with, of its `model`, `task` or `criterion`; None where the file has none.
+
+    Args:
+        state: what the file holds. Earlier versions of fairseq wrote the options of all parts as one, flat.
+    """
+    cfg = state.get("cfg")
+    return get_option(cfg, part) if cfg else state.get("args")
 
 
 def completed(cfg: Options | Mapping[str, Any]) -> argparse.Namespace:

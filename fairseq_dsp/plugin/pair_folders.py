@@ -11,12 +11,11 @@ from typing import Any
 
 from fairseq.data import Dictionary
 
-from fairseq_dsp.config import flag, get_option
+from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder, refuse_no_folder
 from fairseq_dsp.plugin.languages import Languages
-
-_ONE_FOR_A_SIDE = ("source_dict", "target_dict")
+from fairseq_dsp.plugin.options import TaskOptions
 
 
 def objections_to_dictionaries(languages: Languages, pairs: Sequence[str], options: Any, name: str) -> list[str]:
@@ -33,13 +32,13 @@ def objections_to_dictionaries(languages: Languages, pairs: Sequence[str], optio
         return [
             f"`--langs` must name every language that is translated, but {', '.join(missing)} is not in {','.join(languages.names)}."
         ]
-    reasons: list[str] = []
+    told, reasons = TaskOptions.of(options), list[str]()
     with noted(reasons):
         refuse_no_folder(options.data, name)
-        reasons += _objections_to_files(options)
-        if get_option(options, "fixed_dictionary") is None:
-            for side, given in enumerate(_ONE_FOR_A_SIDE):
-                if get_option(options, given) is None:
+        reasons += _objections_to_files(told)
+        if told.fixed_dictionary is None:
+            for side, given in enumerate((told.source_dict, told.target_dict)):
+                if given is None:
                     reasons += _objections_to_side([pair.split("-")[side] for pair in pairs], options.data, name)
     return list(dict.fromkeys(reasons))
 
@@ -67,8 +66,8 @@ def refuse_no_sentences(data: str, pair: str, subset: str, name: str, option: st
     return folder
 
 
-def _objections_to_files(options: Any) -> list[str]:
-    given = {name: get_option(options, name) for name in (*_ONE_FOR_A_SIDE, "fixed_dictionary")}
+def _objections_to_files(told: TaskOptions) -> list[str]:
+    given = {name: getattr(told, name) for name in ("source_dict", "target_dict", "fixed_dictionary")}
     return [
         f"{flag(name)} must be a dictionary of fairseq, but {path} is no file."
         for name, path in given.items()

@@ -5,6 +5,7 @@ Logged elsewhere: temperature and penalty by `criterion`, the norm of the import
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,14 @@ from torch import Tensor
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.signals import Signals
+from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.costs import LATENCY, TIME_PARTS
 from fairseq_dsp.units.kinds import KINDS
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.request import written
+from fairseq_dsp.units.sublayers import SUBLAYERS
+
+logger = logging.getLogger(__name__)
 
 
 class HeadProgress:
@@ -22,7 +29,7 @@ class HeadProgress:
 
     Attributes:
         figures: heads kept by attention type (`heads_enc`, `heads_dec`, `heads_cross`; where neurons are units too, groups kept of each
-            side, `heads_ffn-enc` and `heads_ffn-dec`, and units of each kind, `kept_heads` and `kept_ffn`), the mean importance of all heads of
+            side, `heads_ffn-enc` and `heads_ffn-dec`, and units of each kind, `kept_heads` and `kept_ffn`; `kept_sublayers` where these are chosen), the mean importance of all heads of
             a type (`importance_enc` and so on), and `heads_changed`, the number of heads that are kept and were not, or were
             and are not, since the last validation (before the first, since training started or was resumed). A swap of two
             heads counts as two. While heads are chosen also those of `signals`.
@@ -32,6 +39,7 @@ class HeadProgress:
         self.figures: dict[str, float] = {}
         self._before: Layout | None = None
         self._signals = Signals()
+        self._told = False
 
     def start(self, gates: HeadGates) -> None:
         """Training starts, or goes on with another epoch."""
@@ -59,13 +67,37 @@ class HeadProgress:
         self.figures["heads_changed"] = sum(a != b for a, b in zip(layout.kept, before.kept, strict=True))
         if gates.method.measures and layout.count:
             self.figures["norm_threshold"] = gates.ranking()[gates.decided_mask() > 0].min().item()
+        if gates.chosen.kinds == (SUBLAYERS.name,):
+            self.figures[f"kept_{SUBLAYERS.name}"] = int(gates.decided_mask().sum())
         if not gates.is_fixed:
             self.figures |= self._signals.read(gates.decided_mask())
+        elif not self._told:
+            self._tell(gates)
         return layout
+
+    def _tell(self, gates: HeadGates) -> None:
+        """Says once what a budget that is not of units has come to."""
+        self._told, budget = True, gates.budget
+        if budget is None or budget.measure == COUNT:
+            return
+        slack, cheapest = budget.room(gates.decided_mask().tolist())
+        off = "" if cheapest == float("inf") else f", the cheapest that is off costs {_said(cheapest, budget.measure)}"
+        logger.info(
+            "what is chosen among is fixed, and costs %s of at most %s; slack %s%s",
+            _said(budget.limit - slack, budget.measure),
+            _said(budget.limit, budget.measure),
+            _said(slack, budget.measure),
+            off,
+        )
 
     def validate(self, gates: HeadGates) -> None:
         """The heads that later figures are compared with; this validation's own are compared with the last one's."""
         self._before = self.look(gates)
+
+
+def _said(cost: float, measure: str) -> str:
+    """A cost of a budget, for people; of measured time the share of what the dense model takes, for a checkpoint does not say how long that is."""
+    return f"{cost / TIME_PARTS:.2%} of the dense model's time" if measure == LATENCY else written(cost, measure)
 
 
 def at_each_budget(

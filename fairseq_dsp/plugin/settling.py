@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fairseq_dsp.config import PruningConfig, flag, get_option, set_option
+from fairseq_dsp.config import PruningConfig, flag, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.methods import method_class, objections_to_method
 from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.methods.recipe import AUTO, derive, needs_length, objections_to_recipe, recipe_of
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.options import Options, TrainingOptions
+from fairseq_dsp.plugin.options import Options, TrainingOptions, given_of_ours
 from fairseq_dsp.plugin.starting import start_to_go_on_from
 
 logger = logging.getLogger(__name__)
@@ -86,12 +86,13 @@ class Settling:
         before = PruningConfig.from_model_cfg(start.options)
         if method_class(before) is not method_class(config) or config.recipe not in (None, before.recipe):
             return start.option == "save_dir"  # which `starting` refuses
+        given = given_of_ours(model_cfg)
         for name in ("recipe", "derived", *(before.derived or "").split(",")):
-            if name and get_option(model_cfg, name) is None and getattr(before, name) is not None:
+            if name and name not in given and getattr(before, name) is not None:
                 set_option(model_cfg, name, getattr(before, name))
-        if before.recipe is not None and get_option(model_cfg, "importance_lr") is None:
+        if before.recipe is not None and "importance_lr" not in given:
             set_option(model_cfg, "importance_lr", before.importance_lr)
-        self.importance_lr = get_option(model_cfg, "importance_lr")
+        self.importance_lr = given_of_ours(model_cfg).get("importance_lr")
         return True
 
     def _objections_to_length(self, config: PruningConfig) -> list[str]:
@@ -121,7 +122,7 @@ class Settling:
             set_option(model_cfg, name, value)
         names = [name for name in (config.derived or "").split(",") if name] + list(values)
         set_option(model_cfg, "derived", ",".join(names) or None)
-        self.importance_lr = get_option(model_cfg, "importance_lr")
+        self.importance_lr = given_of_ours(model_cfg).get("importance_lr")
 
 
 def _tell(config: PruningConfig, length: str = "") -> None:

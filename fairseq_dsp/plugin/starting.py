@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from fairseq.file_io import PathManager
 
-from fairseq_dsp.config import PruningConfig, architecture_of, flag, get_option, given_options, set_option
+from fairseq_dsp.config import PruningConfig, architecture_of, flag, set_option
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.checkpoint import family_of
 from fairseq_dsp.files.weights import refuse_broken_weights
@@ -28,7 +28,7 @@ from fairseq_dsp.methods.recipe import PAPER
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.plugin.computation import computation, differences
 from fairseq_dsp.plugin.languages import objections_to_going_on
-from fairseq_dsp.plugin.options import Options, TrainingOptions
+from fairseq_dsp.plugin.options import Options, TrainingOptions, given_of_ours, saved_options
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 
@@ -54,8 +54,7 @@ class Start:
     @property
     def options(self) -> Any:
         """The model's options when it was trained, flat; None where the file has none."""
-        cfg = self.state.get("cfg")
-        return get_option(cfg, "model") if cfg else self.state.get("args")
+        return saved_options(self.state, "model")
 
     @property
     def updates(self) -> int:
@@ -102,11 +101,11 @@ def settle_floor(training: TrainingOptions, model_cfg: Options) -> None:
     Args:
         model_cfg: the model's.
     """
-    given = given_options(model_cfg)  # whose values nobody has looked at yet
+    given = given_of_ours(model_cfg)
     if "cross_floor" in given or str(given.get("unpruned_heads", given.get("budget", 0))) == "0":
         return
     start = start_to_go_on_from(training, anew_too=True)
-    floor: Any = "1" if start is None else get_option(start.options, "cross_floor")
+    floor: Any = "1" if start is None else given_of_ours(start.options).get("cross_floor")
     if floor is not None:
         set_option(model_cfg, "cross_floor", floor)
 
@@ -159,7 +158,7 @@ def objections_to_lack_of_start(training: TrainingOptions, model_cfg: Options) -
     if start and not PathManager.isfile(start):
         what = "is a folder" if os.path.isdir(start) else "does not exist"
         return [f"`--finetune-from-model` must be a checkpoint, but {start} {what}."]
-    if str(get_option(model_cfg, "pipelined", False)).lower() == "true" and find_start(training) is None:
+    if str(given_of_ours(model_cfg).get("pipelined")).lower() == "true" and find_start(training) is None:
         return ["`--pipelined` needs a trained dense checkpoint (`--finetune-from-model dense.pt`), but none is given."]
     return []
 

@@ -17,7 +17,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
-from fairseq_dsp.config import PruningConfig, architecture_of, get_option, set_option
+from fairseq_dsp.config import PruningConfig, architecture_of, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.nested_gates import NestedGates
@@ -30,7 +30,7 @@ from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TAS
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of, refuse_rates
-from fairseq_dsp.plugin.options import TrainingOptions
+from fairseq_dsp.plugin.options import CriterionOptions, OptimizerOptions, TaskOptions, TrainingOptions, given_of_ours
 from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
 from fairseq_dsp.plugin.settling import Settling
 from fairseq_dsp.plugin.starting import objections_to_lack_of_start, objections_to_start, settle_floor
@@ -74,6 +74,7 @@ class BudgetTask:
     Attributes:
         budget_name: what `--task` takes for the class.
         stock_name: likewise, for the same task without a budget.
+        given: what the task's options say.
     """
 
     budget_name: str
@@ -81,8 +82,9 @@ class BudgetTask:
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self.given = TaskOptions.of(self.options)
         with exit_on_refusal():  # here, for fairseq wraps the model's construction already
-            if reasons := objections_to_backend(str(self.option("ddp_backend", ""))):
+            if reasons := objections_to_backend(str(self.given.ddp_backend)):
                 raise Refusal(*reasons)
         self._trains = False
         self._learns_heads = False
@@ -98,9 +100,6 @@ class BudgetTask:
     def options(self) -> Any:
         """The task's options; tasks that fairseq calls legacy keep them as `args`."""
         return self.args if self.cfg is None else self.cfg
-
-    def option(self, name: str, default: Any = None) -> Any:
-        return get_option(self.options, name, default)
 
     def settle_languages(self, cfg: Any) -> list[str]:
         """Writes what a checkpoint must say of its languages into a model's options; returns sentences on languages and data."""
@@ -124,14 +123,14 @@ class BudgetTask:
                     f"dense: for that, use `--task {self.stock_name}`."
                 )
             reasons = []
-            for option, value in ((name, self.option(name)) for name in ("unpruned_heads", "seed")):
-                given = get_option(cfg, option, value)
+            for option, value in (("unpruned_heads", self.given.unpruned_heads), ("seed", self.given.seed)):
+                given = given_of_ours(cfg).get(option, value)
                 if value is not None and str(given) != str(value):
                     reasons.append(f"`task.{option}` and `model.{option}` must agree, but are {value} and {given}.")
                 set_option(cfg, option, given)
             set_option(cfg, BUDGET_TASK, self.budget_name)
             with noted(reasons):
-                settle_budget(cfg, *(self.option(name) for name in ("data", "source_lang", "target_lang")))
+                settle_budget(cfg, self.given.data, *self.given.languages)
             settle_floor(self._training, cfg)
             with noted(reasons):
                 reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
@@ -146,7 +145,7 @@ class BudgetTask:
         model = super().build_model(cfg, from_checkpoint)
         with exit_on_refusal():
             refuse_slow_choice(model.head_gates)
-            refuse_rates(get_option(cfg, "importance_lr_of"), model.head_gates)
+            refuse_rates(OptimizerOptions.of(cfg).importance_lr_of, model.head_gates)
             start_importance(self._training, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None
         self.adopt(model)
@@ -161,11 +160,11 @@ class BudgetTask:
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Builds the criterion; refuses one that would lose the penalty, or that cannot train the model or choose the best."""
         criterion = super().build_criterion(cfg, *args, **kwargs)  # fairseq 0.12.2 takes the cfg alone
-        reasons = objections_to_metric(self.options, criterion, self.metrics()) if self._trains else []
+        reasons = objections_to_metric(self.given, criterion, self.metrics()) if self._trains else []
         if self._learns_heads and not isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
             reasons.append(
                 f"`--criterion` must be label_smoothed_cross_entropy_dsp for `--task {self.budget_name}`, but is "
-                f"{get_option(cfg, '_name')}."
+                f"{CriterionOptions.of(cfg).name}."
             )
         if self._adaptive_softmax and isinstance(criterion, LabelSmoothedCrossEntropyDspCriterion):
             # fairseq's criterion, from which ours comes, has no gradient there
@@ -202,7 +201,7 @@ class BudgetTask:
         gates.end_update()
         if not gates.is_fixed:
             self._progress.note(gates, adam.importance[0].grad, update_num + 1)
-        if (update_num + 1) % (self.option("log_interval") or 1) == 0:
+        if (update_num + 1) % (self.given.log_interval or 1) == 0:
             self._progress.look(gates)  # the updates whose figures fairseq prints
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
@@ -237,7 +236,7 @@ class BudgetTask:
             return
         self._warned_of_cooldown = True
         limits = []
-        last_update, last_epoch = self.option("max_update"), self.option("max_epoch")
+        last_update, last_epoch = self._training.max_update, self._training.max_epoch
         if last_update:
             limits.append((last_update, f"`--max-update` {last_update}"))
         if last_epoch and self._updates_an_epoch is not None:
@@ -262,7 +261,7 @@ class BudgetTask:
             kwargs["required_batch_size_multiple"] = 1
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         if training:
-            frequency = self.option("update_freq")
+            frequency = self.given.update_freq
             frequency = frequency if isinstance(frequency, int) else (list(frequency or [1]))[-1]
             self._updates_an_epoch = -(-len(iterator) // frequency)
             if self._model is not None:
@@ -278,7 +277,7 @@ class BudgetTask:
         return not self._is_training_set(dataset) and super().can_reuse_epoch_itr(dataset)
 
     def _is_training_set(self, dataset: Any) -> bool:
-        return self._trains and dataset is self.datasets.get(self.option("train_subset"))
+        return self._trains and dataset is self.datasets.get(self.given.train_subset)
 
 
 @register_task(BILINGUAL_BUDGET, dataclass=TranslationDspConfig)

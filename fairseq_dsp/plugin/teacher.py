@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fairseq_dsp.config import flag, get_option
-from fairseq_dsp.plugin.options import Options, TrainingOptions
+from fairseq_dsp.config import flag
+from fairseq_dsp.plugin.building import deployed
+from fairseq_dsp.plugin.options import CriterionOptions, Options, TrainingOptions, saved_options
 from fairseq_dsp.plugin.starting import start_to_go_on_from
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ class Teacher:
         Raises:
             Refusal: it cannot be read, or is no such model.
         """
-        from fairseq_dsp.checkpoints.building import deployed  # which needs the model that the plug-in registers
-
         return cls(deployed(path, "--teacher"))
 
     @torch.no_grad()
@@ -72,17 +71,16 @@ def objections_to_distillation(cfg: Options) -> list[str]:
     Args:
         cfg: of the criterion, with fairseq's `save_dir` and others that `starting` asks for.
     """
-    path, share = get_option(cfg, "teacher"), get_option(cfg, "distillation")
+    options, save_dir = CriterionOptions.of(cfg), TrainingOptions.of(cfg).save_dir
+    path, share = options.teacher, options.distillation
     found = []
     if share is not None and not 0 < share <= 1:
         found.append(f"{flag('distillation')} must be above 0 and at most 1, but is {share}.")
     if share is not None and path is None:
         found.append(f"{flag('distillation')} needs a trained model (`--teacher dense.pt`), but none is given.")
-    if path is not None and int(get_option(cfg, "ignore_prefix_size", 0)):
-        found.append(
-            f"`--ignore-prefix-size` must be 0 with `--teacher`, but is {get_option(cfg, 'ignore_prefix_size')}."
-        )
-    folder = os.path.realpath(str(get_option(cfg, "save_dir", "checkpoints")))
+    if path is not None and int(options.ignore_prefix_size or 0):
+        found.append(f"`--ignore-prefix-size` must be 0 with `--teacher`, but is {options.ignore_prefix_size}.")
+    folder = os.path.realpath("checkpoints" if save_dir is None else save_dir)
     if path is not None and os.path.dirname(os.path.realpath(path)) == folder:
         found.append(
             f"`--teacher` must not lie in `--save-dir`, where the checkpoints of this training go, but is {path}."
@@ -113,8 +111,8 @@ def _objections_to_going_on(cfg: Options, path: str | None, share: float | None)
     start = start_to_go_on_from(TrainingOptions.of(cfg))
     if start is None or start.option != "save_dir":
         return []
-    criterion = (start.state.get("cfg") or {}).get("criterion") or {}
-    before, before_share = get_option(criterion, "teacher"), get_option(criterion, "distillation")
+    criterion = CriterionOptions.of(saved_options(start.state, "criterion"))
+    before, before_share = criterion.teacher, criterion.distillation
     if before is None and path is None:
         return []
     if before is None or path is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fairseq_dsp.config import flag, get_option
+from fairseq_dsp.config import flag, given_options
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.neurons import NEURONS
 
@@ -17,7 +17,7 @@ _MOST_NEURONS = 1 << 16  # of a feed-forward network before any is gone: its wei
 
 def objections_to_neurons(cfg: argparse.Namespace | DictConfig) -> list[str]:
     """Sentences on options that read the weights of feed-forward networks around the gates of their neurons."""
-    value = get_option(cfg, "scale_fc")
+    value = given_options(cfg).get("scale_fc")
     if value in (None, False, 0, "", "None"):
         return []
     return [f"`scale_fc` has no meaning where neurons are pruned: its norm mixes them, but it is {value}."]
@@ -32,7 +32,8 @@ def objections_to_widths(
         cfg: the model's, whose sizes are numbers.
         layout: the checkpoint's own; neurons are units of it.
     """
-    group = get_option(cfg, "ffn_group")
+    given = given_options(cfg)
+    group = given.get("ffn_group")
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:
         return [f"{flag('ffn_group')} must be a whole number of at least 1, as neurons were pruned, but is {group}."]
     found = []
@@ -46,7 +47,7 @@ def objections_to_widths(
             )
             continue
         name = f"{stack.side}_ffn_embed_dim"
-        width = get_option(cfg, name, groups[0] * group if groups else 1)
+        width = given.get(name, groups[0] * group if groups else 1)
         if not 0 < float(width) <= _MOST_NEURONS or any(count * group != float(width) for count in groups):
             found.append(
                 f"{flag(name)} must be {flag('ffn_group')} times the groups of every layer in {stack.name} ({group} times "

@@ -74,16 +74,19 @@ class Budget:
         """The same costs under another limit."""
         return replace(self, limit=limit)
 
+    def room(self, marks: Sequence[float]) -> tuple[float, float]:
+        """What the units that marks (0/1) keep leave of the limit, and what the cheapest of the others costs: infinite where all are kept."""
+        kept = sum(cost for cost, mark in zip(self.costs, marks, strict=True) if mark)
+        return self.limit - kept, min(
+            (cost for cost, mark in zip(self.costs, marks, strict=True) if not mark), default=float("inf")
+        )
+
     def is_met_by(self, marks: Sequence[float]) -> bool:
         """Whether marks (0/1) of all units stay within the budget and leave no room for another one; K of them, where costs are equal."""
         if self.is_even:
             return sum(marks) == self.count
-        room = self.limit - sum(cost for cost, mark in zip(self.costs, marks, strict=True) if mark)
-        return (
-            0
-            <= room
-            < min((cost for cost, mark in zip(self.costs, marks, strict=True) if not mark), default=float("inf"))
-        )
+        room, cheapest = self.room(marks)
+        return 0 <= room < cheapest
 
 
 @dataclass(frozen=True)

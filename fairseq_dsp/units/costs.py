@@ -15,6 +15,9 @@ from fairseq_dsp.units.neurons import NEURONS
 
 PARAMETERS, MACS, LATENCY = "parameters", "macs", "latency"
 
+# What a dense model's time is cut into: a choice under a table is exact in whole numbers, and time is none.
+TIME_PARTS = 1 << 16
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 

@@ -23,9 +23,9 @@ from fairseq.tokenizer import tokenize_line
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.export.ctranslate2 import log_probabilities
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model
 from tests.campaigns.cases import Case
 from tests.campaigns.judging import Judge
 from tests.campaigns.material import Material, Tally, make, parser

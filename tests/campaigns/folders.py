@@ -21,10 +21,10 @@ from typing import Any
 
 from commands import HEADS, QUIET, train
 
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.config import PruningConfig, get_option
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.methods import METHODS
+from fairseq_dsp.plugin.building import load_model
 from tests.campaigns.material import Material, Tally, make, parser
 
 _IN_A_FOLDER = 4

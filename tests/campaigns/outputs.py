@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from fairseq_dsp.analysis.report import FIGURES, MARKDOWN, PAGE
-from fairseq_dsp.checkpoints.building import load_model, ungated
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model, ungated
 from fairseq_dsp.units.score_file import read_scores
 from tests.campaigns.cases import Case
 

@@ -30,9 +30,9 @@ from fairseq.data.data_utils import load_indexed_dataset
 from fairseq.sequence_generator import SequenceGenerator
 
 import fairseq_dsp  # noqa: F401  registers the architectures
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.modules.surgery import mask_heads, remove_gates
+from fairseq_dsp.plugin.building import load_model
 from tests.campaigns.material import Tally, parser
 
 MOST_SENTENCES, MOST_BEAMS = 16, 8

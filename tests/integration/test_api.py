@@ -236,7 +236,7 @@ def test_folders_of_other_dictionaries_and_other_tasks_are_refused(tmp_path: Pat
     with pytest.raises(Refusal, match="`--data` must have the model's dictionaries, but dict.qar.txt has 6 entries"):
         fairseq_dsp.load(GOLDEN / "rewritten.pt", tmp_path / "data", **SIDES)
     state = load(GOLDEN / "rewritten.pt")
-    state["cfg"]["task"]["_name"] = "translation_multi_simple_epoch"
+    state["cfg"]["task"]["_name"] = "multilingual_denoising"
     torch.save(state, tmp_path / "other.pt")
     with pytest.raises(Refusal, match="`load`"):
         fairseq_dsp.load(tmp_path / "other.pt", GOLDEN, **SIDES)

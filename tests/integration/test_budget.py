@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from commands import QUIET, assert_refused, generate, load, prune, train
 from measured import made_up_costs
 
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.costing import costs_of, measured_costs, sizes_of
 from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.cost_file import read_costs
@@ -67,7 +68,8 @@ def test_measured_time_is_kept_within_while_the_fixed_cost_of_a_sublayer_is_not_
     path = costs_file(data, tmp_path)
     relaxed = [] if "ste" in options else ["--relaxation", "projection"]
     asked = [*QUIET, *PARTS[:4], *relaxed, *options, "--costs", path]
-    train(data, tmp_path / "save", *asked, "--budget", "latency=0.93", "--max-update", 14)
+    done = train(data, tmp_path / "save", *asked, "--budget", "latency=0.93", "--max-update", 14)
+    assert re.search(r"is fixed, and costs [\d.]+% of the dense model's time of at most [\d.]+%", done.out)
     state = read_checkpoint(str(tmp_path / "save/checkpoint_last.pt"))
     layout, model = stored_layout(state), load_model(state)
     assert model.deployed_layout() == layout

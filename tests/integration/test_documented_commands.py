@@ -43,6 +43,7 @@ NOT_RUN = {
     "python examples/translation/reproduce.py ": "hours, or six minutes; test_reproduce.py runs the preset smoke",
     "python examples/translation/explore.py ": "hours; test_explore.py runs the plan smoke",
     "python examples/translation/explore_report.py ": "reads what explore.py leaves; test_explore.py runs it",
+    "python examples/translation/blocks.py ": "minutes; test_blocks_study.py runs it in its smallest size",
     "python examples/translation/multilingual.py ": "hours; test_multilingual_study.py runs the preset smoke",
     "fairseq-preprocess -s en ": "text of four languages; the corpus of test_multilingual_training.py is made so",
     "fairseq-train data-bin --user-dir fairseq_dsp --task translation_multi_simple_epoch_dsp ": "four languages; "

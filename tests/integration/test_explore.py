@@ -13,9 +13,9 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from models import not_on_0_12_2
 
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.units.layout import Layout
 
 sys.path.insert(0, str(ROOT / "examples/translation"))

@@ -48,6 +48,30 @@ def test_hydra_trains_what_the_command_line_trains_bit_for_bit(composed: Path, d
     assert different(*(state["last_optimizer_state"] for state in states)) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "optimizer", "words"),
+    [
+        ({"prune": "sublayers", "budget": "6"}, {}, []),
+        ({"prune": "heads,ffn", "budget": "heads=5,ffn=0.5", "ffn_group": 4}, {"importance_lr_of": "ffn=0.05"}, []),
+        ({"prune": "ffn", "budget": "2"}, {"importance_lr_of": "heads=0.05"}, ["`--importance-lr-of` must name kinds"]),
+        ({"prune": "layers", "budget": "2"}, {}, ["`--prune` must be kinds of units", "layers"]),
+    ],
+)
+def test_kinds_of_units_are_chosen_as_on_the_command_line(model, optimizer, words, data: Path, tmp_path: Path):
+    options = [f'+{part}.{name}="{value}"' for part, some in (("model", model), ("optimizer", optimizer)) for name, value in some.items()]  # fmt: skip
+    done = hydra(tmp_path / "hydra", data, "~task.unpruned_heads", *options)
+    if words:
+        assert_refused(done, *words)
+        return
+    assert done.code == 0, done.err[-3000:]
+    same = [word for name, value in (model | optimizer).items() for word in (f"--{name.replace('_', '-')}", value)]
+    train(data, tmp_path / "save", *QUIET, *same, *budget(5, cooldown=4)[2:], "--max-update", 10)
+    paths = (tmp_path / "hydra/save/checkpoint_last.pt", tmp_path / "save/checkpoint_last.pt")
+    assert different(*(load(path)["model"] for path in paths)) == []
+    prune(paths[0], tmp_path / "pruned.pt")
+    assert generate(data, tmp_path / "pruned.pt", folder=tmp_path).hypotheses()
+
+
 def test_its_checkpoint_is_rewritten_and_translates_as_before(composed: Path, data: Path, tmp_path: Path):
     prune(composed, tmp_path / "pruned.pt")
     assert heads_in(tmp_path / "pruned.pt") == 5

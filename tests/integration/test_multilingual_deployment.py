@@ -13,6 +13,8 @@ import torch
 from commands import AVERAGE, QUIET, ROOT, assert_refused, budget, load, prune, run
 from languages import LANGS, PAIRS, SENTENCES, STOCK_TASK, TOKENS, generate_pair, train_languages
 
+import fairseq_dsp
+
 EXPORT, BENCH = "fairseq_dsp.cli.export", "fairseq_dsp.cli.bench"
 SERVE = ROOT / "examples/translation/serve_ctranslate2.py"
 QUICK = "--workloads generate --batch-size 4 --beam 2 --pairs 1 --warmup 0 --cpu --no-memory".split()
@@ -43,6 +45,22 @@ def test_averaging_asks_for_the_same_languages(several, multilingual_trained, mu
     done = run(AVERAGE, tmp_path / "out", multilingual_trained, tmp_path / "tokens.pt", folder=tmp_path)
     assert_refused(done, "`--decoder-langtok` must be True")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_loaded_model_translates_a_pair_as_fairseq_generate_does(pair, several, learned, tmp_path):
+    source, target = pair.split("-")
+    lines = (several.parent / f"test.{pair}.{source}").read_text().splitlines()
+    found = fairseq_dsp.load(learned, several, source_lang=source, target_lang=target).translate(
+        lines, beam=3, max_len_b=15
+    )
+    done = generate_pair(several, learned, pair, folder=tmp_path)
+    assert dict(enumerate(found)) == done.hypotheses()
+    assert len({*found}) > 1
+    with pytest.raises(
+        fairseq_dsp.Refusal, match="`load` must be told source_lang and target_lang of one of the model's pairs"
+    ):
+        fairseq_dsp.load(learned, several)
 
 
 def measured(path: Path) -> list[dict[str, Any]]:

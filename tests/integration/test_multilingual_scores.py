@@ -15,7 +15,7 @@ from commands import HEADS, Result, Running, assert_refused, heads_in, load, pru
 from languages import LANGUAGES, PAIRS, SENTENCES, TASK, TOKENS, generate_pair
 
 from fairseq_dsp.checkpoints.batches import draw_batches, loss_per_token
-from fairseq_dsp.checkpoints.building import ungated
+from fairseq_dsp.plugin.building import ungated
 from fairseq_dsp.units.layout import Layout
 
 SCORE, MERGE = "fairseq_dsp.cli.score", "fairseq_dsp.cli.merge"

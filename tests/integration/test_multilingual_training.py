@@ -10,6 +10,8 @@ from commands import GENERATE, PLUGIN, QUIET, VALIDATE, budget, different, heads
 from languages import LANGS, LANGUAGES, PAIRS, SENTENCES, TASK, TOKENS, generate_pair, train_languages
 from test_processes import train_in_two
 
+from fairseq_dsp.units.layout import Layout
+
 BLEU = ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 15}', "--batch-size-valid", 8]
 SAVE = "--no-epoch-checkpoints"
 
@@ -47,6 +49,19 @@ def test_trains_a_budget_validates_each_pair_and_generates_each_under_stock_fair
         ]
         assert [each.code for each in texts] == [0, 0], texts[0].err[-2000:]
         assert len(texts[0].hypotheses()) == SENTENCES["test"][pair]
+        assert texts[0].hypotheses() == texts[1].hypotheses()
+
+
+@pytest.mark.parametrize("kinds", [["heads,ffn", "--budget", "parameters=0.8"], ["sublayers", "--budget", 6]], ids=str)
+def test_other_kinds_of_units_are_chosen_too(kinds, several, tmp_path):
+    train_languages(
+        several, tmp_path / "save", *QUIET, *budget(5, cooldown=4)[2:], "--prune", *kinds, "--max-update", 7
+    )
+    prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "small.pt")
+    layout = Layout.parse(load(tmp_path / "small.pt")["fairseq_dsp"]["layout"])
+    assert 0 < layout.count < layout.grid.total
+    for pair in PAIRS:
+        texts = [generate_pair(several, path, pair, folder=tmp_path) for path in (tmp_path / "small.pt", tmp_path / "save/checkpoint_last.pt")]  # fmt: skip
         assert texts[0].hypotheses() == texts[1].hypotheses()
 
 

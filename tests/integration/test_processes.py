@@ -66,12 +66,14 @@ def distance(one: Path, other: Path) -> float:
 METHODS = {
     "lagrangian": ["--head-selection", "lagrangian", *budget(5, cooldown=4)],
     "gates": budget(5, cooldown=3),
+    "thresholds": ["--head-selection", "site-threshold", *budget(5, cooldown=3)],
     "norms": ["--head-selection", "function-norm", "--norm-penalty", 0.1, *budget(5, cooldown=3)],
     "a range": [*budget("3..12", cooldown=3), "--sandwich", "--self-distillation", 0.5],
     "gates on what a layout leaves": [*budget(2, cooldown=3), "--head-layout", EMPTY],
     "empty sublayers": ["--head-layout", EMPTY],
     "no neuron in some layers": ["--head-layout", NO_NEURONS],
     "gates on neurons too": [*budget(6, cooldown=3), "--head-layout", NO_NEURONS],
+    "sublayers": ["--prune", "sublayers", "--budget", 4, *budget(4, cooldown=3)[2:]],
     "no head at all": ["--head-selection", "fixed", "--unpruned-heads", 0],
 }
 
@@ -98,10 +100,12 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         ("legacy_ddp", "a range"),
         ("pytorch_ddp", "lagrangian"),  # variables beside the importance
         ("pytorch_ddp", "norms"),  # measured in each
+        ("pytorch_ddp", "thresholds"),
         ("c10d", "empty sublayers"),  # another name of it
         ("pytorch_ddp", "no head at all"),
         ("pytorch_ddp", "no neuron in some layers"),
         ("pytorch_ddp", "gates on neurons too"),
+        ("pytorch_ddp", "sublayers"),
         ("legacy_ddp", "gates"),
         pytest.param("legacy_ddp", "gates on what a layout leaves", marks=pytest.mark.slow),
         pytest.param("legacy_ddp", "empty sublayers", marks=pytest.mark.slow),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from commands import HEADS, Result, assert_refused, generate, heads_in, load, prune, run
 
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.costing import costs_of
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.units.costs import Sentence

@@ -12,7 +12,7 @@ import pytest
 
 import fairseq_dsp
 from fairseq_dsp.checkpoints.batches import draw_batches, loss_per_token
-from fairseq_dsp.checkpoints.building import ungated
+from fairseq_dsp.plugin.building import ungated
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "translation"
 SEEDS = (1, 2, 3, 4, 5)

@@ -150,7 +150,8 @@ def test_arms_are_read_with_label_options_and_commas_in_values() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [("dps", "must name one of"), ("dsp:temperature=1", "option=value"), ("cross-first:relaxation=x", "takes no options"),
-     ("shuffled:dense", "an arm that cuts heads"), ("shuffled", "must name one of"), ("gradient:seed=2", "option=value"),
+     ("shuffled:dense", "an arm that cuts heads"), ("shuffled", "must name one of"),
+     ("dsp:importance_from=nobody", "nobody"), ("fixed:importance_from=fisher", "learns no importance"), ("gradient:seed=2", "option=value"),
      ("gradient:relaxation=projection", "no options but cross_floor"),
      ("gradient:norm=relative", "no options but cross_floor"), ("cut:dsp", "must name one of"), ("dsp:statistic=entropy", "takes no statistic"),
      ("cut:function-norm:norm=big", "`--norm` must be"), ("attention-statistics", "`--statistic` must be one of")],
@@ -202,8 +203,18 @@ def test_an_arm_may_be_taught_by_the_dense_model_and_deploy_a_budget_of_a_range(
     ):
         (reason,) = bench.objections(parse_arm(wrong), k)
         assert words in reason
-    (reason,) = Bench(Setting(), 1).objections(parse_arm("dsp:distillation=0.5"), 4)
-    assert "`--start` must be dense" in reason
+    for option in ("distillation=0.5", "importance_from=fisher"):
+        (reason,) = Bench(Setting(), 1).objections(parse_arm(f"dsp:{option}"), 4)
+        assert "`--start` must be dense" in reason
+
+
+def test_importance_may_begin_in_the_order_of_a_scorer_of_the_dense_model() -> None:
+    bench = Bench(Setting(start="dense", updates=1, dense_updates=2, lr=0.0), 1)
+    frozen = "importance_lr=0,cooldown_updates=1,cross_floor=1"  # nothing is learned: the start alone decides
+    for scorer, k in (("magnitude", 3), ("fisher", 8)):
+        scored = bench.run(parse_arm(scorer), k).layout
+        assert bench.run(parse_arm(f"dsp:importance_from={scorer},{frozen}"), k).layout == scored
+        assert bench.run(parse_arm(f"dsp:{frozen}"), k).layout != scored
 
 
 @given(st.integers(0, 24), seeds)

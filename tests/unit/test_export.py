@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import WORDS, assert_same, build, build_gated, few_examples, layouts_of, model_options, scores
 
-from fairseq_dsp.checkpoints.building import load_model
-from fairseq_dsp.checkpoints.rewriting import rewrite
+from fairseq_dsp.checkpoints.rewriting import Wish, rewrite
 from fairseq_dsp.checkpoints.stock import build_stock
 from fairseq_dsp.cli.export import main
 from fairseq_dsp.config import PruningConfig
@@ -26,6 +25,7 @@ from fairseq_dsp.export.ctranslate2 import TOLERANCE, Conversion, convert, log_p
 from fairseq_dsp.export.dense import fold
 from fairseq_dsp.export.packing import group_count
 from fairseq_dsp.files.checkpoint import read_checkpoint, write_checkpoint
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.layout import Grid, Layout
 
@@ -211,7 +211,10 @@ class TestDense:
     def test_pruned_again_is_what_it_was(self, folder, layout):
         small = checkpoint(folder, layout=layout)
         write_checkpoint(fold(str(small)).state, file(folder / "dense.pt"))
-        again, before = rewrite(str(folder / "dense.pt"), str(layout)).state["model"], loaded(small).state_dict()
+        again, before = (
+            rewrite(str(folder / "dense.pt"), Wish(layout=str(layout))).state["model"],
+            loaded(small).state_dict(),
+        )
         assert again.keys() == before.keys()
         assert all(torch.equal(value, before[name]) for name, value in again.items())
 

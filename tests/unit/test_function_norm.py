@@ -239,4 +239,4 @@ def test_a_penalty_that_is_none_is_refused(value):
 
 
 def test_defaults():
-    assert FunctionNorm.from_config(PruningConfig(cooldown_updates=9)) == FunctionNorm(0.01, 9, "absolute")
+    assert FunctionNorm.from_config(PruningConfig(cooldown_updates=9)) == FunctionNorm(0.03, 9, "absolute")

@@ -16,9 +16,9 @@ import pytest
 import torch
 from sacrebleu.metrics import BLEU, CHRF
 
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.costing import costs_of
 from fairseq_dsp.units.costs import Sentence
 

@@ -9,6 +9,7 @@ import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch import Tensor
 
+from fairseq_dsp.modules.site_gates import ConstantGates
 from fairseq_dsp.modules.surgery import attentions, shrink_model
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.groups import with_all_of
@@ -71,14 +72,11 @@ class VectorGates:
             attention.gates = None
 
 
-class _Slice:
-    """The gates of a site; see `attention.Gates`."""
+class _Slice(ConstantGates):
+    """The gates of a site, which change between passes; all its heads are computed."""
 
     def __init__(self, owner: VectorGates, span: slice) -> None:
         self.owner, self.span = owner, span
 
     def __call__(self) -> Tensor:
         return self.owner.vector[self.span]
-
-    def live(self, sublayer: object, search: object) -> None:
-        """None: the vector changes with every update."""

@@ -13,8 +13,8 @@ from sacrebleu.metrics import BLEU, CHRF
 from scipy import stats
 
 from fairseq_dsp.analysis.translations import read_translations
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.units.floors import floors_of
 from fairseq_dsp.units.score_file import ScoreFile, read_scores
 

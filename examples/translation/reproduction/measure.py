@@ -20,10 +20,10 @@ import fairseq_dsp
 from fairseq_dsp.analysis.records import REFERENCES
 from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.benchmark.comparison import processor_name
-from fairseq_dsp.checkpoints.building import load_model
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import PROVENANCE, read_checkpoint
 from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.costing import costs_of
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import MACS, Sentence

@@ -1,6 +1,6 @@
 """Builds the model that a checkpoint describes, without its data folder.
 
-Called by `rewriting`, `averaging`, the exports and the commands.
+fairseq's registries build it, so `model` must be registered. Called by `teacher`, the rooms of checkpoints and exports, and the API.
 """
 
 from __future__ import annotations
