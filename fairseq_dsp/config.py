@@ -29,7 +29,7 @@ UNDECLARED = ("seed", "importance_lr", "derived", "prices")
 # What came after rewritten checkpoints of format 1: these name it only where the training's do, and stay as they were elsewhere.
 LATER: tuple[str, ...] = ("recipe", "nested_law", "sandwich", "self_distillation", "importance_from", "derived")
 LATER += ("ffn_group", "budget", "sentence", "prices", "norm_penalty", "norm", "threshold_penalty", "threshold_target")
-LATER += ("prune", "spectral_norm")
+LATER += ("prune", "spectral_norm", "costs")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PruningConfig:
         },
     )
     budget: str | None = field(
-        default=None, metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), auto, heads=18,ffn=0.5, parameters=20M or macs=0.5"}
+        default=None, metadata={"help": "in place of --unpruned-heads: a number, a share (0.25), auto, heads=18,ffn=0.5, parameters=20M, macs=0.5 or latency=40ms"}
     )  # fmt: skip
     prune: str | None = field(
         default=None, metadata={"help": "what is chosen among: heads (the default), ffn (--ffn-group), heads,ffn, or sublayers alone"}
@@ -65,6 +65,9 @@ class PruningConfig:
     sentence: str | None = field(
         default=None,
         metadata={"help": "what macs= is counted of: S,T,BEAM (default: validation set's mean lengths, 5)"},
+    )
+    costs: str | None = field(
+        default=None, metadata={"help": "what units take, of fairseq-dsp-bench --costs, for latency="}
     )
     prices: str | None = None  # what `--budget` comes to in this model, as `units/prices` writes it
     head_layout: str | None = field(

@@ -1,4 +1,4 @@
-"""The main job from text to translations: train dense, train with a head budget, rewrite, generate, compare.
+"""The main job from text to translations: train dense, train with a head budget, rewrite, cut heads and FFNs, generate, compare.
 
     python examples/translation/demo.py                                               the sample corpus, some minutes
     python examples/translation/demo.py --text DIR --source-lang de --target-lang en  your own text
@@ -20,8 +20,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from demo_settings import REAL_TEXT, SAMPLE, get_parser
+from demo_settings import ATTENTION_HEADS, REAL_TEXT, SAMPLE, get_parser
 from rich.console import Console
 from rich.table import Table
 
@@ -30,17 +31,16 @@ from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.errors import Refusal, as_command, noted, refused_disk
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import refuse_working_folder
+from fairseq_dsp.modules.surgery import neurons_of
 from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.objections import budget_out_of_range
+from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
 
 MARKER = ".fairseq_dsp_demo"
 # The models are so small that a second thread gains nothing, and costs much where the cores have other work.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONIOENCODING": "utf-8"}  # translations are UTF-8
 SPLITS = ("train", "valid", "test")
-
-
-HEADS = 4
 
 
 class Demo:
@@ -56,7 +56,7 @@ class Demo:
         self.out: Path = options.output
         self.text = options.text or self.out / "text"
         self.pair = (options.source_lang, options.target_lang)
-        self.total_heads = HEADS * 3 * self.recipe.layers
+        self.total_heads = ATTENTION_HEADS * 3 * self.recipe.layers
         self.budget = options.unpruned_heads if options.unpruned_heads is not None else self.total_heads // 6
         self.epochs = options.epochs if options.epochs is not None else self.recipe.epochs
         self.count = options.seeds if options.seeds is not None else self.recipe.seeds
@@ -72,21 +72,22 @@ class Demo:
         dense = self._train("dense", self._dense_options(), self.options.seed)
         (trained, pruned), *others = (self._train_and_prune(seed) for seed in self.seeds)
         random_heads = self.out / "random.pt"
-        layout = load_model(read_checkpoint(str(pruned))).layout
+        layout = model_of(pruned).layout
         control = Layout.full(layout.grid).random_subset(self.budget, self.options.seed)
         self._command("fairseq-dsp-prune", dense, random_heads, "--layout", control)
+        cuts = self._cut(dense)
         rows = [
-            ("dense", dense, self.total_heads),
-            ("budget, masked", trained, self.budget),
-            ("budget, rewritten", pruned, self.budget),
-            *(
-                (f"budget, rewritten, seed {n}", path, self.budget)
-                for n, (_, path) in zip(self.seeds[1:], others, strict=True)
-            ),
-            ("dense, random heads", random_heads, self.budget),
+            ("dense", dense),
+            ("budget, masked", trained),
+            ("budget, rewritten", pruned),
+            *((f"budget, rewritten, seed {n}", path) for n, (_, path) in zip(self.seeds[1:], others, strict=True)),
+            ("dense, random heads", random_heads),
+            *((f"cut, {kinds}", path) for kinds, path in cuts.items()),
         ]
         table, bleu = self._compare(rows)
-        kept_heads_grid({f"DSP, {self.budget} heads": layout, "random": control}, str(self.out / "heads.png"))
+        layouts = {f"DSP, {self.budget} heads": layout, "random": control}
+        layouts |= {f"cut, {kinds}": model_of(path).layout for kinds, path in cuts.items()}
+        kept_heads_grid(layouts, str(self.out / "heads.png"))
         Console().print(table)
         if others:  # heads chosen and rounding move the score of one seed by many points
             found = [score for name, score in bleu.items() if name.startswith("budget, rewritten")]
@@ -168,15 +169,27 @@ class Demo:
         self._command("fairseq-dsp-prune", trained, pruned)
         return trained, pruned
 
+    def _cut(self, dense: Path) -> dict[str, Path]:
+        """The dense model cut by scores, without training: of its heads alone, and of heads and neurons to as many parameters."""
+        paths = {"heads": self.out / "cut-heads.pt", "heads and FFN": self.out / "cut-both.pt"}
+        budget = ["--unpruned-heads", self.total_heads * 3 // 8]
+        for path, units in zip(paths.values(), ("heads", "heads,ffn"), strict=True):
+            data, scores = self.out / "data-bin", path.with_suffix(".json")
+            how = ["--units", units, "--scorer", "fisher", "--batches", 20]
+            self._command("fairseq-dsp-score", data, "--path", dense, *how, "--output", scores)
+            self._command("fairseq-dsp-prune", dense, path, "--scores", scores, *budget, "--rescale", data)
+            budget = ["--budget", f"parameters={model_of(path).weight_count()}"]
+        return paths
+
     def _train(self, name: str, options: list[str], seed: int) -> Path:
         """Trains for the recipe's epochs and returns the checkpoint that scored best in validation."""
         recipe, folder = self.recipe, self.out / name
         width, inner = recipe.width, 2 * recipe.width
         self._command(
             "fairseq-train", self.out / "data-bin", "--cpu", "--user-dir", "fairseq_dsp", *options,
-            "--encoder-layers", recipe.layers, "--encoder-attention-heads", HEADS,
+            "--encoder-layers", recipe.layers, "--encoder-attention-heads", ATTENTION_HEADS,
             "--encoder-embed-dim", width, "--encoder-ffn-embed-dim", inner,
-            "--decoder-layers", recipe.layers, "--decoder-attention-heads", HEADS,
+            "--decoder-layers", recipe.layers, "--decoder-attention-heads", ATTENTION_HEADS,
             "--decoder-embed-dim", width, "--decoder-ffn-embed-dim", inner, "--share-decoder-input-output-embed",
             "--label-smoothing", "0.1", "--adam-betas", "(0.9, 0.98)", "--lr", recipe.learning_rate,
             "--lr-scheduler", "inverse_sqrt", "--warmup-updates", recipe.warmup, "--dropout", "0.1",
@@ -202,11 +215,11 @@ class Demo:
             "--cooldown-updates", str(self.recipe.cooldown),
         ]  # fmt: skip
 
-    def _compare(self, rows: list[tuple[str, Path, int]]) -> tuple[Table, dict[str, float]]:
+    def _compare(self, rows: list[tuple[str, Path]]) -> tuple[Table, dict[str, float]]:
         """Generates the test set with every checkpoint; one row each, and the BLEU of each."""
         expected = sum(1 for _ in open(self.text / f"test.{self.pair[0]}", encoding="utf-8"))
         lines, bleu, signature = [], {}, ""
-        for name, path, heads in rows:
+        for name, path in rows:
             printed = self._command(
                 "fairseq-generate", self.out / "data-bin", "--cpu", "--user-dir", "fairseq_dsp", "--path", path,
                 "--beam", "5", "--remove-bpe", "--batch-size", "64", "--required-batch-size-multiple", "1",
@@ -214,17 +227,14 @@ class Demo:
             translations = read_translations(printed, expected)
             score = tokenised_bleu(translations)
             bleu[name], signature = score.value, score.signature
-            # a budget's checkpoint holds all heads; they are left out when it is used
-            model = load_model(read_checkpoint(str(path)))
-            parameters = model.weight_count()
-            lines.append(
-                (name, str(heads), f"{score.value:.1f}", f"{parameters:,}", f"{path.stat().st_size / 1e6:.1f}",
-                 f"{translations.tokens_per_second:.0f}")
-            )  # fmt: skip
+            model = model_of(path)  # a budget's checkpoint holds all heads; they are left out when it is used
+            heads, neurons = model.deployed_layout().by_kind()[HEADS.noun][0], sum(map(sum, neurons_of(model).values()))
+            figures = f"{score.value:.1f}", f"{model.weight_count():,}", f"{path.stat().st_size / 1e6:.1f}"
+            lines.append((name, f"{heads}", f"{neurons:,}", *figures, f"{translations.tokens_per_second:.0f}"))
         table = Table(
             title="test set", caption=f"BLEU {signature}; checkpoints as trained hold the optimizer's state too"
         )
-        for column in ("model", "heads kept", "BLEU", "parameters", "megabytes", "tokens/s"):
+        for column in ("model", "heads kept", "neurons", "BLEU", "parameters", "megabytes", "tokens/s"):
             table.add_column(column, justify="left" if column == "model" else "right")
         for line in lines:
             table.add_row(*line)
@@ -270,6 +280,11 @@ class Demo:
         print(f"  {time.monotonic() - started:.0f} seconds", flush=True)
         finished.write_text(printed, encoding="utf-8")
         return printed
+
+
+def model_of(path: Path) -> Any:
+    """The model of a checkpoint."""
+    return load_model(read_checkpoint(str(path)))
 
 
 def main() -> None:

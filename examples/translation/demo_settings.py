@@ -24,6 +24,7 @@ class Recipe:
     seeds: int
 
 
+ATTENTION_HEADS = 4  # of every sublayer
 SAMPLE = Recipe(2, 64, 16, 300, 400, "5e-3", 2000, None, 3)
 REAL_TEXT = Recipe(3, 64, 6, 400, 1200, "5e-3", 4000, 4000, 1)
 

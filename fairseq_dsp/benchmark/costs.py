@@ -5,6 +5,9 @@ model of all units and with one of none. What a sublayer takes with n units is t
 with none, by the number of layers. It is measured twice, among sublayers that have all of their units and among empty ones, and the
 mean counts: a layout lies between the two. All tables are then multiplied by one factor, so that they add up to what separates the
 two ends, which are themselves measured.
+
+In CTranslate2 all attention of a side computes as many queries as its sublayer of the most heads (`export/packing`). There the last layer of
+encoder and decoder keeps all of its heads in every model that is measured: a table says what a sublayer takes beside a full one.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ _AS_IT_IS, _ALL, _NONE = "as it is", "all units", "no units"
 def points(stack: str, most: int) -> list[int]:
     """The numbers of units at which a stack is measured, 0 first and all of them last."""
     first = _FEWEST if KIND_OF[stack] is NEURONS else 1
-    inner = {first, most // 4, most // 2} if KIND_OF[stack] is NEURONS else {first, most // 2}
+    inner = {first, most // 4, most // 2} if KIND_OF[stack] is NEURONS else {first, most // 2, most // 2 + 1}
     return [0, *sorted(point for point in inner if 0 < point < most), most]
 
 
@@ -72,14 +75,15 @@ def measure_costs(
     timing = replace(timing, memory=False)
     whole = facts_of(replace(candidate, cut="").build(settings.words))
     _refuse_lacking(candidate, whole)
+    held = _held(whole.sizes) if candidate.ctranslate2 else ()
     rows: list[tuple[str, Row]] = []
     for stack in KIND_OF:
         measured = [(_AS_IT_IS, candidate)] if not candidate.ctranslate2 else []
-        named = _layouts(stack, whole.sizes)
+        named = _layouts(stack, whole.sizes, held)
         measured += [(name, replace(candidate, cut=str(layout))) for name, layout in named]
         ready = [(name, each, facts_of(each.build(settings.words))) for name, each in measured]
         rows += [(stack, row) for row in compare(ready, settings, timing, case, watch(stack))]
-    tables, dense, rest = tables_of({stack: _of(rows, stack) for stack in KIND_OF}, whole.sizes)
+    tables, dense, rest = tables_of({stack: _of(rows, stack) for stack in KIND_OF}, whole.sizes, held)
     sentences = case.batch or 1
     file = CostFile(
         version=__version__,
@@ -99,13 +103,14 @@ def measure_costs(
 
 
 def tables_of(
-    measured: dict[str, dict[str, list[float]]], sizes: Sizes
+    measured: dict[str, dict[str, list[float]]], sizes: Sizes, held: Sequence[str] = ()
 ) -> tuple[dict[str, Table], float, float]:  # fmt: skip
     """The tables of all stacks from the times of all models, dense time and the rest, in the times' unit.
 
     Args:
         measured: by stack, seconds of every turn by the model's name: `as it is` (where that is another model), `all units`,
             `no units`, and `N among all`, `N among none`.
+        held: stacks whose last layer had all of its units everywhere.
 
     Raises:
         Refusal: time does not fall with units.
@@ -113,16 +118,18 @@ def tables_of(
     found = {}
     for stack, times in measured.items():
         kept = points(stack, max(sizes[stack]))
-        layers = sum(size > 0 for size in sizes[stack])
+        layers = sum(size > 0 for size in sizes[stack]) - (stack in held)
         added = []
         for count in kept:
             among_all = _difference(times[_name(count, kept, "all")], times[_name(0, kept, "all")])
             among_none = _difference(times[_name(count, kept, "none")], times[_name(0, kept, "none")])
             added.append((among_all + among_none) / 2 / layers)
-        found[stack] = (kept, np.maximum.accumulate(added))
+        found[stack] = (kept, rising(added))
     whole, none = (median([value for times in measured.values() for value in times[name]]) for name in (_ALL, _NONE))
-    total = sum(float(np.interp(size, kept, added)) for stack, (kept, added) in found.items() for size in sizes[stack])
-    if whole <= none or total <= 0:
+    costs = {stack: [float(np.interp(size, *found[stack])) for size in sizes[stack]] for stack in found}
+    fixed = sum(costs[stack].pop() for stack in held)
+    total = sum(map(sum, costs.values()))
+    if whole <= none or total <= 0 or none <= fixed * (whole - none) / total:
         raise Refusal(
             f"what is measured must fall as units go, but is {whole:.3g} s a batch with all of them and {none:.3g} s with none: measure with "
             "more `--pairs`, on a quieter machine, or with `--clock cpu`."
@@ -133,7 +140,7 @@ def tables_of(
         stack: Table(tuple(kept), tuple(float(value) * factor for value in added))
         for stack, (kept, added) in found.items()
     }
-    return tables, dense, none
+    return tables, dense, none - fixed * factor
 
 
 def drawn(costs: CostFile) -> list[str]:
@@ -150,16 +157,35 @@ def drawn(costs: CostFile) -> list[str]:
     return lines
 
 
-def _layouts(stack: str, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
+def rising(values: Sequence[float]) -> list[float]:
+    """The nearest values, by least squares, that begin with 0 and never fall (isotonic regression, by its max-min formula)."""
+    later = list(values[1:])
+    best = (
+        max(
+            min(float(np.mean(later[first : last + 1])) for last in range(place, len(later)))
+            for first in range(place + 1)
+        )
+        for place in range(len(later))
+    )
+    return [0.0, *(max(value, 0.0) for value in best)]
+
+
+def _held(sizes: Sizes) -> tuple[str, ...]:
+    """Stacks whose last layer keeps all of its heads; none where a side has no other layer."""
+    stacks = ("enc", "dec")
+    return stacks if all(sum(size > 0 for size in sizes[stack]) > 1 for stack in stacks) else ()
+
+
+def _layouts(stack: str, sizes: Sizes, held: Sequence[str] = ()) -> Iterator[tuple[str, Layout]]:
     """What is measured for a stack: names and layouts, the two ends first."""
     kept = points(stack, max(sizes[stack]))
-    yield _ALL, _layout(sizes, stack, sizes[stack], others=True)
-    yield _NONE, _layout(sizes, stack, [0] * len(sizes[stack]), others=False)
+    yield _ALL, _layout(sizes, stack, sizes[stack], True, held)
+    yield _NONE, _layout(sizes, stack, [0] * len(sizes[stack]), False, held)
     for others in (True, False):
         for count in kept:
             name = _name(count, kept, "all" if others else "none")
             if name not in (_ALL, _NONE):
-                yield name, _layout(sizes, stack, [min(count, size) for size in sizes[stack]], others)
+                yield name, _layout(sizes, stack, [min(count, size) for size in sizes[stack]], others, held)
 
 
 def _name(count: int, kept: Sequence[int], among: str) -> str:
@@ -170,8 +196,8 @@ def _name(count: int, kept: Sequence[int], among: str) -> str:
     return f"{count} among {among}"
 
 
-def _layout(sizes: Sizes, stack: str, counts: Sequence[int], others: bool) -> Layout:
-    """The layout of these counts in the layers of a stack, and all or none of the units of others."""
+def _layout(sizes: Sizes, stack: str, counts: Sequence[int], others: bool, held: Sequence[str]) -> Layout:
+    """The layout of these counts in the layers of a stack, and all or none of the units of others; all in a last layer that is held."""
     heads = Grid.of_heads(*(sizes[each.name] for each in HEADS.stacks))
     neurons = {each.name: sizes[each.name] for each in NEURONS.stacks}
     widths = [width for each in neurons for width in (*neurons[each], *points(each, max(neurons[each])))]
@@ -181,6 +207,8 @@ def _layout(sizes: Sizes, stack: str, counts: Sequence[int], others: bool) -> La
     for site, size in grid.counts:
         width = group if KIND_OF[site.stack] is NEURONS else 1
         kept = counts[site.layer] // width if site.stack == stack else size if others else 0
+        if site.stack in held and site.layer == len(sizes[site.stack]) - 1:
+            kept = size
         marks += [1.0] * kept + [0.0] * (size - kept)
     return Layout.of_mask(grid, marks)
 

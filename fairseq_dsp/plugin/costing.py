@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from fairseq_dsp.config import AUTO, PruningConfig, set_option
@@ -14,7 +17,7 @@ from fairseq_dsp.plugin.options import Options, TransformerOptions
 from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.chosen import Chosen, parse_kinds
-from fairseq_dsp.units.costs import MACS, PARAMETERS, Costs, Sentence, operation_costs, parameter_costs
+from fairseq_dsp.units.costs import LATENCY, MACS, PARAMETERS, Costs, Sentence, operation_costs, parameter_costs
 from fairseq_dsp.units.groups import group_of, has_neurons, part_of
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
@@ -108,8 +111,11 @@ def prices_of(model: Any, config: PruningConfig, layout: Layout) -> str:
             "`--sentence` must be given for `--budget macs=`, for there is no validation set to take the lengths from."
         )
     sentence = None if config.sentence is None else parse_sentence(config.sentence)
-    costs = costs_of(model, request.measure, sentence, Layout.full(layout.grid))
-    of_chosen = chosen.costs(costs)
+    if request.measure == LATENCY:
+        costs = measured_costs(model, _read(str(config.costs))[1], Layout.full(layout.grid))
+    else:
+        costs = costs_of(model, request.measure, sentence, Layout.full(layout.grid))
+    of_chosen = chosen.costs(costs).straight()
     return write_prices(of_chosen, request.limit(of_chosen, costs.dense))
 
 
@@ -128,7 +134,7 @@ def priced(model: Any, args: Options, config: PruningConfig) -> PruningConfig:
 
 def settle_budget(cfg: Options, data: str, source: str | None, target: str | None) -> None:
     """Writes into a model's options what a training's `--prune` and `--budget` stand for, before it is built: neurons of a unit; K of a budget in
-    heads, or `auto`; the sentence of one in operations.
+    heads, or `auto`; the sentence of one in operations; the costs file of one in time, with a mark of its content.
 
     Args:
         data: the data folder, and its languages.
@@ -153,9 +159,28 @@ def settle_budget(cfg: Options, data: str, source: str | None, target: str | Non
         ((_, amount),) = _amounts(request, (HEADS.name,))
         set_option(cfg, "unpruned_heads", amount.count(grid.total))
         set_option(cfg, "budget", None)
+    if request.measure == LATENCY and config.costs is not None:
+        set_option(cfg, "costs", _read(config.costs)[0])
     if request.measure == MACS and config.sentence is None:
         counted = sentence_of_validation(data, source, target)
         set_option(cfg, "sentence", f"{counted.source},{counted.target},{counted.beam}")
+
+
+def _read(given: str) -> tuple[str, CostFile]:
+    """A costs file, as an option names it and as a checkpoint's options do, with a mark of what it says behind the name: `costs.json#1f0a9b3c`.
+
+    Raises:
+        Refusal: it cannot be read, or says something else than it did.
+    """
+    from fairseq_dsp.units.cost_file import read_costs  # what a plug-in imports, it imports for every fairseq command
+
+    found = re.fullmatch(r"(.*)#([0-9a-f]{8})", given)
+    path = given if found is None or os.path.exists(given) else found[1]
+    file = read_costs(path)
+    marked = f"{path}#{hashlib.blake2b(file.text().encode(), digest_size=4).hexdigest()}"
+    if found is not None and path == found[1] and marked != given:
+        raise Refusal(f"`--costs` must be what it was, {given}, but is {marked}.")
+    return marked, file
 
 
 def _amounts(request: BudgetRequest, kinds: tuple[str, ...]) -> list[tuple[tuple[str, ...], BudgetRequest]]:

@@ -241,12 +241,12 @@ def _objections_to_training(args: argparse.Namespace | DictConfig, config: Pruni
 
 def _objections_to_budget(config: PruningConfig) -> list[str]:
     """Sentences on `--budget` that need no model; one in units has become `--unpruned-heads` by now, where a task trains."""
+    belongs = (("--sentence", MACS, config.sentence), ("--costs", LATENCY, config.costs))
     if config.budget is None:
-        return (
-            []
-            if config.sentence is None
-            else [f"`--sentence` must come with `--budget macs=`, but is {config.sentence}."]
-        )
+        lonely = [(option, measure, value) for option, measure, value in belongs if value is not None]
+        return [
+            f"`{option}` must come with `--budget {measure}=`, but is {value}." for option, measure, value in lonely
+        ]
     found: list[str] = []
     if config.unpruned_heads is not None:
         found.append(
@@ -254,8 +254,11 @@ def _objections_to_budget(config: PruningConfig) -> list[str]:
         )
     with noted(found):
         request, method = parse_budget(config.budget), method_class(config)
-        if request.measure == LATENCY:
-            found.append(f"`--budget` must be in units, parameters or macs for a training, but is {config.budget}.")
+        if request.measure == LATENCY and config.costs is None:
+            found.append(f"`--costs` must be given for `--budget {config.budget}`: it is of measured times.")
+        for option, measure, value in belongs:
+            if value is not None and request.measure != measure:
+                found.append(f"`{option}` must come with `--budget {measure}=`, but is {value}.")
         uneven = request.measure != COUNT
         if (uneven or len(request.by_kind) > 1) and not method.takes_costs:
             owners = ", ".join(each.name for each in METHODS.values() if each.takes_costs)
@@ -268,8 +271,6 @@ def _objections_to_budget(config: PruningConfig) -> list[str]:
             )
         if config.sentence is not None:
             parse_sentence(config.sentence)
-            if request.measure != MACS:
-                found.append(f"`--sentence` must come with `--budget macs=`, but is {config.sentence}.")
     return found
 
 

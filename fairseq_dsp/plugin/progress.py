@@ -15,6 +15,7 @@ from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.signals import Signals
 from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.costs import LATENCY, TIME_PARTS
 from fairseq_dsp.units.kinds import KINDS
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.request import written
@@ -80,20 +81,23 @@ class HeadProgress:
         if budget is None or budget.measure == COUNT:
             return
         slack, cheapest = budget.room(gates.decided_mask().tolist())
-        off = (
-            "" if cheapest == float("inf") else f", the cheapest that is off costs {written(cheapest, budget.measure)}"
-        )
+        off = "" if cheapest == float("inf") else f", the cheapest that is off costs {_said(cheapest, budget.measure)}"
         logger.info(
             "what is chosen among is fixed, and costs %s of at most %s; slack %s%s",
-            written(budget.limit - slack, budget.measure),
-            written(budget.limit, budget.measure),
-            written(slack, budget.measure),
+            _said(budget.limit - slack, budget.measure),
+            _said(budget.limit, budget.measure),
+            _said(slack, budget.measure),
             off,
         )
 
     def validate(self, gates: HeadGates) -> None:
         """The heads that later figures are compared with; this validation's own are compared with the last one's."""
         self._before = self.look(gates)
+
+
+def _said(cost: float, measure: str) -> str:
+    """A cost of a budget, for people; of measured time the share of what the dense model takes, for a checkpoint does not say how long that is."""
+    return f"{cost / TIME_PARTS:.2%} of the dense model's time" if measure == LATENCY else written(cost, measure)
 
 
 def at_each_budget(

@@ -34,7 +34,7 @@ from fairseq_dsp.plugin.options import Options, TrainingOptions, given_of_ours, 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 
 # What a training was asked for, whatever its method.
-_AS_GIVEN = ("unpruned_heads", "budget", "prune", "sentence", "cross_floor", "spectral_norm")
+_AS_GIVEN = ("unpruned_heads", "budget", "prune", "sentence", "costs", "cross_floor", "spectral_norm")
 _ANEW = "another `--save-dir` or `--reset-optimizer` starts anew"
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole
-from fairseq_dsp.units.costs import LATENCY, Costs
+from fairseq_dsp.units.costs import LATENCY, TIME_PARTS, Costs
 from fairseq_dsp.units.kinds import KIND_OF
 from fairseq_dsp.units.layout import Grid, Site
 from fairseq_dsp.units.neurons import NEURONS
@@ -30,8 +30,6 @@ from fairseq_dsp.units.neurons import NEURONS
 OPTION = "--costs"
 FORMAT = 1
 
-# What a dense model's time is cut into: a choice under a table is exact in whole numbers, and time is none.
-_PARTS = 1 << 16
 _ALMOST = 1e-6  # of a part: what floating point adds to a time that is a whole number of them
 
 # Heads by layer of a stack, neurons by layer, words of source and target, parameters; all of the model before anything was pruned.
@@ -127,7 +125,7 @@ class CostFile:
             grid: of a model of these sizes, of heads alone or with neurons.
             group: neurons of a unit.
         """
-        scale = self.dense / _PARTS
+        scale = self.dense / TIME_PARTS
         tables = []
         for site, count in grid.counts:
             width = group if KIND_OF[site.stack] is NEURONS else 1
@@ -139,8 +137,10 @@ class CostFile:
             if Site(stack.name, layer) not in grid.sites
         ]
         costs = Costs(LATENCY, grid, tuple(tables), _whole((self.rest + sum(others)) / scale), scale)
-        is_sum = abs(costs.dense - _PARTS) <= len(tables) + 1  # but for the rounding: all of the time buys all units
-        return costs if is_sum else replace(costs, whole=_PARTS)
+        is_sum = (
+            abs(costs.dense - TIME_PARTS) <= len(tables) + 1
+        )  # but for the rounding: all of the time buys all units
+        return costs if is_sum else replace(costs, whole=TIME_PARTS)
 
     def objections_to_sizes(self, found: Sizes, option: str = OPTION) -> list[str]:
         """Sentences on a model of other sizes, one for each that differs.

@@ -15,6 +15,9 @@ from fairseq_dsp.units.neurons import NEURONS
 
 PARAMETERS, MACS, LATENCY = "parameters", "macs", "latency"
 
+# What a dense model's time is cut into: a choice under a table is exact in whole numbers, and time is none.
+TIME_PARTS = 1 << 16
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -70,6 +73,21 @@ class Costs:
         """The costs of some sites as they are, and nothing for units of others."""
         tables = zip(self.grid.sites, self.tables, strict=True)
         return replace(self, tables=tuple(table if counts(site) else (0,) * len(table) for site, table in tables))
+
+    def straight(self) -> Costs:
+        """The lowest costs by which all units of a site cost the same, at least 1, and no number of them costs less than here.
+
+        Where a site has all of its units nothing changes. What lies above the line of its units, such as a sublayer's fixed cost, is
+        part of what no unit costs: who takes units one by one does not see that it goes with the last.
+        """
+        tables, rest = [], self.rest
+        for table in self.tables:
+            most = len(table) - 1
+            slopes = [(table[most] - cost) // (most - count) for count, cost in enumerate(table[:most])]
+            price = max(min(slopes, default=1), 1)
+            rest += max(cost - price * count for count, cost in enumerate(table))
+            tables.append(tuple(price * count for count in range(most + 1)))
+        return replace(self, tables=tuple(tables), rest=rest)
 
     @property
     def prunable(self) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from commands import QUIET, assert_refused, generate, load, prune, train
+from measured import made_up_costs
 
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.plugin.costing import costs_of, measured_costs, sizes_of
 from fairseq_dsp.plugin.stored_layout import stored_layout
+from fairseq_dsp.units.cost_file import read_costs
 from fairseq_dsp.units.costs import Sentence
 
 PARTS = ["--importance-lr", 0.2, "--cooldown-updates", 8, "--max-update", 14]
@@ -50,6 +53,48 @@ def test_what_is_deployed_keeps_within_the_budget(measure, options, data: Path, 
         assert generate(data, tmp_path / "small.pt", folder=tmp_path).hypotheses() == masked
 
 
+def costs_file(data: Path, folder: Path, rest: float = 0.05) -> Path:
+    """Costs of the trainings of this file."""
+    train(data, folder / "measured", *QUIET, "--max-update", 1, *PARTS[:4], "--unpruned-heads", 5)
+    sizes = sizes_of(load_model(read_checkpoint(str(folder / "measured/checkpoint_last.pt"))))
+    (folder / "costs.json").write_text(made_up_costs(sizes, rest=rest).text())
+    return folder / "costs.json"
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--prune", "heads,ffn", "--ffn-group", 4], ["--head-selection", "ste", "--prune", "sublayers"]]
+)
+def test_measured_time_is_kept_within_while_the_fixed_cost_of_a_sublayer_is_not_counted_on(options, data, tmp_path):
+    path = costs_file(data, tmp_path)
+    relaxed = [] if "ste" in options else ["--relaxation", "projection"]
+    asked = [*QUIET, *PARTS[:4], *relaxed, *options, "--costs", path]
+    done = train(data, tmp_path / "save", *asked, "--budget", "latency=0.93", "--max-update", 14)
+    assert re.search(r"is fixed, and costs [\d.]+% of the dense model's time of at most [\d.]+%", done.out)
+    state = read_checkpoint(str(tmp_path / "save/checkpoint_last.pt"))
+    layout, model = stored_layout(state), load_model(state)
+    assert model.deployed_layout() == layout
+    costs = measured_costs(model, read_costs(str(path)), layout)
+    assert costs.rest + costs.of(layout) <= 0.93 * 2**16 + 20
+    assert 0 < layout.count < layout.grid.total
+    prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "small.pt")
+    assert load(tmp_path / "small.pt")["fairseq_dsp"]["layout"] == str(layout)
+    path.unlink()  # the checkpoint says what its budget came to
+    assert generate(data, tmp_path / "small.pt", folder=tmp_path).hypotheses()
+
+
+def test_a_training_by_measured_time_goes_on_with_the_same_costs_alone(data, tmp_path):
+    path = costs_file(data, tmp_path)
+    asked = [*QUIET, *PARTS[:4], "--relaxation", "projection", "--costs", path, "--budget", "latency=0.93"]
+    train(data, tmp_path / "whole", *asked, "--max-update", 14)
+    train(data, tmp_path / "cut", *asked, "--max-update", 5)
+    train(data, tmp_path / "cut", *asked, "--max-update", 14)
+    one, other = (load(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("whole", "cut"))
+    assert all(one[name].equal(other[name]) for name in one)
+    costs_file(data, tmp_path, rest=0.06)
+    done = train(data, tmp_path / "cut", *asked, "--max-update", 15, ok=False)
+    assert_refused(done, f"`--costs` must stay {path}#")
+
+
 def test_a_resumed_training_is_one_that_was_never_stopped(data: Path, tmp_path: Path):
     options = [*QUIET, *PARTS[:4], "--budget", "macs=0.85", "--relaxation", "projection"]
     train(data, tmp_path / "whole", *options, "--max-update", 14)
@@ -75,7 +120,9 @@ def test_a_budget_in_units_is_unpruned_heads(data: Path, tmp_path: Path):
         (["--budget", "macs=0.01"], ["must be at least what no unit costs"]),
         (["--budget", "macs=0.85", "--head-selection", "lagrangian"], ["`--budget macs=0.85` belongs to dsp, ste, hard-concrete, function-norm, site-threshold, fixed"]),
         (["--budget", "macs=0.85", "--relaxation", "successive-softmax"], ["`--relaxation` must be projection"]),
-        (["--budget", "latency=0.5"], ["`--budget` must be in units, parameters or macs"]),
+        (["--budget", "latency=0.5"], ["`--costs` must be given for `--budget latency=0.5`"]),
+        (["--budget", "latency=0.5", "--costs", "none.json"], ["`--costs` must be a file, but none.json cannot be read"]),
+        (["--budget", "0.5", "--costs", "none.json"], ["`--costs` must come with `--budget latency=`"]),
         (["--budget", "macs=0.85", "--unpruned-heads", "4"], ["must not be given together"]),
         (["--budget", "13"], ["between 0 and 12"]),
         (["--budget", "many"], ["`--budget` must have"]),

@@ -13,6 +13,7 @@ import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "translation"
 GOLDEN = Path(__file__).parents[1] / "golden"
+CUTS = ["cut, heads", "cut, heads and FFN"]
 
 
 def names_of_the_demo() -> dict[str, Any]:
@@ -79,14 +80,14 @@ def test_a_figure_of_one_seed_is_shown_with_those_of_others(
                 shutil.copy(GOLDEN / "rewritten.pt", str(arguments[1]))
             return ""
 
-        def _compare(self, rows: list[tuple[str, Path, int]]) -> tuple[Any, dict[str, float]]:
+        def _compare(self, rows: list[tuple[str, Path]]) -> tuple[Any, dict[str, float]]:
             return "the table", {name: 90.0 + number for number, (name, *_) in enumerate(rows)}
 
     arguments = ["--seed", "5", "--output", str(tmp_path / "out"), "--unpruned-heads", "5", *options]
     bleu = Untrained(demo["get_parser"]().parse_args(arguments)).run()
     assert trainings == [("translation", 5), *(("translation_dsp", seed) for seed in seeds)]
     rows = ["budget, rewritten", *(f"budget, rewritten, seed {seed}" for seed in seeds[1:])]
-    assert list(bleu) == ["dense", "budget, masked", *rows, "dense, random heads"]
+    assert list(bleu) == ["dense", "budget, masked", *rows, "dense, random heads", *CUTS]
     said = capsys.readouterr().out
     if len(seeds) > 1:
         assert "BLEU with 5 heads over seeds 5, 6, 7: 92.0 to 94.0" in said
@@ -113,6 +114,15 @@ def test_learned_heads_lose_less_than_half_of_what_random_heads_lose(bleu_by_see
         random_loss = scores["dense"] - scores["dense, random heads"]
         assert random_loss >= 10, bleu_by_seed
         assert scores["dense"] - scores["budget, rewritten"] < random_loss / 2, bleu_by_seed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_cut_of_heads_and_neurons_is_worth_more_than_one_of_heads_alone(
+    bleu_by_seed: dict[int, dict[str, float]],
+) -> None:
+    for scores in bleu_by_seed.values():
+        assert scores[CUTS[1]] > scores[CUTS[0]], bleu_by_seed
 
 
 @pytest.mark.slow

@@ -44,28 +44,32 @@ def truths(draw: st.DrawFn) -> tuple[dict[str, list[float]], float]:
     return found, draw(st.floats(0.1, 2))
 
 
-def times_of(truth: dict[str, list[float]], rest: float, noise: list[float], gain: float) -> dict[str, Any]:
+def times_of(
+    truth: dict[str, list[float]], rest: float, noise: list[float], gain: float, held: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Seconds of every turn of every model, if sublayers add up; `gain` times as much of it among empty sublayers."""
     whole = rest + sum(values[-1] * len(SIZES[stack]) for stack, values in truth.items())
+    rest += sum(truth[stack][-1] for stack in held)
     measured = {}
     for stack, values in truth.items():
-        layers = len(SIZES[stack])
+        layers = len(SIZES[stack]) - (stack in held)
         kept = module.points(stack, SIZES[stack][0])
         times = {"all units": whole, "no units": rest}
         for count, value in zip(kept, values, strict=True):
             times.setdefault(f"{count} among all", whole - layers * (values[-1] - value))
             times.setdefault(f"{count} among none", rest + gain * layers * value)
-        names = [name for name, _ in module._layouts(stack, SIZES)]
+        names = [name for name, _ in module._layouts(stack, SIZES, held)]
         measured[stack] = {name: [times[name] + shift for shift in noise] for name in names}
     return measured
 
 
+@pytest.mark.parametrize("held", [(), ("enc", "dec")])
 @given(truth=truths(), noise=st.lists(st.floats(0, 0.5), min_size=1, max_size=5), gain=st.sampled_from([1.0, 0.5]))
 @many_examples
-def test_tables_are_the_costs_that_the_times_were_made_of(truth, noise, gain):
+def test_tables_are_the_costs_that_the_times_were_made_of(held, truth, noise, gain):
     """A disturbance of a whole turn changes none of them; what differs between full and empty surroundings keeps its shape."""
     values, rest = truth
-    tables, dense, found = module.tables_of(times_of(values, rest, noise, gain), SIZES)
+    tables, dense, found = module.tables_of(times_of(values, rest, noise, gain, held), SIZES, held)
     for stack, table in tables.items():
         assert table.kept == tuple(module.points(stack, SIZES[stack][0]))
         assert table.seconds == pytest.approx(values[stack], abs=1e-9)
@@ -81,6 +85,22 @@ def test_noise_makes_no_table_that_falls():
     times["ffn-enc"]["32 among none"] = [0.0]
     tables, *_ = module.tables_of(times, SIZES)
     assert all(min(table.seconds) == 0 and list(table.seconds) == sorted(table.seconds) for table in tables.values())
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=6))
+@many_examples
+def test_values_that_fall_are_levelled_to_the_nearest_that_do_not(values):
+    """Pools of neighbours have their mean (the conditions of least squares); what rises already stays."""
+    found = module.rising([0.0, *values])
+    assert found[0] == 0
+    assert found == sorted(found)
+    assert module.rising([0.0, *sorted(map(abs, values))]) == pytest.approx([0.0, *sorted(map(abs, values))])
+    place = 0
+    for level, members in itertools.groupby(found[1:]):
+        size = len(list(members))
+        if level > 0:
+            assert sum(values[place : place + size]) / size == pytest.approx(level, abs=1e-9)
+        place += size
 
 
 def test_times_that_do_not_fall_with_units_are_refused():
@@ -121,7 +141,7 @@ def costs(tmp_path: Path) -> Path:
 def test_the_command_measures_what_prune_reads(engine, tmp_path, capsys, monkeypatch):
     if engine:
         pytest.importorskip("ctranslate2")
-    monkeypatch.setattr(module, "tables_of", lambda measured, sizes: stretched(measured, sizes))
+    monkeypatch.setattr(module, "tables_of", lambda measured, sizes, held: stretched(measured, sizes))
     path, lines = tmp_path / "costs.json", tmp_path / "lines.jsonl"
     main(["--costs", str(path), "--random", DENSE, *QUICK, *engine, "--json", str(lines)])
     file = read_costs(str(path))
@@ -133,7 +153,10 @@ def test_the_command_measures_what_prune_reads(engine, tmp_path, capsys, monkeyp
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     assert {row["stack"] for row in rows} == set(SIZES)
     assert ("as it is" in {row["model"] for row in rows}) == (not engine)
-    assert all(Layout.parse(row["layout"]).count == 0 for row in rows if row["model"] == "no units")
+    left = {Layout.parse(row["layout"]).by_kind()["heads"][0] for row in rows if row["model"] == "no units"}
+    assert left == {
+        4 if engine else 0
+    }  # the last layers' self-attention, which CTranslate2's other attention is measured beside
     assert "measured in" in capsys.readouterr().out
     with pytest.raises(Refusal, match="--force"):
         main(["--costs", str(path), "--random", DENSE, *QUICK])

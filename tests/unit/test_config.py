@@ -38,6 +38,7 @@ class TestReading:
             "unpruned_heads": 0,
             "budget": "macs=0.5",
             "sentence": "25,24,5",
+            "costs": "costs.json",
             "prices": "macs=3:enc=1",
             "head_layout": "enc:1/dec:/cross:",
             "ffn_group": 4,

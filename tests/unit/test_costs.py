@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build_with, few_examples, grids, layouts_of, model_options  # noqa: F401
+from models import build_with, few_examples, grids, layouts_of, many_examples, model_options  # noqa: F401
 
 from fairseq_dsp.benchmark.flops import count
 from fairseq_dsp.plugin.costing import costs_of
@@ -49,6 +51,33 @@ def test_operations_are_those_that_torch_counts_in_a_search(options, layout, len
     with torch.no_grad():
         operations, _ = count(search)
     assert operations == 2 * (costs.rest + costs.of(layout))
+
+
+@given(steps=st.lists(st.lists(st.integers(0, 20), max_size=6), min_size=1, max_size=4), rest=st.integers(0, 9))
+@many_examples
+def test_straight_costs_are_the_lowest_line_that_no_number_of_units_lies_above(steps, rest):
+    grid = Grid.of_heads([len(each) for each in steps], (), ())
+    costs = Costs("latency", grid, tuple(tuple(itertools.accumulate([0, *each])) for each in steps), rest)
+    line = costs.straight()
+    for place, table in enumerate(costs.tables):
+        if len(table) == 1:
+            continue
+        price = line.price(place)
+        assert price >= 1
+        fixed = max(cost - price * count for count, cost in enumerate(table))
+        if price > 1:  # all units together cost what they did
+            assert fixed + price * (len(table) - 1) == table[-1]
+    for counts in itertools.product(*(range(len(each) + 1) for each in steps)):
+        layout = Layout.of_mask(
+            grid, [float(u < n) for n, each in zip(counts, steps, strict=True) for u in range(len(each))]
+        )
+        assert costs.rest + costs.of(layout) <= line.rest + line.of(layout)
+    assert line.straight() == line
+
+
+def test_costs_that_are_straight_stay_as_they_are():
+    costs = Costs("latency", Grid.of_heads((3, 2), (), ()), ((0, 5, 10, 15), (0, 1, 2)), 7)
+    assert costs.straight() == costs
 
 
 @pytest.mark.parametrize("table", [(0, 1), (1, 2, 3, 4), (0, 3, 2, 4), (0, 1, 2, -3)])

@@ -93,6 +93,6 @@ def test_requests_that_cannot_be_honoured_are_refused_at_once(tmp_path):
     precious = tmp_path / "units.jsonl"
     precious.write_text("precious")
     with pytest.raises(Refusal) as refused:
-        unit_speed.main(["--pairs", "0", "--arch", "dsp_transformer_tiny", "--json", str(precious)])
-    assert len(refused.value.reasons) == 3
+        unit_speed.main(["--pairs", "0", "--clock", "sun", "--arch", "dsp_transformer_tiny", "--json", str(precious)])
+    assert len(refused.value.reasons) == 4
     assert precious.read_text() == "precious"
