@@ -16,6 +16,7 @@ from fairseq_dsp.units.groups import with_all_of
 from fairseq_dsp.units.layout import Layout, Site
 
 from . import levels
+from .by_method import learn_by
 from .data import Data
 from .learned import learn
 from .models import cut_from, shrink
@@ -135,6 +136,15 @@ def _learned(lab: Lab) -> Choice:
     return Choice(layout, lab.window, trained=True)
 
 
+def _by_method(lab: Lab) -> Choice:
+    """Options: method (of `--head-selection`); own (its options)."""
+    job, options = lab.job, lab.job.options
+    layout = learn_by(
+        lab.model, lab.training(), job.seed, job.kept, lab.window, options["method"], dict(options.get("own", {}))
+    )
+    return Choice(layout, lab.window, trained=True)
+
+
 def _eliminated(lab: Lab) -> Choice:
     """Options: those of `removal.while_training`."""
     job = lab.job
@@ -205,7 +215,7 @@ def _small(lab: Lab) -> Choice:
 FAMILIES: dict[str, Callable[[Lab], Choice]] = {
     "fixed": _fixed, "scored": _scored, "removed": _removed, "learned": _learned, "elim": _eliminated, "gradual": _gradual,
     "obs": _reconstructed, "staged": _staged, "race": _raced,
-    "levels": _leveled, "small": _small,
+    "method": _by_method, "levels": _leveled, "small": _small,
 }  # fmt: skip
 
 

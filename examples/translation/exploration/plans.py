@@ -225,6 +225,20 @@ def controls(make: _Arms) -> Iterator[Job]:
     yield make("recipe-shuffled", "learned", budget="constant", window=0.4, shuffle=1)
 
 
+def neighbours(setting: Setting, seeds: Sequence[int]) -> list[Job]:
+    """Systems after others, beside what `target` has: two seeds. A choice that trained the weights keeps them, or cuts the dense model and is fitted."""
+    return [job for kept in (6, 12) for seed in seeds[:2] for job in neighbour_arms(_Arms(kept, seed, HIGH))]
+
+
+def neighbour_arms(make: _Arms) -> Iterator[Job]:
+    """Two methods and two scorers."""
+    for method in ("function-norm", "site-threshold"):
+        yield make(method, "method", method=method)
+        yield make(f"{method}-rewind", "method", method=method, rewind=1, recut=1)
+    for name in ("function-norm", "confidence"):
+        yield make(f"{name}-cut", "scored", by=name, recut=1)
+
+
 def levels_together(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     """Heads, neurons and both, at equal parameters; see `levels`."""
     return list(levels(setting, seeds, HIGH))
@@ -239,6 +253,7 @@ def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
         *second_choosers(6, seed),
         *third_choosers(6, seed),
         *controls(_Arms(6, seed, HIGH)),
+        *neighbour_arms(_Arms(6, seed, HIGH)),
         _Arms(6, seed, HIGH)("random-floor", "scored", by="random"),
     ]
     mislabelled = [job for job in recorded(setting, [seed]) if job.arm == "fisher-mislabelled" and job.kept == 6]
@@ -251,5 +266,5 @@ def _first(kept: int, seed: int) -> list[Job]:
 
 PLANS: dict[str, Callable[[Setting, Sequence[int]], list[Job]]] = {
     "phase1": phase1, "phase2": phase2, "phase3": phase3, "recorded": recorded, "decisive": decisive,
-    "target": target, "levels": levels_together, "smoke": smoke,
+    "target": target, "levels": levels_together, "neighbours": neighbours, "smoke": smoke,
 }  # fmt: skip

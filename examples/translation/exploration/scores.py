@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq_dsp.api.score_work import subject_of
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.scoring import SCORERS
+from fairseq_dsp.scoring import make_scorer
 from fairseq_dsp.scoring.sentence_gates import loss_derivatives
 from fairseq_dsp.units.floors import floors_of, top_k_above_floors
 from fairseq_dsp.units.layout import Grid, Layout
@@ -18,6 +18,8 @@ from .data import Batch
 
 # The scores' names in results, and the package's names of the same.
 PACKAGE_NAMES = {"fisher": "fisher", "gradient": "gradient", "fisher-full": "joint-fisher", "random": "random"}
+PACKAGE_NAMES |= {"function-norm": "function-norm", "confidence": "attention-statistics"}
+_OPTIONS = {"confidence": {"statistic": "confidence"}}
 
 
 def score(
@@ -26,7 +28,7 @@ def score(
     """Scores of the heads that the model has, [H] float64 on the CPU.
 
     Args:
-        name: `fisher`, `gradient`, `fisher-full`, `random`; `abs`, which is `gradient` without a normalisation by sublayer; or `log`, the logarithm of
+        name: `fisher`, `gradient`, `fisher-full`, `random`, `function-norm`, `confidence`; `abs`, which is `gradient` without a normalisation by sublayer; or `log`, the logarithm of
             `fisher`.
         live: [H], 1 for heads that are on; all if None.
     """
@@ -37,7 +39,7 @@ def score(
         return torch.cat(found).mean(dim=0)
     if name == "log":
         return score(model, batches, seed, "fisher", live).log()
-    return SCORERS[PACKAGE_NAMES[name]]().score(subject, live).double().cpu()
+    return make_scorer(PACKAGE_NAMES[name], _OPTIONS.get(name, {})).score(subject, live).double().cpu()
 
 
 def keep_top(grid: Grid, scores: Tensor, k: int, floor: int | str | None = 1) -> Layout:

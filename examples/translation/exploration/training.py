@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,17 +79,26 @@ class Training:
         epoch, place = divmod(update, len(self.batches))
         return self.batches[order(len(self.batches), self.seed, epoch)[place]]
 
-    def step(self, after_backward: Callable[[], None] | None = None, teacher: Teacher | None = None) -> None:
+    def step(
+        self,
+        after_backward: Callable[[], Any] | None = None,
+        teacher: Teacher | None = None,
+        penalty: Callable[[], Tensor | None] | None = None,
+    ) -> None:
         """One update.
 
         Args:
             after_backward: what else uses the gradient, before the weights move.
             teacher: see `Teacher`.
+            penalty: what is added to the loss per target token, once the pass is over.
         """
         self.model.train()
         batch = self.batch(self.done)
         loss = loss_of(self.model, batch)[0] if teacher is None else teacher.loss(self.model, batch)
-        (loss / batch["ntokens"]).backward()
+        loss = loss / batch["ntokens"]
+        if penalty is not None and (more := penalty()) is not None:
+            loss = loss + more
+        loss.backward()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.done)
         if after_backward is not None:
