@@ -13,20 +13,18 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from fairseq_dsp.benchmark.candidates import Candidate, facts_of
-from fairseq_dsp.benchmark.comparison import Row, Timing, compare, signature
+from fairseq_dsp.benchmark.comparison import Row, Timing, signature
 from fairseq_dsp.benchmark.costs import drawn, measure_costs
 from fairseq_dsp.benchmark.measuring import CLOCKS, Estimate, estimate, paired_ratio, timed
-from fairseq_dsp.benchmark.promises import Promise
 from fairseq_dsp.benchmark.settings import Case, Settings
-from fairseq_dsp.benchmark.tables import show
+from fairseq_dsp.benchmark.targets import Bench
 from fairseq_dsp.benchmark.unit_choice import BEAM, Chooser
 from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.files.checkpoint import family_of
@@ -38,74 +36,23 @@ from fairseq_dsp.units.layout import Layout
 _LENGTH, _MACS_HALF, _LATENCY_HALF = 20, "macs=0.5", "latency=0.5"
 _QUANTIZATION = "int8"
 _WIDTH = 150
+PARTS = ("choosing", "gates", "training", "operations", "fairseq", "ctranslate2")
 
 
-@dataclass(frozen=True)
-class Target:
-    """A row of the table.
-
-    Attributes:
-        what: is measured.
-        wanted: as a text.
-        found: in the same unit.
-        reached: whether `found` is at least, or at most, what is wanted.
-    """
-
-    what: str
-    wanted: str
-    found: Estimate
-    reached: bool
-
-
-class Bench:
-    """Measures and prints cases, and keeps their rows and what they come to."""
-
-    def __init__(self, settings: Settings, timing: Timing, console: Console, keep: Callable[[Any], None]) -> None:
-        self.settings, self.timing, self.console, self.keep = settings, timing, console, keep
-        self.targets: list[Target] = []
-
-    def compare(
-        self, models: Sequence[tuple[str, Candidate]], case: Case, costs: CostFile | None = None
-    ) -> dict[tuple[str, str], Row]:
-        """Rows by name and phase."""
-        ready = [(name, each, facts_of(each.build(self.settings.words))) for name, each in models]
-        promise = [] if costs is None else [Promise(costs, self.settings).seconds]
-        rows = compare(ready, self.settings, self.timing, case, lambda what, things: things, *promise)
-        show(self.console, case, rows)
-        for row in rows:
-            self.keep(row.record(case, signature(self.settings, self.timing)))
-        return {(row.model, row.phase): row for row in rows}
-
-    def at_least(self, what: str, wanted: float, found: Estimate) -> None:
-        self._note(Target(what, f"{wanted:g}x", found, found.median >= wanted))
-
-    def at_most(self, what: str, wanted: float, unit: str, found: Estimate) -> None:
-        self._note(Target(what, f"at most {wanted:g} {unit}", found, found.median <= wanted))
-
-    def near(self, what: str, promised: float, found: Estimate) -> None:
-        """Measured over promised."""
-        self._note(
-            Target(what, f"{promised:.2f}x promised, within 5 %", found, abs(found.median / promised - 1) <= 0.05)
-        )
-
-    def _note(self, target: Target) -> None:
-        self.targets.append(target)
-        low, high = target.found.low, target.found.high
-        found = {"median": target.found.median, "low": low, "high": high}
-        self.keep({"target": target.what, "wanted": target.wanted, "found": found, "reached": target.reached})
+def of_operations(bench: Bench, chooser: Chooser, stock: Candidate, batch: int) -> None:
+    """Generation in fairseq with half the operations."""
+    half = chooser.within(_MACS_HALF, chooser.operations(bench.settings.length))
+    rows = bench.compare([("dense", stock), (_MACS_HALF, chooser.candidate(half))], Case("generate", batch, BEAM))
+    bench.at_least(f"{_MACS_HALF}, generation in fairseq, batch {batch}, beam {BEAM}", 1.9, _ratio(rows, _MACS_HALF))
 
 
 def in_fairseq(bench: Bench, chooser: Chooser, stock: Candidate, batch: int) -> None:
-    """Generation in fairseq: half the operations, half the time, and as many parameters as that keeps."""
+    """Half the time, and as many parameters as that keeps."""
     case = Case("generate", batch, BEAM)
     costs = _measured(bench, stock, case)
-    half = chooser.within(_MACS_HALF, chooser.operations(bench.settings.length))
     by_time = chooser.within(_LATENCY_HALF, measured_costs(chooser.model, costs, chooser.full))
-    models = [("dense", stock), (_MACS_HALF, chooser.candidate(half)), *_by_time(chooser, by_time)]
-    rows = bench.compare(models, case, costs)
-    where = f"generation in fairseq, batch {batch}, beam {BEAM}"
-    bench.at_least(f"{_MACS_HALF}, {where}", 1.9, _ratio(rows, _MACS_HALF))
-    _note_time(bench, rows, where)
+    rows = bench.compare([("dense", stock), *_by_time(chooser, by_time)], case, costs)
+    _note_time(bench, rows, f"generation in fairseq, batch {batch}, beam {BEAM}")
 
 
 def in_ctranslate2(bench: Bench, chooser: Chooser, stock: Candidate, batches: Sequence[int]) -> None:
@@ -208,6 +155,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, default=7, help="turns that count (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="turns before them (default: %(default)s)")
     parser.add_argument("--clock", default="wall", help="wall, or cpu on a machine that others use (default: wall)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of the table (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write a line for every row and target")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser
@@ -236,33 +184,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = Settings(length=args.length, output_length=args.length, max_tokens=args.max_tokens, words=facts_of(chooser.model).words)  # fmt: skip
     console = Console(width=_WIDTH, markup=False, emoji=False)
     bench = Bench(settings, Timing(args.pairs, args.warmup, args.clock, memory=False), console, keep)
-    parts: list[Callable[[], None]] = [
+    measured: tuple[Callable[[], None], ...] = (
         lambda: of_choosing(bench, chooser, args.group),
         lambda: of_gates(bench, chooser),
         lambda: in_training(bench, chooser, stock, args.gated_group),
+        lambda: of_operations(bench, chooser, stock, args.batch_size),
         lambda: in_fairseq(bench, chooser, stock, args.batch_size),
         lambda: in_ctranslate2(bench, chooser, stock, args.served),
-    ]
+    )
     reasons: list[str] = []
-    for part in parts:
-        with noted(reasons):
-            part()
-    console.print(_drawn(bench.targets))
+    for name, part in zip(PARTS, measured, strict=True):
+        if name in args.parts:
+            with noted(reasons):
+                part()
+    console.print(bench.table())
     print(" | ".join(f"{name} {value}" for name, value in signature(settings, bench.timing).items()))
     if reasons:
         raise Refusal(*reasons)
-
-
-def _drawn(targets: Sequence[Target]) -> Table:
-    table = Table(title="targets", title_justify="left")
-    for column in ("what", "wanted", "measured", "95 %", "reached"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for each in targets:
-        low, high = each.found.low, each.found.high
-        interval = "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
-        wide = " ?" if each.found.too_wide else ""
-        table.add_row(each.what, each.wanted, f"{each.found.median:.3g}", interval + wide, "yes" if each.reached else "no")  # fmt: skip
-    return table
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -33,6 +33,14 @@ def made_up(monkeypatch):
     monkeypatch.setattr(unit_speed, "measure_costs", measure)
 
 
+def test_parts_of_the_table_are_measured_alone(tmp_path):
+    pytest.importorskip("ctranslate2")  # which the command asks for
+    file = tmp_path / "units.jsonl"
+    unit_speed.main([*QUICK, "--parts", "gates", "choosing", "--json", str(file)])
+    found = [line["target"] for line in map(json.loads, file.read_text().splitlines()) if "target" in line]
+    assert [target.split(",")[0] for target in found] == ["one knapsack", "drawing 256 gates of neurons"]
+
+
 def test_every_row_is_measured_and_kept(made_up, tmp_path, capsys):
     pytest.importorskip("ctranslate2")
     file = tmp_path / "units.jsonl"
