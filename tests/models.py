@@ -114,6 +114,17 @@ def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-11) -> None:
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+def assert_recomputing_changes_no_gradient(plain: Any, recomputed: Any, update: int) -> None:
+    """A model whose activations are recomputed, once it has the weights of the one beside it, has its gradients at the update too."""
+    recomputed.load_state_dict(plain.state_dict())
+    for each in (plain, recomputed):
+        each.set_num_updates(update)
+    ours, theirs = gradients(recomputed), gradients(plain)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert_same(ours[name], theirs[name])
+
+
 counts = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 grids = st.builds(Grid.of_heads, counts, counts, counts)
 

@@ -1,15 +1,37 @@
-"""What is asked of values in JSON that others may have written. Called by the readers of score files and of results."""
+"""JSON that others may have written: how a file of it is read, and what is asked of its values. Called by all readers of such files."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+from fairseq_dsp.errors import Refusal
 
 # name of an entry -> what its value must be, and whether one is
 Rules = dict[str, tuple[str, Callable[[Any], bool]]]
 
 _LONGEST = 60  # characters of a value in a sentence
+
+
+def read_json(path: str, option: str, any_number: bool = False) -> Any:
+    """What a file of JSON holds.
+
+    Args:
+        option: that which named the file, as sentences say it.
+        any_number: NaN and infinity, which JSON does not know, are left to the rules of the values.
+
+    Raises:
+        Refusal: the file cannot be read, is no whole JSON, or has such a number that is not left to the rules.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file, parse_constant=float if any_number else _refuse_constant)
+    except OSError as error:
+        raise Refusal(f"{option} must be a file, but {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers and nesting without end
+        raise Refusal(f"{option} must be whole JSON, but {path} is not: {error}.") from error
 
 
 def is_whole(value: Any, least: float = -math.inf) -> bool:
@@ -48,3 +70,7 @@ def excerpt(value: Any) -> str:
     except (ValueError, RecursionError):  # a whole number of thousands of digits, nesting without end
         text = "something huge"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "…"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
+from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none, read_json
 from fairseq_dsp.units.kinds import KINDS
 
 # Other than the number that a score file has: what reads those refuses this.
@@ -112,13 +112,7 @@ def read_block_scores(path: str, option: str) -> BlockScores:
     Raises:
         Refusal: it cannot be read, is of another kind, or is damaged.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise Refusal(f"`{option}` must be a file, but {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"`{option}` must be whole JSON, but {path} is not: {error}.") from error
+    content = read_json(path, f"`{option}`")
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise Refusal(

@@ -16,12 +16,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole
+from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, read_json
 from fairseq_dsp.units.costs import LATENCY, TIME_PARTS, Costs
 from fairseq_dsp.units.kinds import KIND_OF
 from fairseq_dsp.units.layout import Grid, Site
@@ -186,13 +186,7 @@ def read_costs(path: str, option: str = OPTION) -> CostFile:
     Raises:
         Refusal: it cannot be read, or is not exactly what `text` writes; every reason at once.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise Refusal(f"`{option}` must be a file, but {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers and nesting without end
-        raise Refusal(f"`{option}` must be whole JSON, but {path} is not: {error}.") from error
+    content = read_json(path, f"`{option}`")
     if not isinstance(content, dict) or content.get("format") != FORMAT or content["format"] is True:
         kind = excerpt(content.get("format")) if isinstance(content, dict) else type(content).__name__
         raise Refusal(f"`{option}` must be a costs file of format {FORMAT}, but {path} is of {kind}.")
@@ -262,10 +256,6 @@ def _rises(values: Any, fits: Any, strictly: bool = False) -> bool:
         return False
     pairs = zip(values, values[1:], strict=False)
     return all(first < second if strictly else first <= second for first, second in pairs)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
 
 
 _TEXT = ("a text", lambda value: isinstance(value, str) and value != "")

@@ -24,12 +24,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none
+from fairseq_dsp.files.json_values import Rules, broken, excerpt, is_finite, is_whole, or_none, read_json
 from fairseq_dsp.units.chosen import Chosen
 from fairseq_dsp.units.fingerprint import PRECISIONS, SIZE, agree
 from fairseq_dsp.units.floors import Floors, top_k_above_floors
@@ -192,13 +192,7 @@ def read_scores(path: str, option: str = "`--scores`") -> ScoreFile:
     Raises:
         Refusal: it cannot be read, or is not exactly what `text` writes; every reason at once.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise Refusal(f"{option} must be a file, but {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers and nesting without end
-        raise Refusal(f"{option} must be whole JSON, but {path} is not: {error}.") from error
+    content = read_json(path, option)
     if not isinstance(content, dict) or content.get("format") not in FORMATS or content["format"] is True:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         known = " or ".join(map(str, FORMATS))
@@ -262,10 +256,6 @@ def _disagreements(content: dict[str, Any]) -> list[str]:
     if len(data) not in (0, len(_OF_DATA)):
         wrong.append(f"{' and '.join(f'`{name}`' for name in data)} must not be missing where data was read")
     return wrong
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
 
 
 def _are_pairs(value: Any) -> bool:

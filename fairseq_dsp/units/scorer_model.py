@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.files.json_values import Rules, broken, is_finite, is_whole
+from fairseq_dsp.files.json_values import Rules, broken, is_finite, is_whole, read_json
 
 FORMAT, KIND = 1, "one-shot"
 
@@ -62,13 +62,7 @@ def read_scorer_model(path: str) -> ScorerModel:
     Raises:
         Refusal: it cannot be read, is of another kind, or is damaged.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise Refusal(f"`--scorer-model` must be a file, but {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers and nesting without end
-        raise Refusal(f"`--scorer-model` must be whole JSON, but {path} is not: {error}.") from error
+    content = read_json(path, "`--scorer-model`", any_number=True)  # the rules name the entry
     found = tuple(content.get(name) for name in ("kind", "format")) if isinstance(content, dict) else (None, None)
     if found != (KIND, FORMAT) or found[1] is True:
         raise Refusal(

@@ -111,6 +111,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path):
         ({"scores": {}}, "`scores` must be tables"),
         ({"scores": {"a": [[1.0, 2.0], [1.0]]}}, "`scores` must be tables"),
         ({"scores": {"a": [[1.0, None]]}}, "`scores` must be tables"),
+        ({"scores": {"a": [[float("nan")]]}}, "NaN is no number"),
         ({"seed": "x"}, "`seed` must be"),
     ],
 )

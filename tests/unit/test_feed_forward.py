@@ -12,6 +12,7 @@ from fairseq.models.ema import EMA
 from hypothesis import given
 from hypothesis import strategies as st
 from models import (
+    assert_recomputing_changes_no_gradient,
     assert_same,
     build_gated,
     build_with,
@@ -169,13 +170,7 @@ class TestInAModel:
     @pytest.mark.parametrize("fixed", [False, True])
     def test_recomputed_activations_change_no_gradient(self, fixed):
         plain, recomputed = choosing(fixed=fixed), choosing(fixed=fixed, checkpoint_activations=True)
-        recomputed.load_state_dict(plain.state_dict())
-        for each in (plain, recomputed):
-            each.set_num_updates(2 * COOLDOWN if fixed else 0)
-        ours, theirs = gradients(recomputed), gradients(plain)
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            assert_same(ours[name], theirs[name])
+        assert_recomputing_changes_no_gradient(plain, recomputed, 2 * COOLDOWN if fixed else 0)
 
     @pytest.mark.parametrize("fixed", [False, True])
     def test_a_copy_has_gates_of_its_own(self, fixed):

@@ -9,7 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import assert_same, build, few_examples, gradients, scores, scores_as_generated
+from models import (
+    assert_recomputing_changes_no_gradient,
+    assert_same,
+    build,
+    few_examples,
+    gradients,
+    scores,
+    scores_as_generated,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_dsp.plugin.decoder import NO_LAYER
@@ -136,13 +144,7 @@ def test_only_live_sublayers_are_computed(phase):
 @pytest.mark.parametrize("fixed", [False, True])
 def test_recomputed_activations_change_no_gradient(fixed):
     plain, recomputed = choosing(fixed=fixed), choosing(fixed=fixed, checkpoint_activations=True)
-    recomputed.load_state_dict(plain.state_dict())
-    for each in (plain, recomputed):
-        each.set_num_updates(2 * COOLDOWN if fixed else 0)
-    ours, theirs = gradients(recomputed), gradients(plain)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert_same(ours[name], theirs[name])
+    assert_recomputing_changes_no_gradient(plain, recomputed, 2 * COOLDOWN if fixed else 0)
 
 
 def test_sublayers_that_a_layout_has_emptied_are_not_chosen_among():
