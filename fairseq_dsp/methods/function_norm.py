@@ -51,6 +51,10 @@ class FunctionNorm(Method):
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         found = super().objections(config)
+        if config.cooldown_updates == 0:
+            found.append(
+                f"{flag('cooldown_updates')} must be at least 1 for `--head-selection {cls.name}`, which measures what units add first, but is 0."
+            )
         if config.norm_penalty is not None and not 0 <= config.norm_penalty < float("inf"):
             found.append(f"{flag('norm_penalty')} must be a number of at least 0, but is {config.norm_penalty}.")
         return found + [objection for objection in [objection_to_norm(config.norm)] if objection is not None]
@@ -76,6 +80,12 @@ class FunctionNorm(Method):
     def records(self) -> dict[str, Tensor]:
         """Mean norms, and of how many updates they are: [H] each."""
         return {"mean_norms": torch.zeros(self.units), "norm_updates": torch.zeros(self.units)}
+
+    def begin_update(self, importance: Tensor, budget: Budget | None, update: int, **own: Tensor) -> None:
+        """A training that starts on the state of another one measures its own norms."""
+        if update == 0:
+            for record in own.values():
+                record.zero_()
 
     def note(self, norms: Tensor, seen: Tensor, **own: Tensor) -> None:
         mean, updates = own["mean_norms"], own["norm_updates"]

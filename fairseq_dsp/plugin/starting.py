@@ -215,9 +215,15 @@ def _objections_to_going_on(start: Start, training: TrainingOptions, now: Prunin
         change = ("unpruned_heads", start.fixed_heads, now.kept_heads)
         return [_must_stay(change, start, f"its heads are fixed; {advice}")]
     nothing_left = no_epoch or 0 < training.max_update <= updates
-    others = counts and _moves_other_weights(start, method, changes, now)
+    others = counts and _moves_or_measures_others(start, method, changes, now)
     if nothing_left or others or start.option == "save_dir" and not anew:
         return [_must_stay(change, start, advice) for change in changes]
+    measures = method is not None and method.measures and start.fixed_heads is None
+    if is_fixed and measures and "head_selection" in [name for name, *_ in changes]:
+        return [
+            f"{flag('cooldown_updates')} must be above {updates}, the updates of {start.path}, for `--head-selection {method.name}` "
+            f"ranks by norms that nobody has measured there, but is {method.fixes_at}; {_ANEW}."
+        ]
     for name, before, value in changes:
         logger.warning("%s was trained for %s %s and goes on with %s.", start.path, flag(name), before, value)
     return []
@@ -266,10 +272,10 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
     return ways[0] == ways[1] and next(value for value in values if value is not None) in vars(ways[0]).values()
 
 
-def _moves_other_weights(start: Start, method: Method | None, changes: list[Change], now: PruningConfig) -> bool:
-    """Whether the optimizer's state is of other parameters than those that are trained now."""
+def _moves_or_measures_others(start: Start, method: Method | None, changes: list[Change], now: PruningConfig) -> bool:
+    """Whether the optimizer's state is of other parameters than those that are trained now, or the records are of another measure."""
     if start.chooses_heads != (method is not None) or any(
-        name in ("pipelined", "spectral_norm") for name, *_ in changes
+        name in ("pipelined", "spectral_norm", "norm") for name, *_ in changes
     ):
         return True
     shrinks = now.unpruned_heads is not None or "0" in (now.head_layout or "")

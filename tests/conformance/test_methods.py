@@ -45,6 +45,8 @@ def choosing(method: str, kept: int | str, update: int = 1, seed: int = 0, **opt
 def fixed(method: str, kept: int) -> Any:
     """A model whose heads have been fixed in a training pass, and whose importance has moved on since."""
     model = choosing(method, kept, cooldown_updates=10)
+    scores(model.train())
+    model.head_gates.end_update()
     model.set_num_updates(model.head_gates.method.fixes_at)
     scores(model.train())
     with torch.no_grad():

@@ -204,6 +204,28 @@ def test_the_units_of_the_largest_norms_are_kept_once_the_cooldown_is_over(kept)
     assert torch.equal(gates.mean_norms, norms)
 
 
+def test_a_training_that_starts_on_the_state_of_another_one_measures_anew():
+    start, model = choosing(norm="relative"), choosing()
+    for update in range(3):
+        start.set_num_updates(update)
+        passed(start, batch_of(update))
+        start.head_gates.end_update()
+    model.adopts_dense_state = True
+    model.load_state_dict(copy.deepcopy(start.state_dict()))
+    for update in range(2):
+        model.set_num_updates(update)
+        for micro in range(2):
+            passed(model, batch_of(2 * update + micro))
+        model.head_gates.end_update()
+    assert model.head_gates.norm_updates.tolist() == [2.0] * 18
+    alone = choosing()
+    alone.load_state_dict(start.state_dict() | alone.head_gates.state_dict(prefix="head_gates."))
+    passed(alone, *map(batch_of, range(2)))
+    first = of_update(alone)
+    passed(alone, *map(batch_of, range(2, 4)))
+    assert_same(model.head_gates.mean_norms, ((first + of_update(alone)) / 2).float(), 1e-6)
+
+
 def test_nothing_is_measured_in_evaluation_nor_by_other_methods():
     model = choosing().eval()
     scores(model)
@@ -245,6 +267,13 @@ def test_a_budget_of_unequal_costs_is_filled_from_the_largest_norm_down():
 def test_a_penalty_that_is_none_is_refused(value):
     (reason,) = FunctionNorm.objections(PruningConfig(norm_penalty=value))
     assert reason == f"`--norm-penalty` must be a number of at least 0, but is {value}."
+
+
+def test_heads_that_are_fixed_before_any_norm_is_measured_are_refused():
+    (reason,) = FunctionNorm.objections(PruningConfig(cooldown_updates=0))
+    assert reason.startswith("`--cooldown-updates` must be at least 1 for `--head-selection function-norm`")
+    assert reason.endswith("but is 0.")
+    (reason,) = FunctionNorm.objections(PruningConfig(cooldown_updates=-1))
 
 
 def test_defaults():

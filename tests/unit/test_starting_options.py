@@ -62,6 +62,44 @@ def test_so_is_one_of_a_method_that_did_not_exist_when_this_was_written(used, mo
     assert "`--l0-penalty` must not be given" in reason
 
 
+def going_on(
+    before: dict[str, Any], now: dict[str, Any], folder: Path, weights: dict[str, Any], **more: Any
+) -> list[str]:
+    """Objections to going on from a named checkpoint of 9 updates."""
+    start = {"arch": "dsp_transformer_tiny", "unpruned_heads": 3}
+    state = {
+        "cfg": {"model": argparse.Namespace(**start, **before)},
+        "model": {"head_gates.importance": torch.zeros(4), **weights},
+        "optimizer_history": [{"num_updates": 9}],
+        "last_optimizer_state": {},
+    }
+    torch.save(state, folder / "named.pt")
+    training = TrainingOptions(save_dir=str(folder / "save"), restore_file=str(folder / "named.pt"), **more)
+    return objections_to_start(training, argparse.Namespace(**start, **now))
+
+
+def test_norms_that_nobody_has_measured_choose_no_heads(tmp_path: Path):
+    undecided, fixed = ({"head_gates.fixed_mask": torch.tensor(marks)} for marks in ([-1.0] * 4, [1.0, 0, 1, 1]))
+    now = {"head_selection": "function-norm", "cooldown_updates": 9}
+    (reason,) = going_on({}, now, tmp_path, undecided)
+    assert reason.startswith("`--cooldown-updates` must be above 9, the updates of ")
+    assert "norms" in reason
+    assert going_on({}, {**now, "cooldown_updates": 10}, tmp_path, undecided) == []
+    assert going_on({}, now, tmp_path, fixed) == []  # they are there
+    assert going_on({}, now, tmp_path, undecided, reset_optimizer=True) == []
+    assert going_on({"head_selection": "function-norm"}, now, tmp_path, undecided) == []
+    assert going_on({}, {"head_selection": "ste", "cooldown_updates": 9}, tmp_path, undecided) == []
+
+
+def test_norms_of_one_kind_are_not_gone_on_with_as_another(tmp_path: Path):
+    before = {"head_selection": "function-norm"}
+    undecided = {"head_gates.fixed_mask": -torch.ones(4)}
+    (reason,) = going_on(before, {**before, "norm": "relative"}, tmp_path, undecided)
+    assert "`--norm` must not be given to go on from" in reason
+    assert going_on(before, {**before, "norm": "absolute"}, tmp_path, undecided) == []
+    assert going_on(before, {**before, "norm": "relative"}, tmp_path, undecided, reset_optimizer=True) == []
+
+
 def test_what_a_method_takes_by_itself_may_be_given_by_name(used):
     config = DifferentiableSubset.from_config(PruningConfig())
     named = {field.name: getattr(config, field.name) for field in fields(config) if field.name in config.options}
