@@ -17,23 +17,42 @@ from fairseq_dsp.errors import Refusal
 
 _PARTS = ("original", "0._u", "0._v", "1.scale")
 _MARK = ".parametrizations.weight."
+_APART = 1e-3  # from length 1, of singular vectors: far more than a training leaves, and what it may do to a weight
 _ITERATIONS = 30  # of a start on plain weights; how near u and v come to the largest stretch changes no weight
 
 
 def is_unfolded(names: Iterable[str]) -> bool:
     """Whether a state with these names has a spectral norm that was not folded."""
-    return any(_MARK in name for name in names)
+    return bool(maps_of(names))
+
+
+def maps_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The maps that have a spectral norm in a state with these names, in their order."""
+    return tuple(dict.fromkeys(name.partition(_MARK)[0] for name in names if _MARK in name))
+
+
+def refuse_means(state: Mapping[str, Tensor]) -> None:
+    """Raises:
+    Refusal: singular vectors have another length than 1, as means of several have; weights made with them would be of another size.
+    """
+    for name, value in state.items():
+        place, _, part = name.partition(_MARK)
+        if part in _PARTS[1:3] and isinstance(value, Tensor) and not abs(float(value.double().norm()) - 1) < _APART:
+            raise Refusal(
+                f"the checkpoint's spectral norm of {place} must have singular vectors of length 1, but has one of "
+                f"{float(value.double().norm()):.3g}, as a mean of weights has that were not folded: `fairseq-dsp-average` folds them first."
+            )
 
 
 def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state with plain weights, in their precision; entries that have no spectral norm are the state's own.
 
     Raises:
-        Refusal: parts of a spectral norm are missing, or do not fit each other.
+        Refusal: parts of a spectral norm are missing, do not fit each other, or are means of several.
     """
-    maps = dict.fromkeys(name.partition(_MARK)[0] for name in state if _MARK in name)
+    refuse_means(state)
     found = {name: value for name, value in state.items() if _MARK not in name}
-    for name in maps:
+    for name in maps_of(state):
         parts = [state.get(f"{name}{_MARK}{part}") for part in _PARTS]
         there = [part for part in parts if isinstance(part, Tensor)]
         shapes = [part.shape for part in there]

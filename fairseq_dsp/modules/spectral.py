@@ -49,6 +49,9 @@ def fold(model: nn.Module) -> None:
     """Undoes `normalise`: maps have plain weights, which are what the last pass would have computed with."""
     for module in [each for each in model.modules() if parametrize.is_parametrized(each, "weight")]:
         module.eval()
+        of_copies = type(module)  # which torch makes, and takes the weight from: all copies of a model share it
+        own = {name: value for name, value in vars(of_copies).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(of_copies.__name__, of_copies.__bases__, own)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         module.train(model.training)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.files.spectral import folded, is_unfolded, unfolded
+from fairseq_dsp.files.spectral import folded, is_unfolded, maps_of, refuse_means, unfolded
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.surgery import layout_of_state, marks_name, shrink_state
 from fairseq_dsp.units.groups import Neurons
@@ -63,6 +63,9 @@ def fit_state(receiver: Receiver, state: dict[str, Tensor]) -> dict[str, Tensor]
     _refuse_other_sizes(receiver, state)
     if is_unfolded(state) and not is_unfolded(receiver.parameters):
         raise Refusal(UNFOLDED)
+    refuse_means(state)
+    if set(maps_of(state)) - set(maps_of(receiver.parameters)):
+        state = folded(state)
     return unfolded(_with_gates_of(receiver, _with_units_of(receiver, state)), receiver.parameters)
 
 

@@ -65,6 +65,10 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
             found.append(
                 f"`--spectral-norm` must be trained in float32, or with `--amp`, but is {maps} with `--fp16` or `--bf16`."
             )
+        if given.get("store_ema") is True:
+            found.append(
+                f"`--store-ema` must not be given with `--spectral-norm` ({maps}): fairseq would take means of vectors that belong to other weights."
+            )
     return found + objections_to_backend(given.get("ddp_backend"))
 
 

@@ -76,6 +76,7 @@ def test_a_training_may_start_from_a_dense_model_and_not_change_its_norms_on_the
     [
         (["--spectral-norm", "fc1,fc3"], "`--spectral-norm` must be names of maps (q_proj, k_proj, v_proj, out_proj, fc1, fc2)"),
         (["--spectral-norm", "fc1", "--fp16"], "`--spectral-norm` must be trained in float32"),
+        (["--spectral-norm", "fc1", "--store-ema"], "`--store-ema` must not be given with `--spectral-norm`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(options: list[str], words: str, data: Path, tmp_path: Path):

@@ -57,6 +57,7 @@ class TestInAModel:
         twin = copy.deepcopy(model)
         fold(twin)
         assert_same(scores(twin), before, 1e-6)
+        assert torch.equal(scores(model), before)  # a copy is its own
         assert twin.state_dict().keys() == names == folded(state).keys()
         for name, value in folded(state).items():
             assert_same(value, twin.state_dict()[name])
@@ -95,12 +96,55 @@ class TestInAModel:
         assert "a spectral norm that was not folded" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
+def test_folding_is_exact_in_the_precision_of_trainings(largest):
+    """Of every map to 1e-6 of its largest number."""
+    model = build_gated("ste", spectral_norm=ALL).float()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith(("original", "scale")):
+                value.mul_(largest)
+    model = trained(model)
+    plain, twin = folded(model.state_dict()), copy.deepcopy(model)
+    fold(twin)
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ALL.split(","):
+            parts = module.parametrizations.weight
+            exact = parts.original.double() * parts[1].scale.double()
+            exact = exact / torch.vdot(parts[0]._u.double(), parts.original.double() @ parts[0]._v.double())
+            for found in (plain[f"{name}.weight"], twin.get_submodule(name).weight, module.weight):
+                assert float((found.double() - exact).abs().max() / exact.abs().max()) < 1e-6
+
+
 def test_an_unfolded_state_is_cut_to_a_layout():
     model = trained(build_gated("ste", spectral_norm=ALL))
     small = build_with(Layout.parse(SOME), spectral_norm="out_proj")
     small.load_state_dict(copy.deepcopy(model.state_dict()), strict=True)
     assert small.encoder.layers[1].self_attn.num_heads == 0
     assert_same(small.encoder.layers[0].fc1.weight, model.encoder.layers[0].fc1.weight, 1e-6)
+
+
+def test_a_state_of_other_maps_is_folded_into_a_model_s_own():
+    """As where a training starts from the state of one with other norms."""
+    model, other = trained(build_gated("ste", spectral_norm="fc1,fc2")), build_gated("ste", spectral_norm="fc2,v_proj")
+    other.load_state_dict(copy.deepcopy(model.state_dict()), strict=True)
+    assert_same(scores(other.eval()), scores(model), 1e-6)
+
+
+def test_a_mean_of_states_is_none_of_them_and_is_refused(capsys):
+    """fairseq's script for averages, and its moving average, take one of vectors that belong to other weights."""
+    model = build_gated("ste", spectral_norm="fc1")
+    states = [copy.deepcopy(trained(model, 5).state_dict()) for _ in range(2)]
+    vectors = [state["encoder.layers.1.fc1.parametrizations.weight.0._u"] for state in states]
+    vectors[1].copy_(vectors[1].roll(1))
+    mean = {name: (value + states[1][name]) / 2 for name, value in states[0].items()}
+    with pytest.raises(
+        Refusal, match=r"norm of encoder.layers.\d.fc1 must have singular vectors of length 1, but has one of 0."
+    ):
+        folded(mean)
+    with pytest.raises(SystemExit):
+        build_gated("ste", spectral_norm="fc1").load_state_dict(mean)
+    assert "`fairseq-dsp-average`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lost", ["original", "0._u", "0._v", "1.scale"])
