@@ -224,7 +224,7 @@ class BudgetTask:
         """Logs fairseq's figures, and what became of the heads."""
         super().reduce_metrics(logging_outputs, criterion)
         for name, value in self._progress.figures.items():
-            metrics.log_scalar(name, value, weight=0, priority=320, round=3)
+            metrics.log_scalar(name, value, weight=0, priority=320, round=6 if name == "norm_threshold" else 3)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """Warns once, at the start, of a cooldown that the run cannot reach."""

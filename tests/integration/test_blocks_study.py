@@ -89,6 +89,7 @@ def test_the_study_keeps_masks_while_it_fine_tunes_and_says_that_nothing_gets_fa
     [
         (["--units", "blocks", "--scorer", "magnitude"], ["`--block` must be 16 or 32"]),
         (["--units", "blocks", "--block", "24", "--scorer", "magnitude"], ["`--block` must be 16 or 32", "but is 24"]),
+        (["--units", "blocks", "--block", "32", "--scorer", "magnitude"], ["`--block` must divide the rows and columns of every matrix, but is 32"]),
         (["--units", "blocks", "--block", "16", "--scorer", "fisher"], ["`--scorer` must be magnitude or gradient"]),
         (["--units", "heads", "--block", "16", "--scorer", "magnitude"], ["`--block` must come with `--units blocks`"]),
         (["--units", "blocks", "--block", "16", "--scorer", "gradient", "--iterative", "2"], ["`--iterative` must not be given"]),

@@ -10,6 +10,8 @@ import torch
 from commands import AVERAGE, QUIET, assert_refused, budget, generate, heads_in, load, prune, run, train
 
 OWN = {"simple": [], "lagrangian": ["multipliers"], "pass": ["rounds_begun", "doublings"]}
+OWN |= {"function-norm": ["mean_norms", "norm_updates"], "site-threshold": ["thresholds"]}
+EXPORT = "fairseq_dsp.cli.export"
 
 
 def options(method: str, cooldown: int, *more: Any) -> list[Any]:
@@ -37,9 +39,12 @@ def test_from_a_dense_start_is_trained_averaged_rewritten_and_translates(
     assert not [name for name in load(tmp_path / "last-small.pt")["model"] if "gates" in name]
     masked, small = (generate(data, path, folder=tmp_path) for path in (ends[1], tmp_path / "last-small.pt"))
     assert masked.hypotheses() == small.hypotheses()
+    done = run(EXPORT, ends[1], tmp_path / "native.pt", "--format", "dense", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert generate(data, tmp_path / "native.pt", folder=tmp_path).hypotheses() == masked.hypotheses()
 
 
-@pytest.mark.parametrize("method", ["lagrangian", "pass"])
+@pytest.mark.parametrize("method", ["lagrangian", "pass", "function-norm", "site-threshold"])
 @pytest.mark.parametrize("flag", ["--memory-efficient-fp16", "--bf16"])
 def test_in_half_precision_state_of_their_own_is_float32_and_survives_a_stop(
     method: str, flag: str, data: Path, tmp_path: Path
@@ -55,6 +60,17 @@ def test_in_half_precision_state_of_their_own_is_float32_and_survives_a_stop(
         assert one[name].any()
         # fairseq keeps halved weights, so two runs differ a little; what had started anew would differ by half
         torch.testing.assert_close(other[name], one[name], rtol=0.1, atol=0.05)
+
+
+def test_the_threshold_that_a_budget_of_norms_implies_is_in_the_log(data: Path, tmp_path: Path):
+    flags = options("function-norm", 6, "--norm-penalty", 0.3, "--cross-floor", 0, "--max-update", 7)
+    done = train(data, tmp_path / "save", *flags)
+    state = load(tmp_path / "save/checkpoint_last.pt")["model"]
+    kept, norms = state["head_gates.fixed_mask"] == 1, state["head_gates.mean_norms"]
+    threshold = done.logged("norm_threshold")[-1]
+    assert int(kept.sum()) == 5
+    assert threshold == pytest.approx(float(norms[kept].min()), abs=1e-6)
+    assert threshold > float(norms[~kept].max()) - 1e-6
 
 
 def test_a_checkpoint_that_lost_them_is_refused(data: Path, tmp_path: Path):

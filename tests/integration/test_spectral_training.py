@@ -45,6 +45,17 @@ def test_it_is_folded_before_it_is_rewritten_and_translates_as_it_was(trained: P
     assert small.scores() == pytest.approx(masked.scores(), abs=1e-4)
 
 
+def test_ctranslate2_gets_true_weights(trained: Path, corpus: Path, data: Path, tmp_path: Path):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    done = run(EXPORT, "--format", "ctranslate2", "--data", data, trained / "checkpoint_last.pt", tmp_path / "ct2", folder=tmp_path)  # fmt: skip
+    assert done.code == 0, done.err[-2000:]
+    translator = ctranslate2.Translator(str(tmp_path / "ct2"), compute_type="float32", intra_threads=1)
+    sentences = [line.split() for line in (corpus / "test.aa").read_text().splitlines()]
+    masked = generate(data, trained / "checkpoint_last.pt", "--beam", 1, folder=tmp_path)
+    found = translator.translate_batch(sentences, beam_size=1, max_decoding_length=15)
+    assert [" ".join(each.hypotheses[0]) for each in found] == [text for _, text in sorted(masked.hypotheses().items())]
+
+
 def test_stock_fairseq_and_averages_get_true_weights(trained: Path, data: Path, tmp_path: Path):
     done = run(EXPORT, "--format", "dense", trained / "checkpoint_last.pt", tmp_path / "native.pt", folder=tmp_path)
     assert done.code == 0, done.err[-2000:]

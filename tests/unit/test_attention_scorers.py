@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from models import PAD, build_with, few_examples
 from scored import (
     ALL,
+    NETWORK,
     PAIRS,
     SOME,
     UNEVEN,
@@ -39,7 +40,6 @@ from fairseq_dsp.units.layout import Grid, Layout, Site
 EOS = 2
 SCORERS = [("attention-statistics", {"statistic": name}) for name in STATISTICS]
 SCORERS += [("function-norm", {"norm": name}) for name in (None, "absolute", "relative")]
-each_scorer = pytest.mark.parametrize(("name", "options"), SCORERS, ids=lambda value: str(value))
 
 
 def score(name: str, options: dict[str, Any], subject: Any, live: Tensor | None = None) -> Tensor:
@@ -264,8 +264,15 @@ def slow_streams(model: Any, batches: list[dict[str, Any]]) -> list[dict[Site, T
     return rows
 
 
-@each_scorer
+@pytest.mark.parametrize(
+    ("name", "options"), [*SCORERS, ("one-shot", {"scorer_model": "scorer.json"})], ids=lambda value: str(value)
+)
 class TestAll:
+    @pytest.fixture(autouse=True)
+    def with_a_trained_scorer(self, tmp_path, monkeypatch):
+        (tmp_path / "scorer.json").write_text(NETWORK.text())
+        monkeypatch.chdir(tmp_path)
+
     def test_do_not_see_padding_nor_how_sentences_are_put_into_batches(self, name, options):
         model = dense()
         batch = with_ends(batch_of(0))

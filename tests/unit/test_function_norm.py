@@ -14,14 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import assert_same, build, build_gated, build_with, few_examples, scores
-from scored import batch_of, change_places
+from scored import batch_of, change_places, subject_over
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.function_norm import FunctionNorm
 from fairseq_dsp.modules.streams import streams
 from fairseq_dsp.modules.surgery import modules_at, shrink_state
 from fairseq_dsp.modules.unit_norms import UnitNorms
+from fairseq_dsp.scoring import make_scorer
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
 from fairseq_dsp.units.layout import Layout
@@ -148,6 +151,32 @@ def test_a_unit_that_adds_nothing_has_norm_zero_and_gives_no_gradient():
     assert not norms[spans["ffn-enc0"]][:5].any()
     assert norms[spans["dec1"]][1] == 0
     assert (norms > 0).sum() > 40
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is computed within."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = call(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(each.numel() for each in tree_leaves(found) if isinstance(each, Tensor))])
+        return found
+
+
+def test_no_vector_of_the_stream_is_made_for_a_unit():
+    """Neither of the 12 heads of 4, nor of the 14 neurons, in 48 dimensions, nor of the gradient; by method and by scorer."""
+    sizes: dict[str, Any] = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("embed_dim", 48), ("attention_heads", 12))}  # fmt: skip
+    model, batch = choosing(7, **sizes, ffn_group=1), batch_of()
+    positions = min(batch["net_input"][name].numel() for name in ("src_tokens", "prev_output_tokens"))
+    with Largest() as training:
+        passed(model, batch)
+        model.head_gates.penalty().backward()
+    subject = subject_over(build_with(Layout.full(model.layout.grid), **sizes), [batch])
+    with torch.no_grad(), Largest() as scoring:
+        make_scorer("function-norm", {}).score(subject, torch.ones(subject.grid.total))
+    for measured in (training, scoring):
+        assert 48 * 48 <= measured.numbers < positions * 12 * 48
 
 
 def test_the_mean_is_of_all_updates_at_first_and_then_forgets():
