@@ -57,6 +57,12 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
     if reasons:
         raise Refusal(*reasons)
     mean = {name: (total / len(paths)).to(kinds[name]) for name, total in sums.items()}
+    found = _choice(load_model({**state, "model": mean}))
+    if found != layouts[paths[0]]:  # of a method whose ranks are no sums of what is averaged
+        raise Refusal(
+            f"the mean of the checkpoints must keep the heads that each of them keeps, {layouts[paths[0]]}, but keeps {found}: "
+            "average checkpoints whose heads are fixed."
+        )
     kept = {name: state[name] for name in ("args", "task_state", "optimizer_history", PROVENANCE) if name in state}
     extra = {name: value for name, value in state.get("extra_state", {}).items() if name == "train_iterator"}
     return {**kept, "cfg": cfg, "model": mean, "criterion": None, "extra_state": extra}

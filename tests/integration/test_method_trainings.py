@@ -73,6 +73,26 @@ def test_the_threshold_that_a_budget_of_norms_implies_is_in_the_log(data: Path, 
     assert threshold > float(norms[~kept].max()) - 1e-6
 
 
+def test_a_mean_that_keeps_other_heads_than_its_checkpoints_is_refused(data: Path, tmp_path: Path):
+    """The share of a site that is on is no straight line of its threshold."""
+    train(data, tmp_path / "save", *options("site-threshold", 90, "--max-update", 1))
+    one, other = [-2.5, 3.5, 2.5, 3.0, 0.5, 3.5], [-3.0, -0.5, 0.0, -0.5, -2.0, 0.0]
+    for name, thresholds in (("one", one), ("other", other)):
+        state = load(tmp_path / "save/checkpoint_last.pt")
+        state["model"]["head_gates.importance"].copy_(-torch.arange(12.0))
+        state["model"]["head_gates.thresholds"].copy_(torch.tensor(thresholds))
+        torch.save(state, tmp_path / f"{name}.pt")
+        prune(tmp_path / f"{name}.pt", tmp_path / f"{name}-small.pt")
+    kept = [load(tmp_path / f"{name}-small.pt")["fairseq_dsp"]["layout"] for name in ("one", "other")]
+    assert kept[0] == kept[1]
+    done = run(AVERAGE, tmp_path / "mean.pt", tmp_path / "one.pt", tmp_path / "other.pt", folder=tmp_path)
+    assert_refused(
+        done, f"the mean of the checkpoints must keep the heads that each of them keeps, {kept[0]}, but keeps "
+    )
+    assert not (tmp_path / "mean.pt").exists()
+    assert run(AVERAGE, tmp_path / "mean.pt", *[tmp_path / "one.pt"] * 2, folder=tmp_path).code == 0
+
+
 def test_a_checkpoint_that_lost_them_is_refused(data: Path, tmp_path: Path):
     train(data, tmp_path / "save", *options("lagrangian", 90), "--max-update", 2)
     state = load(tmp_path / "save/checkpoint_last.pt")
