@@ -16,7 +16,7 @@ from fairseq.data.multilingual.multilingual_utils import get_lang_tok
 
 from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.plugin.options import saved_options
+from fairseq_dsp.options.records import saved_options
 
 BILINGUAL, BILINGUAL_BUDGET = "translation", "translation_dsp"
 MULTILINGUAL, MULTILINGUAL_BUDGET = "translation_multi_simple_epoch", "translation_multi_simple_epoch_dsp"
