@@ -2,6 +2,7 @@
 
     python examples/translation/explore_report.py DIR/results.jsonl
     python examples/translation/explore_report.py phase2.jsonl phase3.jsonl --against staged-full
+    python examples/translation/explore_report.py decisive.jsonl neighbours.jsonl --seeds 4,5 --against paper
     python examples/translation/explore_report.py decisive.jsonl --against strat5+1 strat8+2 fisher gradient random-floor paper
 
 Mean nats, and BLEU where lines have it, by arm with standard errors over seeds, and their number; choices beside their counts shuffled and
@@ -39,6 +40,7 @@ from exploration.reading import (
 from exploration.setting import budget_text
 
 from fairseq_dsp.analysis.seeds import Difference, paired
+from fairseq_dsp.cli.arguments import whole_numbers
 from fairseq_dsp.errors import Refusal, as_command
 
 
@@ -52,8 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="results.jsonl of explore.py")
     parser.add_argument("--against", nargs="+", default=(), metavar="ARM",
                         help="differences to this arm, or to the best of these")  # fmt: skip
+    parser.add_argument(
+        "--seeds", metavar="LIST", help="leave out lines of other seeds, so that means are over the same"
+    )
     args = parser.parse_args(arguments)
     lines = [line for path in args.files for line in _read(path)]
+    if args.seeds is not None:
+        seeds = whole_numbers(args.seeds, "seeds", 0)
+        lines = [line for line in lines if line.get("seed") in seeds]
     known = {name_of(line) for line in lines if budget_of(line) is not None}
     reasons = [f"`--against` must be an arm of the files, but is {name}." for name in args.against if name not in known]
     translated = {(line["bleu_sentences"], line["bleu_signature"]) for line in lines if BLEU in line}

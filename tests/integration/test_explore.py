@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from commands import ROOT, generate
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from models import not_on_0_12_2
@@ -16,15 +17,16 @@ from fairseq_dsp.analysis.translations import read_translations, tokenised_bleu
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.layout import Layout, Site
 
 sys.path.insert(0, str(ROOT / "examples/translation"))
 
 import explore
 import explore_report
+from exploration import by_another
 from exploration.levels import LEVELS
 from exploration.plans import PLANS
-from exploration.setting import Setting
+from exploration.setting import Job, Setting
 from exploration.translating import bleu_of, load_test
 
 TINY = "--layers 1 --heads 6 --width 12 --ffn 8 --max-tokens 600 --dense-updates 4 --warmup 2 --updates 5".split()
@@ -76,6 +78,24 @@ def test_levels_have_the_size_of_a_dense_model_of_a_layer_less_and_never_more(da
     assert kept["ffn"]["heads"] == (18, 18)
     assert kept["random"] == kept["joint"]
     assert Layout.parse(lines["random"]["layout"]).by_type()["cross"][0] >= 1
+
+
+def test_a_network_that_scores_is_taught_by_the_model_of_another_seed(data: Path, tmp_path: Path, monkeypatch):
+    job = Job("one-shot-cut", 3, 2, "scored", {"by": "one-shot", "taught_by": 7, "recut": 1})
+    monkeypatch.setitem(PLANS, "neighbours", lambda setting, seeds: [job])
+    taught = []
+    learn = by_another.train_one_shot
+    monkeypatch.setattr(
+        by_another, "train_one_shot", lambda examples, *rest: taught.append(examples) or learn(examples, 3, *rest[1:])
+    )
+    call(data, tmp_path / "out", "--plan", "neighbours")
+    *dense, found = lines_of(tmp_path / "out")
+    assert [line["seed"] for line in dense] == [2, 7]
+    assert Layout.parse(found["layout"]).count == 3
+    ((example,),) = taught
+    theirs = torch.load(tmp_path / "out/dense7.pt", weights_only=True)
+    ours = example.subject.modules[Site("cross", 0)].out_proj.weight
+    assert ours.equal(theirs["decoder.layers.0.encoder_attn.out_proj.weight"])
 
 
 def test_an_arm_that_moves_weights_while_it_chooses_has_no_loss_of_a_cut(explored: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from exploration.running import head_of, key_of
 from exploration.scores import in_order_of_passes, keep_top_discounted
 from exploration.setting import Setting
 
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.layout import Layout, Site
 
 RESULTS = Path(__file__).parents[2] / "examples/translation/results/gpu-nvidia-h200-2026-11-26"
@@ -168,6 +170,39 @@ def test_the_target_has_all_seeds_of_what_it_compares_and_runs_nothing_again_tha
     again = [job for job in jobs if key_of(head_of(job, setting)) in decided]
     assert {job.arm for job in again} == {"staged-full", "strat5+1", "strat8+2", "paper"}
     assert [job.kept for job in jobs if job.arm == "dense-more"] == [72] * 6
+
+
+def test_neighbours_stand_beside_dsp_and_scores_that_are_cut_and_fitted_alike():
+    jobs = PLANS["neighbours"](Setting(), [4, 5, 6])
+    arms = {job.arm for job in jobs}
+    assert arms > {
+        "function-norm",
+        "site-threshold",
+        "paper",
+        "one-shot-cut",
+        "gradient-recut",
+        "fisher-recut",
+        "random-recut",
+    }
+    for arm in arms:
+        assert [(job.kept, job.seed) for job in jobs if job.arm == arm] == [(6, 4), (6, 5), (12, 4), (12, 5)]
+    assert all(job.options.get("recut") for job in jobs if job.family == "scored")
+    assert {(job.seed, *job.seeds) for job in jobs if job.arm == "one-shot-cut"} == {(4, 4, 5), (5, 5, 4)}
+    for plan in ("decisive", "recorded"):  # whose arms of these names are the same, and not run again
+        others = {key_of(head_of(job, Setting())) for job in PLANS[plan](Setting(), [4, 5, 6])}
+        shared = {job.arm for job in jobs if key_of(head_of(job, Setting())) in others}
+        assert shared == ({"paper"} if plan == "decisive" else {"gradient-recut", "fisher-recut"})
+
+
+def test_a_report_is_of_the_seeds_that_are_asked_for(tmp_path: Path, capsys):
+    lines = [line("new", seed, 3.0 + seed) for seed in (1, 4, 5)] + [line("old", 1, 3.0)]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    explore_report.main([str(tmp_path / "lines.jsonl"), "--seeds", "4,5"])
+    said = capsys.readouterr().out
+    assert "| new | 7.500 ± 0.500 (2) |" in said
+    assert "old" not in said
+    with pytest.raises(Refusal, match="`--seeds` must be whole numbers"):
+        explore_report.main([str(tmp_path / "lines.jsonl"), "--seeds", "four"])
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -16,6 +16,7 @@ from fairseq_dsp.units.groups import with_all_of
 from fairseq_dsp.units.layout import Layout, Site
 
 from . import levels
+from .by_another import scores_by_another
 from .by_method import learn_by
 from .data import Data
 from .learned import learn
@@ -27,7 +28,7 @@ from .setting import Job, Setting
 from .training import Teacher, Training, drawn, nats, order
 from .translating import bleu_of
 
-_SCORED, _RECONSTRUCTED = 50, 25  # batches
+_SCORED, _RECONSTRUCTED, _LESSONS = 50, 25, 30  # batches
 _FOR_SCORES, _FOR_RESCALING, _FOR_STAGES = 999, 998, 997  # purposes of drawing batches
 _SHUFFLED_SEED = 1000  # added to the arm's
 _EARLY, _EARLY_BATCHES = (30, 60), 6  # updates after which the first batches of the validation set are measured
@@ -38,16 +39,21 @@ class Lab:
     """What every family is given.
 
     Attributes:
-        model: the dense model, which it may change.
+        states: of the dense models of the job's seeds.
+        model: the dense model of its own seed, which it may change.
         window: updates in which it may choose.
     """
 
     job: Job
     setting: Setting
     data: Data
-    dense: dict[str, Tensor]
+    states: dict[int, dict[str, Tensor]]
     model: DspTransformerModel
     window: int
+
+    @property
+    def dense(self) -> dict[str, Tensor]:
+        return self.states[self.job.seed]
 
     def training(self, start: int = 0) -> Training:
         job = self.job
@@ -56,8 +62,13 @@ class Lab:
         )  # fmt: skip
 
     def scores(self, name: str) -> Tensor:
-        """Of the dense model; see `scores.score`."""
+        """Of the dense model; see `scores.score`. `one-shot` is by what a network learned of the dense model of the seed `taught_by`."""
         batches = drawn(self.data.train, _SCORED, self.job.seed, _FOR_SCORES)
+        if name == "one-shot":
+            other = self.job.options["taught_by"]
+            taught = cut_from(self.states[other], self.setting, self.data, other)
+            lessons = drawn(self.data.train, _LESSONS, other, _FOR_SCORES)
+            return scores_by_another(self.model, batches, taught, lessons, self.job.seed)
         return score(self.model, batches, self.job.seed, name)
 
 
@@ -107,7 +118,7 @@ def spread(count: int, layers: int) -> list[int]:
 
 
 def _scored(lab: Lab) -> Choice:
-    """Options: by (the score); disc (discount of a sublayer's further heads); mislabelled (see `scores.in_order_of_passes`)."""
+    """Options: by (the score); taught_by (see `Lab.scores`); disc (discount of a sublayer's further heads); mislabelled (see `scores.in_order_of_passes`)."""
     scores, options = lab.scores(lab.job.options["by"]), lab.job.options
     if options.get("mislabelled"):
         scores = in_order_of_passes(lab.setting.grid, scores)
@@ -219,19 +230,22 @@ FAMILIES: dict[str, Callable[[Lab], Choice]] = {
 }  # fmt: skip
 
 
-def run(job: Job, setting: Setting, data: Data, dense: dict[str, Tensor]) -> dict[str, Any]:
+def run(job: Job, setting: Setting, data: Data, states: dict[int, dict[str, Tensor]]) -> dict[str, Any]:
     """Runs an arm.
 
     Options of every family: window (share of the updates for choosing, .25); shuffle (heads drawn anew with the choice's counts by sublayer);
     rewind (the choice cuts the dense model, whatever was learned on the way); cutonly (likewise of a choice that is rescaled); recut
     (rescales the cut); kd (share of distillation).
 
+    Args:
+        states: of the dense models of the job's seeds.
+
     Returns:
         the line of the results, but for the job's own values.
     """
     begin, options = time.time(), job.options
-    model = cut_from(dense, setting, data, job.seed)
-    lab = Lab(job, setting, data, dense, model, max(int(options.get("window", 0.25) * setting.updates), 1))
+    model = cut_from(states[job.seed], setting, data, job.seed)
+    lab = Lab(job, setting, data, states, model, max(int(options.get("window", 0.25) * setting.updates), 1))
     choice = FAMILIES[job.family](lab)
     layout = choice.layout
     if options.get("shuffle"):

@@ -226,8 +226,28 @@ def controls(make: _Arms) -> Iterator[Job]:
 
 
 def neighbours(setting: Setting, seeds: Sequence[int]) -> list[Job]:
-    """Systems after others, beside what `target` has: two seeds. A choice that trained the weights keeps them, or cuts the dense model and is fitted."""
-    return [job for kept in (6, 12) for seed in seeds[:2] for job in neighbour_arms(_Arms(kept, seed, HIGH))]
+    """Systems after others, then DSP and the scores that they are compared with: two seeds.
+
+    A choice that trained the weights keeps them, or cuts the dense model; whatever cuts that is fitted (`recut`). The network of `one-shot` is
+    trained on the model of the other seed.
+    """
+    some = seeds[:2]
+    makers = [_Arms(kept, seed, HIGH) for kept in (6, 12) for seed in some]
+    jobs = [job for make in makers for job in neighbour_arms(make)]
+    jobs += [job for make in makers for job in beside_neighbours(make)]
+    return jobs + [one_shot(make, other) for make in makers for other in some if other != make.seed]
+
+
+def beside_neighbours(make: _Arms) -> Iterator[Job]:
+    """DSP as published, and scores with and without a gradient, and none at all."""
+    yield make("paper", "learned", **_PAPER)
+    for name in ("gradient", "fisher", "random"):
+        yield make(f"{name}-recut", "scored", by=name, recut=1)
+
+
+def one_shot(make: _Arms, other: int) -> Job:
+    """By a network that was trained on the dense model of another seed."""
+    return make("one-shot-cut", "scored", by="one-shot", taught_by=other, recut=1)
 
 
 def neighbour_arms(make: _Arms) -> Iterator[Job]:
@@ -254,6 +274,7 @@ def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
         *third_choosers(6, seed),
         *controls(_Arms(6, seed, HIGH)),
         *neighbour_arms(_Arms(6, seed, HIGH)),
+        one_shot(_Arms(6, seed, HIGH), seed),
         _Arms(6, seed, HIGH)("random-floor", "scored", by="random"),
     ]
     mislabelled = [job for job in recorded(setting, [seed]) if job.arm == "fisher-mislabelled" and job.kept == 6]

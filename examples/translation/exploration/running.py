@@ -95,7 +95,7 @@ def run_all(
     dense = {line["seed"] for line in lines if line["arm"] == DENSE}
     seeds = [
         seed
-        for seed in dict.fromkeys(job.seed for job in jobs)
+        for seed in dict.fromkeys(seed for job in jobs for seed in job.seeds)
         if seed not in dense or not dense_path(output, seed).exists()
     ]
     done = {key_of(line) for line in lines}
@@ -104,7 +104,7 @@ def run_all(
         return 0, []
     with _pool(workers, (data, setting, output, deadline, translated)) as submit:
         failures += _collect([submit(train_dense, seed) for seed in seeds])
-        ready = [job for job in todo if dense_path(output, job.seed).exists()]
+        ready = [job for job in todo if all(dense_path(output, seed).exists() for seed in job.seeds)]
         failures += _collect([submit(run_job, job) for job in ready])
     done = {key_of(line) for line in read_lines(output / RESULTS)}
     return sum(key_of(head_of(job, setting)) not in done for job in todo), failures
@@ -159,8 +159,11 @@ def run_job(job: Job) -> str | None:
     if time.time() > _Worker.deadline:
         return None
     try:
-        state = torch.load(dense_path(_Worker.output, job.seed), map_location=_Worker.data.device, weights_only=True)
-        line = arms.run(job, _Worker.setting, _Worker.data, state)
+        states = {
+            seed: torch.load(dense_path(_Worker.output, seed), map_location=_Worker.data.device, weights_only=True)
+            for seed in job.seeds
+        }
+        line = arms.run(job, _Worker.setting, _Worker.data, states)
         _write({**head_of(job, _Worker.setting), **line})
     except Exception:
         return f"{job.arm}, {job.budget_text}, seed {job.seed}: {traceback.format_exc()}"

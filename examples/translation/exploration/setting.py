@@ -70,6 +70,11 @@ class Job:
         return {"family": self.family, "name": self.arm, **self.options}
 
     @property
+    def seeds(self) -> list[int]:
+        """Those of the dense models that it needs: its own first."""
+        return [self.seed, *(self.options[name] for name in ("taught_by",) if name in self.options)]
+
+    @property
     def budget_text(self) -> str:
         return budget_text(self.kept if self.share is None else self.share)
 
