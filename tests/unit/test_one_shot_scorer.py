@@ -18,13 +18,14 @@ from scored import ALL, NETWORK, PAIRS, SOME, batch_of, change_places, dense, se
 from fairseq_dsp.checkpoints.batches import log_probs_of
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.surgery import attentions
-from fairseq_dsp.scoring import make_scorer
+from fairseq_dsp.scoring import make_scorer, one_shot_training
 from fairseq_dsp.scoring.attention_maps import attention_maps
 from fairseq_dsp.scoring.map_features import FEATURES, map_features
 from fairseq_dsp.scoring.one_shot import network
 from fairseq_dsp.scoring.one_shot_training import Example, train_one_shot
 from fairseq_dsp.scoring.passes import gated
 from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.marginals import exact_straight_through_top_k
 from fairseq_dsp.units.scorer_model import read_scorer_model
 
 # One encoder layer of 3 heads, three decoder layers of 2.
@@ -142,6 +143,20 @@ class TestTraining:
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         assert all(parameter.grad is None for parameter in model.parameters())
         replace(NETWORK, **runs[0])
+
+    def test_draws_a_number_of_heads_anew_for_every_step(self, monkeypatch):
+        drawn = []
+
+        def top_k(scores, noise, kept):
+            gates = exact_straight_through_top_k(scores, noise, kept)
+            drawn.append((kept, gates.detach().tolist()))
+            return gates
+
+        monkeypatch.setattr(one_shot_training, "exact_straight_through_top_k", top_k)
+        train_one_shot([example_of(dense())], 40, 1, lambda: None)
+        assert all(sum(gates) == kept and set(gates) == {0.0, 1.0} for kept, gates in drawn)
+        assert {1, 17} <= {kept for kept, _ in drawn} <= set(range(1, 18))
+        assert len({kept for kept, _ in drawn}) > 10
 
     def test_counts_its_steps_and_takes_models_of_any_shape(self):
         done = []
