@@ -17,7 +17,7 @@ from fairseq_dsp.errors import Refusal
 
 _PARTS = ("original", "0._u", "0._v", "1.scale")
 _MARK = ".parametrizations.weight."
-_APART = 1e-3  # from length 1, of singular vectors: far more than a training leaves, and what it may do to a weight
+_APART = 2e-3  # from length 1, of singular vectors: more than a training leaves, in half precision too
 _ITERATIONS = 30  # of a start on plain weights; how near u and v come to the largest stretch changes no weight
 
 
@@ -29,6 +29,12 @@ def is_unfolded(names: Iterable[str]) -> bool:
 def maps_of(names: Iterable[str]) -> tuple[str, ...]:
     """The maps that have a spectral norm in a state with these names, in their order."""
     return tuple(dict.fromkeys(name.partition(_MARK)[0] for name in names if _MARK in name))
+
+
+def plain_names(names: Iterable[str]) -> list[str]:
+    """The names that parameters have once they are folded."""
+    found = [name.replace(_MARK + _PARTS[0], ".weight") for name in names]
+    return [name for name in found if _MARK not in name]
 
 
 def refuse_means(state: Mapping[str, Tensor]) -> None:

@@ -57,6 +57,10 @@ def objections(args: argparse.Namespace | DictConfig) -> list[str]:
             found.append(
                 f"`--spectral-norm` must be trained in float32, or with `--amp`, but is {maps} with `--fp16` or `--bf16`."
             )
+        if str(given.get("pipelined")).lower() == "true":
+            found.append(
+                f"`--spectral-norm` must not be given with `--pipelined`, which trains no weight, but is {maps}."
+            )
         if given.get("store_ema") is True:
             found.append(
                 f"`--store-ema` must not be given with `--spectral-norm` ({maps}): fairseq would take means of vectors that belong to other weights."

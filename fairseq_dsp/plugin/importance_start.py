@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.spectral import folded, plain_names
 from fairseq_dsp.methods import METHODS, method_class
 from fairseq_dsp.options.records import TrainingOptions
 from fairseq_dsp.options.starting import Start, starting_point
@@ -62,7 +63,8 @@ def start_importance(training: TrainingOptions, config: PruningConfig, model: Ds
         )
     weights = dict(start.state["model"])
     model.upgrade_state_dict(weights)
-    named = [(name, weights[name]) for name, _ in model.weights() if name in weights]
+    weights = folded(weights)
+    named = [(name, weights[name]) for name in plain_names(name for name, _ in model.weights()) if name in weights]
     if (objection := scores.objection_to_weights(fingerprint(named), _OPTION, start.path)) is not None:
         raise Refusal(objection)
     with torch.no_grad():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from commands import AVERAGE, QUIET, assert_refused, budget, different, generate, load, prune, run, train
+from test_score import score
+
+from fairseq_dsp.plugin.importance_start import importance_of
 
 EXPORT = "fairseq_dsp.cli.export"
 NORMS = ["--spectral-norm", "fc1,fc2,out_proj,v_proj"]
@@ -82,16 +86,26 @@ def test_a_training_may_start_from_a_dense_model_and_not_change_its_norms_on_the
     assert_refused(done, "a spectral norm that was not folded")
 
 
+def test_scores_of_plain_weights_are_of_the_same_weights_with_norms(dense: Path, data: Path, tmp_path: Path):
+    score(data, dense, tmp_path / "scores.json", scorer="magnitude")
+    start = ["--finetune-from-model", dense, "--importance-from", tmp_path / "scores.json", "--importance-lr", 0]
+    train(data, tmp_path / "save", *QUIET, *NORMS, *budget(5, cooldown=4)[:4], *start, "--max-update", 1)
+    wanted = importance_of(torch.tensor(json.loads((tmp_path / "scores.json").read_text())["scores"])).float()
+    assert load(tmp_path / "save/checkpoint_last.pt")["model"]["head_gates.importance"].equal(wanted)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--spectral-norm", "fc1,fc3"], "`--spectral-norm` must be names of maps (q_proj, k_proj, v_proj, out_proj, fc1, fc2)"),
         (["--spectral-norm", "fc1", "--fp16"], "`--spectral-norm` must be trained in float32"),
+        (["--spectral-norm", "fc1", "--pipelined"], "`--spectral-norm` must not be given with `--pipelined`, which trains no weight"),
         (["--spectral-norm", "fc1", "--store-ema"], "`--store-ema` must not be given with `--spectral-norm`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(options: list[str], words: str, data: Path, tmp_path: Path):
-    assert_refused(train(data, tmp_path, *QUIET, *budget(5), *options, ok=False), words)
+    done = train(data, tmp_path, *QUIET, *budget(5), *options, ok=False)
+    assert_refused(done, words, reasons=1 + ("--pipelined" in options))  # which also has nothing to start from
 
 
 def test_a_damaged_norm_is_refused(trained: Path, tmp_path: Path):
