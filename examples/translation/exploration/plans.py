@@ -235,7 +235,8 @@ def neighbours(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     makers = [_Arms(kept, seed, HIGH) for kept in (6, 12) for seed in some]
     jobs = [job for make in makers for job in neighbour_arms(make)]
     jobs += [job for make in makers for job in beside_neighbours(make)]
-    return jobs + [one_shot(make, other) for make in makers for other in some if other != make.seed]
+    jobs += [one_shot(make, other) for make in makers for other in some if other != make.seed]
+    return jobs + [job for make in makers for job in relative_norms(make)]
 
 
 def beside_neighbours(make: _Arms) -> Iterator[Job]:
@@ -248,6 +249,12 @@ def beside_neighbours(make: _Arms) -> Iterator[Job]:
 def one_shot(make: _Arms, other: int) -> Job:
     """By a network that was trained on the dense model of another seed."""
     return make("one-shot-cut", "scored", by="one-shot", taught_by=other, recut=1)
+
+
+def relative_norms(make: _Arms) -> Iterator[Job]:
+    """Norms relative to the stream, which grows from layer to layer where norms come first: absolute ones then favour the last."""
+    yield make("function-norm-relative", "method", method="function-norm", own={"norm": "relative"})
+    yield make("function-norm-relative-cut", "scored", by="function-norm-relative", recut=1)
 
 
 def neighbour_arms(make: _Arms) -> Iterator[Job]:
@@ -275,6 +282,7 @@ def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
         *controls(_Arms(6, seed, HIGH)),
         *neighbour_arms(_Arms(6, seed, HIGH)),
         one_shot(_Arms(6, seed, HIGH), seed),
+        *relative_norms(_Arms(6, seed, HIGH)),
         _Arms(6, seed, HIGH)("random-floor", "scored", by="random"),
     ]
     mislabelled = [job for job in recorded(setting, [seed]) if job.arm == "fisher-mislabelled" and job.kept == 6]

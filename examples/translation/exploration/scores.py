@@ -19,7 +19,8 @@ from .data import Batch
 # The scores' names in results, and the package's names of the same.
 PACKAGE_NAMES = {"fisher": "fisher", "gradient": "gradient", "fisher-full": "joint-fisher", "random": "random"}
 PACKAGE_NAMES |= {"function-norm": "function-norm", "confidence": "attention-statistics"}
-_OPTIONS = {"confidence": {"statistic": "confidence"}}
+PACKAGE_NAMES |= {"function-norm-relative": "function-norm"}
+_OPTIONS = {"confidence": {"statistic": "confidence"}, "function-norm-relative": {"norm": "relative"}}
 
 
 def score(
@@ -28,7 +29,7 @@ def score(
     """Scores of the heads that the model has, [H] float64 on the CPU.
 
     Args:
-        name: `fisher`, `gradient`, `fisher-full`, `random`, `function-norm`, `confidence`; `abs`, which is `gradient` without a normalisation by sublayer; or `log`, the logarithm of
+        name: `fisher`, `gradient`, `fisher-full`, `random`, `function-norm`, `function-norm-relative`, `confidence`; `abs`, which is `gradient` without a normalisation by sublayer; or `log`, the logarithm of
             `fisher`.
         live: [H], 1 for heads that are on; all if None.
     """
