@@ -108,7 +108,7 @@ def convert(
     if reasons:
         raise Refusal(*reasons)
     languages = languages_of(state["cfg"].task)
-    starts = languages is not None and languages.target_token
+    starts = languages is not None and languages.target_token is not None
     with target.written("the model") as folder:
         _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words, languages), folder, None)
         difference = largest_difference(model, words, folder)

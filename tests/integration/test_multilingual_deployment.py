@@ -14,6 +14,8 @@ from commands import AVERAGE, QUIET, ROOT, assert_refused, budget, load, prune, 
 from languages import LANGS, PAIRS, SENTENCES, STOCK_TASK, TOKENS, generate_pair, train_languages
 
 import fairseq_dsp
+from fairseq_dsp.checkpoints.pair_batches import multilingual_task, pairs_dataset
+from fairseq_dsp.plugin.languages import languages_of
 
 EXPORT, BENCH = "fairseq_dsp.cli.export", "fairseq_dsp.cli.bench"
 SERVE = ROOT / "examples/translation/serve_ctranslate2.py"
@@ -29,6 +31,31 @@ def learned(several: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "small.pt"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"encoder_langtok": "src", "lang_tok_style": "mbart"},
+        {"decoder_langtok": False},
+        {"langtoks_specs": ["main", "dae"], "langtoks": {"main": ("src.dae", "tgt.dae")}},
+        {"langtoks_specs": ["mined", "main"], "langtoks": {"main": ("tgt.mined", "tgt")}},
+    ],
+    ids=str,
+)
+def test_words_that_a_server_sends_are_those_that_sentences_of_training_begin_with(given, several, multilingual):
+    options = torch.load(multilingual, weights_only=False)["cfg"]["task"]
+    vars(options).update({"langtoks": None, **given})
+    languages = languages_of(options)
+    for pair in PAIRS:
+        task = multilingual_task(options, str(several), [pair], None, "the folder")
+        item = pairs_dataset(task, options, "valid", "the folder")[0]
+        before = languages.before_source(*pair.split("-")), languages.before_target(pair.split("-")[1])
+        for side, words in zip(("source", "target"), before, strict=True):
+            dictionary = getattr(task, f"{side}_dictionary")
+            assert [dictionary[word] for word in item[side][: len(words)]] == words
+            assert not any(dictionary[word].startswith(("__", "[")) for word in item[side][len(words) :])
+
+
 def test_averaging_asks_for_the_same_languages(several, multilingual_trained, multilingual, dense, tmp_path):
     done = run(AVERAGE, tmp_path / "mean.pt", multilingual_trained, multilingual_trained, folder=tmp_path)
     assert done.code == 0, done.err
@@ -36,6 +63,8 @@ def test_averaging_asks_for_the_same_languages(several, multilingual_trained, mu
     for name, change in (
         ("order", {"langs": list(reversed(LANGS))}),
         ("tokens", {"decoder_langtok": False, "langtoks": None}),
+        ("kinds", {"langtoks_specs": ["main", "dae"]}),
+        ("kind", {"langtoks": {"main": ("tgt.dae", "tgt")}}),
     ):
         state = torch.load(multilingual_trained, weights_only=False)
         vars(state["cfg"]["task"]).update(change)
@@ -44,6 +73,10 @@ def test_averaging_asks_for_the_same_languages(several, multilingual_trained, mu
     assert_refused(done, "`--langs`", "in another order")
     done = run(AVERAGE, tmp_path / "out", multilingual_trained, tmp_path / "tokens.pt", folder=tmp_path)
     assert_refused(done, "`--decoder-langtok` must be True")
+    done = run(AVERAGE, tmp_path / "out", multilingual_trained, tmp_path / "kinds.pt", folder=tmp_path)
+    assert_refused(done, "`--langtoks-specs` must be main", "but is main,dae.")
+    done = run(AVERAGE, tmp_path / "out", multilingual_trained, tmp_path / "kind.pt", folder=tmp_path)
+    assert_refused(done, "`--langtoks` must be {'main': ('tgt', 'tgt')}", "but is {'main': ('tgt.dae', 'tgt')}.")
     assert not (tmp_path / "out").exists()
 
 
