@@ -167,10 +167,18 @@ class TestServing:
         assert "must be a language pair of the model (qar-qos, qar-qte)" in done.stderr
 
 
-def test_ends_that_are_languages_cannot_be_exported(several, tmp_path):
+def test_ends_that_are_languages_translate_and_are_neither_exported_nor_measured_on_data(several, tmp_path):
     pytest.importorskip("ctranslate2")
     tokens = [*TOKENS, "--lang-tok-replacing-bos-eos"]
     train_languages(several, tmp_path / "save", *QUIET, *budget(5, cooldown=1), "--max-update", 2, tokens=tokens)
     arguments = ["--format", "ctranslate2", tmp_path / "save/checkpoint_last.pt", tmp_path / "out", "--data", several]
     assert_refused(run(EXPORT, *arguments, folder=tmp_path), "`--lang-tok-replacing-bos-eos`")
     assert not (tmp_path / "out").exists()
+    path = tmp_path / "save/checkpoint_last.pt"
+    done = run(BENCH, "--path", path, *QUICK, "--data", several, folder=tmp_path)
+    assert_refused(done, "`--data`", "`--lang-tok-replacing-bos-eos`")
+    assert run(BENCH, "--path", path, *QUICK, "--json", tmp_path / "synthetic", folder=tmp_path).code == 0
+    found = fairseq_dsp.load(path, several, source_lang="qar", target_lang="qte")
+    lines = (several.parent / "test.qar-qte.qar").read_text().splitlines()
+    theirs = generate_pair(several, path, "qar-qte", tokens=tokens, folder=tmp_path)
+    assert dict(enumerate(found.translate(lines, beam=3, max_len_b=15))) == theirs.hypotheses()
