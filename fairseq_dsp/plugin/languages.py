@@ -55,18 +55,28 @@ class Languages:
         """Whether a token tells the model which language it is to translate to."""
         return self.target_token is not None or self.source_token is not None and not self._of_source()
 
-    def before_source(self, source: str, target: str) -> list[str]:
-        """Words before a source of a pair."""
-        return self._words(source if self._of_source() else target, self.source_token)
+    @property
+    def replaced_ends(self) -> tuple[bool, bool]:
+        """Whether tokens take the place of the end of a source, and of the beginning of a target."""
+        return tuple(self.replaces_ends and token is not None for token in (self.source_token, self.target_token))
 
-    def before_target(self, target: str) -> list[str]:
-        """Words before a target."""
-        return self._words(target, self.target_token)
+    def around(self, source: str, target: str) -> dict[str, list[str]]:
+        """What sentences of a pair have beside their words.
+
+        Returns:
+            the words before a source (`source`) and before a translation (`target`); and of a model whose tokens take the place of ends, what
+            a source ends with (`source_end`) and what a translation begins after (`target_start`), empty where that is the end of a sentence.
+        """
+        tokens = [self._token(source if self._of_source() else target, self.source_token)]
+        tokens.append(self._token(target, self.target_token))
+        if self.replaces_ends:
+            return {"source": [], "target": [], "source_end": tokens[0], "target_start": tokens[1]}
+        return {"source": tokens[0], "target": tokens[1]}
 
     def _of_source(self) -> bool:
         return str(self.source_token).startswith("src")
 
-    def _words(self, language: str, kind: str | None) -> list[str]:
+    def _token(self, language: str, kind: str | None) -> list[str]:
         return [] if kind is None else [get_lang_tok(lang=language, lang_tok_style=self.style, spec=kind)]
 
 
