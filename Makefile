@@ -52,7 +52,7 @@ docs: .venv/.docs-installed
 # One thread a process: the models are tiny, and two processes on two cores gain more than two threads. A file stays in one process, or
 # both would train what its fixtures train; files in their order, so that the last ones are unit tests, which are short.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest --slow

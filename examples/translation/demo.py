@@ -32,8 +32,8 @@ from fairseq_dsp.errors import Refusal, as_command, noted, refused_disk
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import refuse_working_folder
 from fairseq_dsp.modules.surgery import neurons_of
+from fairseq_dsp.options.objections import budget_out_of_range
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.objections import budget_out_of_range
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
 

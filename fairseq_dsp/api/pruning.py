@@ -20,7 +20,7 @@ from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.checkpoint import write_checkpoint
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.files.output import checked_file
-from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.options.stored_layout import resolve_layout
 from fairseq_dsp.scoring import SCORERS, finite_scores
 from fairseq_dsp.units.cost_file import CostFile, read_costs
 from fairseq_dsp.units.costs import LATENCY, MACS

@@ -17,9 +17,9 @@ from fairseq_dsp.config import flag, whole_number
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
 from fairseq_dsp.modules.surgery import attentions
+from fairseq_dsp.options.languages import language_pairs
+from fairseq_dsp.options.widths import objections_to_neurons
 from fairseq_dsp.plugin.building import ungated
-from fairseq_dsp.plugin.languages import language_pairs
-from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.scoring import SCORER_OPTIONS, SCORERS, Scorer, finite_scores, make_scorer, removal_order
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.chosen import Chosen, default_group, parse_kinds

@@ -14,8 +14,8 @@ from fairseq_dsp.checkpoints.batches import translation_task
 from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, set_languages
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.languages import languages_of, objections_to_task
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.languages import languages_of, objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
 
 

@@ -24,12 +24,12 @@ from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.methods.dsp import PROJECTION
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
 from fairseq_dsp.modules.surgery import grid_of, neurons_of, shrink_model
+from fairseq_dsp.options.costing import sizes_of
+from fairseq_dsp.options.languages import languages_of, objections_to_differences, objections_to_task
+from fairseq_dsp.options.records import TransformerOptions
+from fairseq_dsp.options.stored_layout import resolve_layout
 from fairseq_dsp.plugin.building import VocabularyTask, adopt_architecture, load_model
-from fairseq_dsp.plugin.costing import sizes_of
-from fairseq_dsp.plugin.languages import languages_of, objections_to_differences, objections_to_task
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.options import TransformerOptions
-from fairseq_dsp.plugin.stored_layout import resolve_layout
 from fairseq_dsp.units.cost_file import Sizes
 from fairseq_dsp.units.costs import MACS
 from fairseq_dsp.units.groups import group_of, has_neurons, part_of

@@ -35,11 +35,11 @@ from fairseq_dsp.errors import noted
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.recipe import derive
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.options.objections import budget_out_of_range, objections
 from fairseq_dsp.plugin.building import VocabularyTask
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import importance_of
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.objections import budget_out_of_range, objections
 from fairseq_dsp.plugin.teacher import Teacher
 from fairseq_dsp.scoring import make_scorer
 from fairseq_dsp.scoring.subject import Subject

@@ -14,7 +14,7 @@ from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.data_folder import DataFolder
-from fairseq_dsp.plugin.languages import languages_of
+from fairseq_dsp.options.languages import languages_of
 
 PREFIX = "prefix"  # of a batch: the tokens that its translations begin with, [B, 1]
 _PAD, _END, _FIRST_WORD = 1, 2, 4

@@ -13,8 +13,8 @@ from fairseq_dsp.benchmark.workloads import Run
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.export.ctranslate2 import objections_to_export
 from fairseq_dsp.export.specification import Vocabularies, build_spec, import_ctranslate2
+from fairseq_dsp.options.records import TransformerOptions
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.options import TransformerOptions
 
 
 def translate(model: DspTransformerModel, settings: Settings, case: Case, weights: str) -> Run:

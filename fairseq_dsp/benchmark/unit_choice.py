@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq_dsp.benchmark.candidates import Candidate
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.options.costing import costs_of
 from fairseq_dsp.units.costs import MACS, PARAMETERS, Costs, Sentence
 from fairseq_dsp.units.floors import floors_of
 from fairseq_dsp.units.groups import with_groups

@@ -29,7 +29,7 @@ from fairseq_dsp.benchmark.unit_choice import BEAM, Chooser
 from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.files.checkpoint import family_of
 from fairseq_dsp.files.output import checked_file
-from fairseq_dsp.plugin.costing import measured_costs
+from fairseq_dsp.options.costing import measured_costs
 from fairseq_dsp.units.cost_file import CostFile
 from fairseq_dsp.units.layout import Layout
 

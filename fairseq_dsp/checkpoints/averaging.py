@@ -16,9 +16,9 @@ from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import PROVENANCE, read_checkpoint
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.options.computation import computation, differences
+from fairseq_dsp.options.languages import Languages, languages_of, objections_to_differences
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.computation import computation, differences
-from fairseq_dsp.plugin.languages import Languages, languages_of, objections_to_differences
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.layout import Layout
 

@@ -20,9 +20,9 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
-from fairseq_dsp.plugin.languages import languages_of, objections_to_task
+from fairseq_dsp.options.languages import languages_of, objections_to_task
+from fairseq_dsp.options.records import values_of
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.options import values_of
 
 _BATCH_OPTIONS = (
     "source_lang",

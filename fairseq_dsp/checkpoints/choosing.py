@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fairseq_dsp.checkpoints.account import Account, Demand
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.plugin.costing import costs_of, measured_costs, sentence_of_validation
-from fairseq_dsp.plugin.objections import budget_of_a_range, budget_out_of_range
-from fairseq_dsp.plugin.options import TaskOptions
-from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.options.costing import costs_of, measured_costs, sentence_of_validation
+from fairseq_dsp.options.objections import budget_of_a_range, budget_out_of_range
+from fairseq_dsp.options.records import TaskOptions
+from fairseq_dsp.options.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.chosen import Chosen
 from fairseq_dsp.units.costs import MACS, Costs

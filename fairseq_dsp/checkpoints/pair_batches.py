@@ -16,9 +16,9 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from fairseq_dsp.config import flag, given_options, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import TRAIN
-from fairseq_dsp.plugin.languages import Languages, languages_of
-from fairseq_dsp.plugin.options import TaskOptions
-from fairseq_dsp.plugin.pair_folders import objections_to_dictionaries, refuse_no_sentences
+from fairseq_dsp.options.languages import Languages, languages_of
+from fairseq_dsp.options.pair_folders import objections_to_dictionaries, refuse_no_sentences
+from fairseq_dsp.options.records import TaskOptions
 
 _OF_THE_DATA = ("extra_data", "extra_lang_pairs")
 

@@ -25,9 +25,9 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import FORMAT, PROVENANCE, read_checkpoint
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
+from fairseq_dsp.options.records import TaskOptions, given_of_ours
+from fairseq_dsp.options.widths import objections_to_neurons
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.options import TaskOptions, given_of_ours
-from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.units.floors import parse_floor
 from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
 from fairseq_dsp.units.layout import Layout

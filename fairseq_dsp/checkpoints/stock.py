@@ -22,15 +22,15 @@ from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task
 from fairseq_dsp.config import PruningConfig, architecture_of, given_options
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.guards.versions import drop_fused_encoder_copies
-from fairseq_dsp.plugin.building import VocabularyTask
-from fairseq_dsp.plugin.languages import (
+from fairseq_dsp.options.languages import (
     BILINGUAL,
     BILINGUAL_BUDGET,
     MULTILINGUAL,
     MULTILINGUAL_BUDGET,
     languages_of,
 )
-from fairseq_dsp.plugin.options import TaskOptions, completed
+from fairseq_dsp.options.records import TaskOptions, completed
+from fairseq_dsp.plugin.building import VocabularyTask
 
 STOCK_NAMES = {
     BILINGUAL_BUDGET: BILINGUAL,

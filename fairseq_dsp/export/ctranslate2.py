@@ -23,15 +23,15 @@ from fairseq_dsp.export.quality import MOST_SENTENCES, SUBSET, Effect, compare, 
 from fairseq_dsp.export.specification import ACTIVATIONS, Vocabularies, build_spec, import_ctranslate2, stack_heads
 from fairseq_dsp.files.checkpoint import read_checkpoint
 from fairseq_dsp.files.output import OutputFolder
+from fairseq_dsp.options.languages import languages_of, objections_to_task
+from fairseq_dsp.options.records import TransformerOptions
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.languages import languages_of, objections_to_task
-from fairseq_dsp.plugin.options import TransformerOptions
 from fairseq_dsp.units.layout import Layout
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
 
-    from fairseq_dsp.plugin.languages import Languages
+    from fairseq_dsp.options.languages import Languages
     from fairseq_dsp.plugin.model import DspTransformerModel
 
 # Types of weights, as CTranslate2 names them. Not its int16, which divides by the zeros of an empty sublayer.

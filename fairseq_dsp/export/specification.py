@@ -18,9 +18,9 @@ from fairseq_dsp.units.layout import Site
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
 
-    from fairseq_dsp.plugin.languages import Languages
+    from fairseq_dsp.options.languages import Languages
+    from fairseq_dsp.options.records import TransformerOptions
     from fairseq_dsp.plugin.model import DspTransformerModel
-    from fairseq_dsp.plugin.options import TransformerOptions
 
 # fairseq's activation functions that CTranslate2 has, with its names.
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "gelu_accurate": "GELUTanh", "gelu_fast": "GELUTanh", "tanh": "Tanh"}

@@ -1,4 +1,4 @@
-"""Reads and writes fairseq checkpoints. Called by `plugin/stored_layout`, `checkpoints`, the exports and the commands."""
+"""Reads and writes fairseq checkpoints. Called by `options/stored_layout`, `checkpoints`, the exports and the commands."""
 
 from __future__ import annotations
 

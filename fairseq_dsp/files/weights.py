@@ -1,4 +1,4 @@
-"""What is asked of the weights in a file. Called by `files/checkpoint` and `plugin/starting`."""
+"""What is asked of the weights in a file. Called by `files/checkpoint` and `options/starting`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What fairseq sees: architectures, task, criterion and optimizer, and what they ask of options and states."""
+"""What fairseq sees: architectures, task, criterion and optimizer."""

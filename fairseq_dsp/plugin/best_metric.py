@@ -10,8 +10,8 @@ from typing import Any
 from fairseq import checkpoint_utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 
+from fairseq_dsp.options.records import TaskOptions
 from fairseq_dsp.plugin.criterion import AT_BUDGET
-from fairseq_dsp.plugin.options import TaskOptions
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
 

@@ -20,8 +20,8 @@ from fairseq_dsp.config import architecture_of, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.modules.surgery import remove_gates
-from fairseq_dsp.plugin.objections import fitting_its_own_options, refuse_unfit_options
-from fairseq_dsp.plugin.options import TransformerOptions
+from fairseq_dsp.options.records import TransformerOptions
+from fairseq_dsp.options.stored_options import fitting_its_own_options, refuse_unfit_options
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.layout import Layout
 

@@ -17,7 +17,7 @@ from omegaconf import II
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.modules.label_smoothing import distilled_nll, label_smoothed_nll
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.plugin.languages import languages_of
+from fairseq_dsp.options.languages import languages_of
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.teacher import (
     DISTILLATION,

@@ -8,9 +8,9 @@ from torch import Tensor
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS, method_class
+from fairseq_dsp.options.records import TrainingOptions
+from fairseq_dsp.options.starting import Start, starting_point
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.options import TrainingOptions
-from fairseq_dsp.plugin.starting import Start, starting_point
 from fairseq_dsp.units.fingerprint import fingerprint
 
 _OPTION = flag("importance_from")

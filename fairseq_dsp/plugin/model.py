@@ -37,17 +37,17 @@ from fairseq_dsp.modules.surgery import (
     remove_gates,
     shrink_model,
 )
-from fairseq_dsp.plugin.costing import priced
+from fairseq_dsp.options.costing import priced
+from fairseq_dsp.options.fitting import Receiver, fit_state, names_of
+from fairseq_dsp.options.initial_layout import gates_of, initial_layout
+from fairseq_dsp.options.kinds import settle_kinds
+from fairseq_dsp.options.languages import objections_to_use
+from fairseq_dsp.options.objections import budget_of_a_range, objections, objections_to_unknown_options
+from fairseq_dsp.options.records import OptimizerOptions, TrainingOptions
+from fairseq_dsp.options.starting import objections_to_start
+from fairseq_dsp.options.stored_layout import resolve_layout
+from fairseq_dsp.options.widths import objections_to_neurons
 from fairseq_dsp.plugin.decoder import NO_LAYER, DspTransformerDecoder
-from fairseq_dsp.plugin.fitting import Receiver, fit_state, names_of
-from fairseq_dsp.plugin.initial_layout import gates_of, initial_layout
-from fairseq_dsp.plugin.kinds import settle_kinds
-from fairseq_dsp.plugin.languages import objections_to_use
-from fairseq_dsp.plugin.objections import budget_of_a_range, objections, objections_to_unknown_options
-from fairseq_dsp.plugin.options import OptimizerOptions, TrainingOptions
-from fairseq_dsp.plugin.starting import objections_to_start
-from fairseq_dsp.plugin.stored_layout import resolve_layout
-from fairseq_dsp.plugin.widths import objections_to_neurons
 from fairseq_dsp.units.groups import group_of, has_neurons
 from fairseq_dsp.units.layout import Layout
 

@@ -23,10 +23,10 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 
 from fairseq_dsp.config import flag, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
-from fairseq_dsp.plugin.languages import MULTILINGUAL, MULTILINGUAL_BUDGET, languages_of
-from fairseq_dsp.plugin.options import values_of
+from fairseq_dsp.options.languages import MULTILINGUAL, MULTILINGUAL_BUDGET, languages_of
+from fairseq_dsp.options.pair_folders import objections_to_dictionaries, refuse_no_sentences
+from fairseq_dsp.options.records import values_of
 from fairseq_dsp.plugin.pair_figures import PAIR, PairFigures, PairsDataset, counts_of
-from fairseq_dsp.plugin.pair_folders import objections_to_dictionaries, refuse_no_sentences
 from fairseq_dsp.plugin.task import BudgetTask, TranslationDspConfig
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP, HeadGates
-from fairseq_dsp.plugin.languages import BILINGUAL_BUDGET
+from fairseq_dsp.options.languages import BILINGUAL_BUDGET
 from fairseq_dsp.units.chosen import parse_rates
 
 # A near-tie at a low temperature has a huge derivative, and a single such update would fill Adam's second moment for

@@ -15,9 +15,9 @@ from fairseq_dsp.methods import method_class, objections_to_method
 from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.methods.recipe import AUTO, derive, needs_length, objections_to_recipe, recipe_of
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.options.records import Options, TrainingOptions, given_of_ours
+from fairseq_dsp.options.starting import start_to_go_on_from
 from fairseq_dsp.plugin.model import DspTransformerModel
-from fairseq_dsp.plugin.options import Options, TrainingOptions, given_of_ours
-from fairseq_dsp.plugin.starting import start_to_go_on_from
 
 logger = logging.getLogger(__name__)
 

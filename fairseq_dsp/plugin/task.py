@@ -21,19 +21,19 @@ from fairseq_dsp.config import PruningConfig, architecture_of, set_option
 from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.options.costing import settle_budget
+from fairseq_dsp.options.kinds import refuse_slow_choice
+from fairseq_dsp.options.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
+from fairseq_dsp.options.objections import objections, objections_to_backend, objections_to_unknown_options
+from fairseq_dsp.options.records import CriterionOptions, OptimizerOptions, TaskOptions, TrainingOptions, given_of_ours
+from fairseq_dsp.options.starting import objections_to_lack_of_start, objections_to_start, settle_floor
 from fairseq_dsp.plugin.best_metric import forget_earlier_runs, objections_to_metric
-from fairseq_dsp.plugin.costing import settle_budget
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
-from fairseq_dsp.plugin.kinds import refuse_slow_choice
-from fairseq_dsp.plugin.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
-from fairseq_dsp.plugin.objections import objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of, refuse_rates
-from fairseq_dsp.plugin.options import CriterionOptions, OptimizerOptions, TaskOptions, TrainingOptions, given_of_ours
 from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
 from fairseq_dsp.plugin.settling import Settling
-from fairseq_dsp.plugin.starting import objections_to_lack_of_start, objections_to_start, settle_floor
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
 

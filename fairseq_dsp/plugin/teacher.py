@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.languages import Languages, languages_of, objections_to_other_languages
+from fairseq_dsp.options.records import CriterionOptions, Options, TrainingOptions, saved_options
+from fairseq_dsp.options.starting import start_to_go_on_from
 from fairseq_dsp.plugin.building import deployed
-from fairseq_dsp.plugin.languages import Languages, languages_of, objections_to_other_languages
-from fairseq_dsp.plugin.options import CriterionOptions, Options, TrainingOptions, saved_options
-from fairseq_dsp.plugin.starting import start_to_go_on_from
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel

@@ -10,8 +10,10 @@ layout: `fairseq-dsp-prune` takes none, and a model that is masked so is as larg
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -66,7 +68,10 @@ class BlockScores:
         tables = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in self.scores.items()}
         flat = torch.cat([table.flatten() for table in tables.values()])
         kept = torch.zeros_like(flat)
-        kept[torch.sort(-flat, stable=True).indices[: int(density * len(flat))]] = 1.0
+        count = math.floor(
+            Fraction(repr(density)) * len(flat)
+        )  # of the number that was written, not of its nearest float
+        kept[torch.sort(-flat, stable=True).indices[:count]] = 1.0
         parts = kept.split([table.numel() for table in tables.values()])
         ones = torch.ones(self.block, self.block)
         return {

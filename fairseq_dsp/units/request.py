@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.units.budget import COUNT
@@ -19,9 +21,9 @@ from fairseq_dsp.units.kinds import CHOICES
 
 OPTION = "--budget"
 _NUMBER = re.compile(r"(\d{1,18}(?:\.\d{1,18})?(?:e\d{1,2})?)([a-zA-Z]*)")
-_SIZES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_SUFFIXES = {COUNT: {"": 1.0}, PARAMETERS: _SIZES, MACS: _SIZES, LATENCY: _TIMES}
+_SIZES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_TIMES = {"us": Fraction(1, 10**6), "ms": Fraction(1, 10**3), "s": Fraction(1)}
+_SUFFIXES: dict[str, Mapping[str, int | Fraction]] = {COUNT: {"": 1}, PARAMETERS: _SIZES, MACS: _SIZES, LATENCY: _TIMES}
 _NAMES = {
     PARAMETERS: "parameters",
     MACS: "multiply-adds a sentence",
@@ -32,9 +34,9 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Amount:
-    """A number, in the measure's own unit, or a share of what there is."""
+    """A number, in the measure's own unit, or a share of what there is: exactly what was written, so that 0.29 of 100 is 29."""
 
-    value: float
+    value: Fraction
     is_share: bool
 
 
@@ -152,7 +154,7 @@ def _amount(text: str, measure: str, whole: str) -> Amount:
         kind = "a whole number" if measure == COUNT else f"a number{known}"
         raise Refusal(f"`{OPTION}` must have {kind}, or a share of at most 1, but is {whole}.")
     number, suffix = found[1], found[2]
-    value = float(number)
+    value = Fraction(number)
     if measure == COUNT:
         if number.isdigit():
             return Amount(value, False)

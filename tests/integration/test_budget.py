@@ -10,9 +10,9 @@ from commands import QUIET, assert_refused, generate, load, prune, train
 from measured import made_up_costs
 
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.costing import costs_of, measured_costs, sizes_of
+from fairseq_dsp.options.stored_layout import stored_layout
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.costing import costs_of, measured_costs, sizes_of
-from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.cost_file import read_costs
 from fairseq_dsp.units.costs import Sentence
 

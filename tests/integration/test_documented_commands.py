@@ -188,7 +188,7 @@ def recipe() -> Block:
 def place(data: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the names of the pages mean something."""
     folder = tmp_path_factory.mktemp("place")
-    for name in ("examples", "docs"):
+    for name in ("examples", "docs", "tests"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("DATA-BIN", "data-bin/iwslt14.tokenized.de-en"):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -13,8 +13,8 @@ from models import not_on_0_12_2
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.stored_layout import stored_layout
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.floors import floors_of
 from fairseq_dsp.units.layout import Layout

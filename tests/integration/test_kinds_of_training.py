@@ -12,9 +12,9 @@ from commands import QUIET, assert_refused, different, generate, load, prune, tr
 from test_score_units import score
 
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.costing import costs_of
+from fairseq_dsp.options.stored_layout import stored_layout
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.costing import costs_of
-from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.costs import Sentence
 from fairseq_dsp.units.layout import Layout
 from fairseq_dsp.units.request import written

@@ -20,8 +20,8 @@ from fairseq_dsp.checkpoints.batches import draw_batches
 from fairseq_dsp.checkpoints.pair_batches import multilingual_task, pairs_dataset
 from fairseq_dsp.checkpoints.stock import read_sentences
 from fairseq_dsp.export.ctranslate2 import EOS
+from fairseq_dsp.options.languages import languages_of
 from fairseq_dsp.plugin.building import ungated
-from fairseq_dsp.plugin.languages import languages_of
 
 EXPORT, BENCH = "fairseq_dsp.cli.export", "fairseq_dsp.cli.bench"
 PAD = 1

@@ -12,8 +12,8 @@ from test_score import score
 
 import fairseq_dsp as api
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.costing import costs_of, measured_costs, sizes_of
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.costing import costs_of, measured_costs, sizes_of
 from fairseq_dsp.units.cost_file import read_costs
 from fairseq_dsp.units.costs import Sentence
 from fairseq_dsp.units.layout import Layout

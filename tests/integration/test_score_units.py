@@ -13,8 +13,8 @@ from commands import HEADS, Result, assert_refused, generate, heads_in, load, pr
 from measured import made_up_costs
 
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.costing import costs_of, measured_costs, sizes_of
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.costing import costs_of, measured_costs, sizes_of
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.units.costs import Sentence
 from fairseq_dsp.units.floors import floors_of

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import assert_same, build, layouts_of, many_examples, scores
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.plugin.kinds import refuse_slow_choice
+from fairseq_dsp.options.kinds import refuse_slow_choice
 from fairseq_dsp.units.chosen import Chosen, default_kinds, parse_kinds, parse_rates
 from fairseq_dsp.units.costs import Costs
 from fairseq_dsp.units.groups import part_of

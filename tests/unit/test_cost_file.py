@@ -14,7 +14,7 @@ from measured import CONDITIONS, COSTS
 from models import build_with, many_examples
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.plugin.costing import measured_costs, sizes_of
+from fairseq_dsp.options.costing import measured_costs, sizes_of
 from fairseq_dsp.units.cost_file import CostFile, Table, read_costs
 from fairseq_dsp.units.groups import with_groups
 from fairseq_dsp.units.layout import Grid, Layout, Site

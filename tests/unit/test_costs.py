@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import build_with, few_examples, grids, layouts_of, many_examples, model_options  # noqa: F401
 
 from fairseq_dsp.benchmark.flops import count
-from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.options.costing import costs_of
 from fairseq_dsp.units.costs import Costs, Sentence
 from fairseq_dsp.units.layout import Grid, Layout
 

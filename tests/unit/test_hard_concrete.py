@@ -16,8 +16,8 @@ from models import build_gated, gradients, many_examples, model_options, scores,
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.hard_concrete import HardConcrete
+from fairseq_dsp.options.objections import objections
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
-from fairseq_dsp.plugin.objections import objections
 from fairseq_dsp.units.layout import Grid
 from fairseq_dsp.units.subset import (
     hard_concrete,

@@ -30,14 +30,37 @@ MAY_IMPORT = {
     "units": {"errors", "files"},
     "methods": {"errors", "config", "units"},
     "modules": {"errors", "units", "methods"},
-    "plugin": {"errors", "config", "files", "guards", "units", "methods", "modules"},
-    "checkpoints": {"errors", "config", "files", "guards", "units", "methods", "modules", "plugin", "version"},
+    "options": {"errors", "config", "files", "guards", "units", "methods", "modules"},
+    "plugin": {"errors", "config", "files", "guards", "units", "methods", "modules", "options"},
+    "checkpoints": {
+        "errors",
+        "config",
+        "files",
+        "guards",
+        "units",
+        "methods",
+        "modules",
+        "options",
+        "plugin",
+        "version",
+    },
     "scoring": {"errors", "units", "modules"},
-    "export": {"errors", "config", "files", "units", "modules", "plugin", "checkpoints"},
-    "benchmark": {"errors", "config", "files", "units", "methods", "modules", "plugin", "checkpoints", "version"}
+    "export": {"errors", "config", "files", "units", "modules", "options", "plugin", "checkpoints"},
+    "benchmark": {
+        "errors",
+        "config",
+        "files",
+        "units",
+        "methods",
+        "modules",
+        "options",
+        "plugin",
+        "checkpoints",
+        "version",
+    }
     | {"scoring", "export"},
     "analysis": {"errors", "files", "units"},
-    "api": {"errors", "config", "files", "units", "modules", "plugin", "checkpoints", "version"}
+    "api": {"errors", "config", "files", "units", "modules", "options", "plugin", "checkpoints", "version"}
     | {"scoring", "export", "analysis"},
     "package": {"errors", "version", "guards", "units", "plugin", "api"},
     "cli": {"errors", "config", "files", "units", "checkpoints", "scoring", "export", "benchmark", "analysis", "api"},
@@ -52,17 +75,17 @@ MAY_TOUCH_FAIRSEQ = {
     "plugin/model",
     "plugin/task",
     "plugin/best_metric",
-    "plugin/languages",
+    "options/languages",
     "plugin/multilingual",
     "plugin/pair_figures",
-    "plugin/pair_folders",
+    "options/pair_folders",
     "plugin/criterion",
     "plugin/decoder",
     "plugin/optimizer",
-    "plugin/objections",
-    "plugin/options",
-    "plugin/computation",
-    "plugin/starting",
+    "options/objections",
+    "options/records",
+    "options/computation",
+    "options/starting",
     "plugin/building",
     "checkpoints/stock",
     "checkpoints/batches",
@@ -74,9 +97,9 @@ MAY_TOUCH_FAIRSEQ |= {
 }
 
 # Who asks a cfg for an option by its name: records. Others ask the records.
-MAY_ASK_A_CFG = {"config", "plugin/options", "plugin/languages"}
+MAY_ASK_A_CFG = {"config", "options/records", "options/languages"}
 # Who takes all that a cfg gives: the records, who judges values that no record can hold, and who copies a cfg.
-MAY_TAKE_A_CFG = {*MAY_ASK_A_CFG, "plugin/objections", "plugin/widths"}
+MAY_TAKE_A_CFG = {*MAY_ASK_A_CFG, "options/objections", "options/stored_options", "options/widths"}
 MAY_TAKE_A_CFG |= {"checkpoints/pair_batches", "checkpoints/stock", "export/ctranslate2"}
 
 # Folders of a user dir of which fairseq imports every file.
@@ -186,6 +209,7 @@ def test_importing_the_plug_in_imports_what_fairseq_sees_and_nothing_that_fairse
         "units",
         "methods",
         "modules",
+        "options",
         "plugin",
     }
     files = {name.split(".")[2] for name in ours if name.startswith("fairseq_dsp.files.")}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import build
 
-from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.options.costing import costs_of
 from fairseq_dsp.plugin.progress import HeadProgress
 from fairseq_dsp.units.costs import Costs, Sentence
 from fairseq_dsp.units.request import written

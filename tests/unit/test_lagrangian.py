@@ -13,8 +13,8 @@ from models import build_gated, gradients, model_options, randomise, sentences
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods.lagrangian import Lagrangian, log_alpha
 from fairseq_dsp.modules.gates import IMPORTANCE_GROUP
+from fairseq_dsp.options.objections import objections
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
-from fairseq_dsp.plugin.objections import objections
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import hard_top_k
 

@@ -6,7 +6,7 @@ import pytest
 from models import model_options
 from omegaconf import OmegaConf
 
-from fairseq_dsp.plugin.objections import objections_to_unknown_options
+from fairseq_dsp.options.objections import objections_to_unknown_options
 
 
 def unknown(**options: object) -> list[str]:

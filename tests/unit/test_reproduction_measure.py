@@ -18,8 +18,8 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.costing import costs_of
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.costing import costs_of
 from fairseq_dsp.units.costs import Sentence
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))

@@ -41,6 +41,18 @@ def test_a_measure_counts_the_whole_model_of_which_units_get_what_is_left(text, 
     assert request.limit(costs(measure)) == limit
 
 
+def test_a_share_is_the_number_that_is_written_and_not_the_nearest_that_a_machine_has():
+    """0.29 times 100 is 28.999999999999996 in floating point."""
+    for total in (7, 20, 72, 100, 12_360):
+        for hundredths in range(101):
+            text = f"{hundredths / 100:.2f}"
+            assert parse_budget(text).count(total) == hundredths * total // 100
+            units = Costs.of_units("macs", Grid.even(1, 1), dict.fromkeys(Grid.even(1, 1).sites, total), 0)
+            assert parse_budget(f"macs={text}").limit(units) == hundredths * 3 * total // 100
+    for tenths in range(10, 100):
+        assert parse_budget(f"parameters={tenths / 10}M").limit(costs("parameters", 0)) == tenths * 100_000
+
+
 def test_a_time_is_written_with_its_unit():
     assert parse_budget("latency=40ms").amount.value == pytest.approx(0.04)
     assert parse_budget("latency=0.6").amount.is_share

@@ -13,8 +13,8 @@ import torch
 from fairseq_dsp import methods
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods import METHODS, DifferentiableSubset
-from fairseq_dsp.plugin.options import TrainingOptions
-from fairseq_dsp.plugin.starting import find_start, objections_to_start
+from fairseq_dsp.options.records import TrainingOptions
+from fairseq_dsp.options.starting import find_start, objections_to_start
 
 # A value that no option has by itself, by the type of the option.
 OTHER: dict[str, Any] = {"bool": True, "float": 0.7, "int": 77, "str": "other"}

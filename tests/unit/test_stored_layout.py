@@ -12,8 +12,8 @@ from models import build, model_options
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.modules.surgery import shrink_state
+from fairseq_dsp.options.stored_layout import stored_layout
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.stored_layout import stored_layout
 from fairseq_dsp.units.layout import Layout
 
 HEADS = 18

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from fairseq_dsp.api.score_work import subject_of
-from fairseq_dsp.plugin.costing import costs_of
+from fairseq_dsp.options.costing import costs_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.scoring import SCORERS
 from fairseq_dsp.units.costs import PARAMETERS, Costs

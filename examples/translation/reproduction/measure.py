@@ -23,8 +23,8 @@ from fairseq_dsp.benchmark.comparison import processor_name
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import PROVENANCE, read_checkpoint
 from fairseq_dsp.files.output import checked_file
+from fairseq_dsp.options.costing import costs_of
 from fairseq_dsp.plugin.building import load_model
-from fairseq_dsp.plugin.costing import costs_of
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.costs import MACS, Sentence
 from fairseq_dsp.units.request import parse_budget

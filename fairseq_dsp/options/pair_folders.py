@@ -14,8 +14,8 @@ from fairseq.data import Dictionary
 from fairseq_dsp.config import flag
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder, refuse_no_folder
-from fairseq_dsp.plugin.languages import Languages
-from fairseq_dsp.plugin.options import TaskOptions
+from fairseq_dsp.options.languages import Languages
+from fairseq_dsp.options.records import TaskOptions
 
 
 def objections_to_dictionaries(languages: Languages, pairs: Sequence[str], options: Any, name: str) -> list[str]:

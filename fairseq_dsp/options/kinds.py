@@ -8,7 +8,7 @@ from fairseq_dsp.methods import method_class
 from fairseq_dsp.methods.dsp import PROJECTION, DifferentiableSubset
 from fairseq_dsp.methods.stratified import Stratified
 from fairseq_dsp.modules.gates import HeadGates
-from fairseq_dsp.plugin.options import Options, TransformerOptions, completed, given_of_ours
+from fairseq_dsp.options.records import Options, TransformerOptions, completed, given_of_ours
 from fairseq_dsp.units.chosen import Chosen, default_group, default_kinds, parse_kinds
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.heads import HEADS

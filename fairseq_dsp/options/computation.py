@@ -13,7 +13,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import DictConfig
 
 from fairseq_dsp.config import architecture_of
-from fairseq_dsp.plugin.options import completed
+from fairseq_dsp.options.records import completed
 
 # Those that also add weights or take some away are among them: the option says more than a list of names.
 _COMPUTE = (

@@ -15,8 +15,8 @@ from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.methods.stratified import RULE, counts_of, counts_of_layout, draw_stratified
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.plugin.kinds import chosen_of
-from fairseq_dsp.plugin.objections import budget_out_of_range, range_outside
+from fairseq_dsp.options.kinds import chosen_of
+from fairseq_dsp.options.objections import budget_out_of_range, range_outside
 from fairseq_dsp.units.budget import COUNT, Budget
 from fairseq_dsp.units.chosen import Chosen
 from fairseq_dsp.units.floors import (

@@ -17,7 +17,7 @@ from fairseq.data.multilingual.multilingual_utils import LangTokSpec, get_lang_t
 
 from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.plugin.options import saved_options
+from fairseq_dsp.options.records import saved_options
 
 BILINGUAL, BILINGUAL_BUDGET = "translation", "translation_dsp"
 MULTILINGUAL, MULTILINGUAL_BUDGET = "translation_multi_simple_epoch", "translation_multi_simple_epoch_dsp"

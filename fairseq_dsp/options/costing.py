@@ -11,10 +11,10 @@ from fairseq_dsp.config import AUTO, PruningConfig, set_option
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.surgery import attentions
-from fairseq_dsp.plugin.initial_layout import given_layout
-from fairseq_dsp.plugin.kinds import chosen_of, settle_kinds
-from fairseq_dsp.plugin.options import Options, TransformerOptions
-from fairseq_dsp.plugin.stored_layout import resolve_layout
+from fairseq_dsp.options.initial_layout import given_layout
+from fairseq_dsp.options.kinds import chosen_of, settle_kinds
+from fairseq_dsp.options.records import Options, TransformerOptions
+from fairseq_dsp.options.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.chosen import Chosen, parse_kinds
 from fairseq_dsp.units.costs import LATENCY, MACS, PARAMETERS, Costs, Sentence, operation_costs, parameter_costs

@@ -13,11 +13,12 @@ from fairseq_dsp.files.checkpoint import family_of, read_checkpoint
 from fairseq_dsp.methods import method_class
 from fairseq_dsp.methods.decision import decided
 from fairseq_dsp.modules.gates import STATE_PREFIX
-from fairseq_dsp.plugin.fitting import layout_to_cut, refuse_lack_of_importance
-from fairseq_dsp.plugin.initial_layout import budget_of, initial_layout
-from fairseq_dsp.plugin.kinds import chosen_of
-from fairseq_dsp.plugin.objections import budget_of_a_range, fitting_its_own_options, objections, refuse_unfit_options
-from fairseq_dsp.plugin.options import TransformerOptions, completed
+from fairseq_dsp.options.fitting import layout_to_cut, refuse_lack_of_importance
+from fairseq_dsp.options.initial_layout import budget_of, initial_layout
+from fairseq_dsp.options.kinds import chosen_of
+from fairseq_dsp.options.objections import budget_of_a_range, objections
+from fairseq_dsp.options.records import TransformerOptions, completed
+from fairseq_dsp.options.stored_options import fitting_its_own_options, refuse_unfit_options
 from fairseq_dsp.units.floors import floors_of, parse_floor
 from fairseq_dsp.units.layout import Layout, parse_layout
 

@@ -256,3 +256,10 @@ def completed(cfg: Options | Mapping[str, Any]) -> argparse.Namespace:
     if fill_in is not None:
         fill_in(found)
     return found
+
+
+def defaults_of(cfg: Options) -> dict[str, object]:
+    """What the options of a cfg's architecture are where nobody gives any."""
+    found = argparse.Namespace()
+    ARCH_CONFIG_REGISTRY.get(architecture_of(cfg), ARCH_CONFIG_REGISTRY["transformer"])(found)
+    return vars(found)

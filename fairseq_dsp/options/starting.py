@@ -27,9 +27,9 @@ from fairseq_dsp.methods import Method, method_class
 from fairseq_dsp.methods.nested import OPTIONS
 from fairseq_dsp.methods.recipe import PAPER
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
-from fairseq_dsp.plugin.computation import computation, differences
-from fairseq_dsp.plugin.languages import objections_to_going_on
-from fairseq_dsp.plugin.options import Options, TrainingOptions, given_of_ours, saved_options
+from fairseq_dsp.options.computation import computation, differences
+from fairseq_dsp.options.languages import objections_to_going_on
+from fairseq_dsp.options.records import Options, TrainingOptions, given_of_ours, saved_options
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 
