@@ -64,6 +64,20 @@ def test_other_tasks_of_several_pairs_are_told_which_one_to_take(task, several, 
     assert not list((tmp_path / "save").glob("*"))
 
 
+@pytest.mark.parametrize("command", ["prune", "score"])
+def test_a_checkpoint_with_a_model_a_pair_is_refused_by_the_name_of_the_other_task(command, dense, tmp_path):
+    state = load(dense)
+    vars(state["cfg"]["model"])["arch"] = vars(state["cfg"]["model"])["_name"] = "multilingual_transformer_iwslt_de_en"
+    torch.save(state, tmp_path / "other.pt")
+    arguments = {
+        "prune": [tmp_path / "other.pt", tmp_path / "out"],
+        "score": ["--path", tmp_path / "other.pt", "--scorer", "magnitude", "--output", tmp_path / "out"],
+    }
+    done = run(f"fairseq_dsp.cli.{command}", *arguments[command], folder=tmp_path)
+    assert_refused(done, "`--task translation_multi_simple_epoch`", "is of multilingual_transformer_iwslt_de_en")
+    assert not (tmp_path / "out").exists()
+
+
 def test_folders_that_lack_something(folder, tmp_path):
     pair = PAIRS[1]
     for side in pair.split("-"):
