@@ -1,23 +1,21 @@
 """Measures what units take: the tables of a costs file (`units/cost_file`), for `fairseq-dsp-bench --costs`.
 
-A stack of sublayers at a time: models that differ in the number of units of that stack alone take turns with each other, with the
-model of all units and with one of none. What a sublayer takes with n units is the median, over turns, of the time with n less the time
-with none, by the number of layers. It is measured twice, among sublayers that have all of their units and among empty ones, and the
-mean counts: a layout lies between the two. All tables are then multiplied by one factor, so that they add up to what separates the
-two ends, which are themselves measured.
-
-In CTranslate2 all attention of a side computes as many queries as its sublayer of the most heads (`export/packing`). There the last layer of
-encoder and decoder keeps all of its heads in every model that is measured: a table says what a sublayer takes beside a full one.
+Models of many layouts are measured, and the tables are those that explain their times best: non-negative least squares of relative
+errors, whose unknowns are the time without units and, for a sublayer of each stack, the steps from one measured number of units to the
+next. Each time says something of all tables, and what one model takes by chance of where its weights lie in memory is spread over all.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import nnls
 
 from fairseq_dsp.benchmark.candidates import Candidate, Facts, facts_of
 from fairseq_dsp.benchmark.comparison import Row, Timing, compare
@@ -35,13 +33,36 @@ from fairseq_dsp.units.neurons import NEURONS
 from fairseq_dsp.version import __version__
 
 _FEWEST = 16  # neurons of the first number above 0: CTranslate2 takes widths in multiples of it
+_AT_ONCE = 8  # models in memory at a time
+_LAYOUTS_AN_UNKNOWN = 3
 _AS_IT_IS, _ALL, _NONE = "as it is", "all units", "no units"
+
+Counts = Mapping[str, tuple[int, ...]]  # units by layer of every stack
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Tables that explain times.
+
+    Attributes:
+        tables: of a sublayer of every stack, in the times' unit.
+        rest: without any units.
+        spread: the root of the mean squared relative error of what they say of the measured layouts.
+    """
+
+    tables: dict[str, Table]
+    rest: float
+    spread: float
+
+    def of(self, counts: Counts) -> float:
+        """What a model with so many units takes."""
+        return self.rest + sum(self.tables[stack].at(kept) for stack, layers in counts.items() for kept in layers)
 
 
 def points(stack: str, most: int) -> list[int]:
-    """The numbers of units at which a stack is measured, 0 first and all of them last."""
+    """The numbers of units that a table has, 0 first and all of them last."""
     first = _FEWEST if KIND_OF[stack] is NEURONS else 1
-    inner = {first, most // 4, most // 2} if KIND_OF[stack] is NEURONS else {first, most // 2, most // 2 + 1}
+    inner = {first, most // 2} if KIND_OF[stack] is NEURONS else {first, most // 2, most // 2 + 1}
     return [0, *sorted(point for point in inner if 0 < point < most), most]
 
 
@@ -56,18 +77,18 @@ def measure_costs(
     settings: Settings,
     timing: Timing,
     case: Case,
-    watch: Callable[[str], Watch] = lambda stack: unwatched,
-) -> tuple[CostFile, list[tuple[str, Row]]]:
+    watch: Callable[[int, int], Watch] = lambda number, runs: unwatched,
+) -> tuple[CostFile, Fit, list[Row]]:
     """Measures a model.
 
     Args:
         candidate: dense, with `ctranslate2` where costs are those of CTranslate2.
         settings: `output_length` is given.
         case: generation.
-        watch: for the name of a stack, what is told how far each part of the work is.
+        watch: for the number of a run and that of all runs, what is told how far the run is.
 
     Returns:
-        the costs, and all rows, each with the stack that it was measured for.
+        the costs, what they were made of, seconds a batch, and all rows.
 
     Raises:
         Refusal: the model lacks units, or its time does not fall with them.
@@ -75,79 +96,97 @@ def measure_costs(
     timing = replace(timing, memory=False)
     whole = facts_of(replace(candidate, cut="").build(settings.words))
     _refuse_lacking(candidate, whole)
-    held = _held(whole.sizes) if candidate.ctranslate2 else ()
-    rows: list[tuple[str, Row]] = []
-    for stack in KIND_OF:
-        measured = [(_AS_IT_IS, candidate)] if not candidate.ctranslate2 else []
-        named = _layouts(stack, whole.sizes, held)
-        measured += [(name, replace(candidate, cut=str(layout))) for name, layout in named]
+    wanted = dict(layouts(whole.sizes))
+    runs = [list(wanted)[start : start + _AT_ONCE] for start in range(0, len(wanted), _AT_ONCE)]
+    rows: list[Row] = []
+    for number, names in enumerate(runs, 1):
+        measured = [(name, replace(candidate, cut=str(layout_of(whole.sizes, wanted[name])))) for name in names]
+        if number == 1 and not candidate.ctranslate2:
+            measured.insert(0, (_AS_IT_IS, candidate))
         ready = [(name, each, facts_of(each.build(settings.words))) for name, each in measured]
-        rows += [(stack, row) for row in compare(ready, settings, timing, case, watch(stack))]
-    tables, dense, rest = tables_of({stack: _of(rows, stack) for stack in KIND_OF}, whole.sizes, held)
+        rows += compare(ready, settings, timing, case, watch(number, len(runs)))
+    times = {row.model: row.seconds for row in rows}
+    fit = fitted([(wanted[name], median(times[name])) for name in wanted], whole.sizes)
+    dense = fit.of(wanted[_ALL])
+    if _AS_IT_IS in times:  # fairseq's own attention takes other time than ours with all heads
+        dense *= median([own / ours for own, ours in zip(times[_AS_IT_IS], times[_ALL], strict=True)])
     sentences = case.batch or 1
     file = CostFile(
         version=__version__,
-        conditions=conditions_of(rows[0][1].engine, settings, case),
+        conditions=conditions_of(rows[0].engine, settings, case),
         clock=timing.clock,
         pairs=timing.pairs,
         date=datetime.date.today().isoformat(),
         sizes=whole.sizes,
         dense=dense / sentences,
-        rest=rest / sentences,
+        rest=fit.rest / sentences,
         tables={
             stack: Table(table.kept, tuple(value / sentences for value in table.seconds))
-            for stack, table in tables.items()
+            for stack, table in fit.tables.items()
         },
     )
-    return file, rows
+    return file, fit, rows
 
 
-def tables_of(
-    measured: dict[str, dict[str, list[float]]], sizes: Sizes, held: Sequence[str] = ()
-) -> tuple[dict[str, Table], float, float]:  # fmt: skip
-    """The tables of all stacks from the times of all models, dense time and the rest, in the times' unit.
+def layouts(sizes: Sizes, seed: int = 1) -> Iterator[tuple[str, Counts]]:
+    """What is measured, by name: all units, none, and for every unknown three layouts that are drawn.
 
-    Args:
-        measured: by stack, seconds of every turn by the model's name: `as it is` (where that is another model), `all units`,
-            `no units`, and `N among all`, `N among none`.
-        held: stacks whose last layer had all of its units everywhere.
+    A stack of one that is drawn has all of its units, none, or at each layer one of its `points`: choices under a budget of time leave whole stacks
+    empty, others full, and some in between.
+    """
+    kinds = {stack: points(stack, max(sizes[stack])) for stack in KIND_OF}
+    yield _ALL, {stack: tuple(sizes[stack]) for stack in KIND_OF}
+    yield _NONE, {stack: (0,) * len(sizes[stack]) for stack in KIND_OF}
+    draw = random.Random(seed)
+    for number in range(_LAYOUTS_AN_UNKNOWN * (1 + sum(len(each) - 1 for each in kinds.values()))):
+        counts = {}
+        for stack, numbers in kinds.items():
+            offered = draw.choice([[0], [numbers[-1]], numbers, numbers, numbers])
+            counts[stack] = tuple(min(draw.choice(offered), size) for size in sizes[stack])
+        yield f"layout {number + 1}", counts
+
+
+def fitted(measured: Sequence[tuple[Counts, float]], sizes: Sizes) -> Fit:
+    """The tables that explain times, by least squares of relative errors; no table falls, and the rest is not below 0.
 
     Raises:
         Refusal: time does not fall with units.
     """
-    found = {}
-    for stack, times in measured.items():
-        kept = points(stack, max(sizes[stack]))
-        layers = sum(size > 0 for size in sizes[stack]) - (stack in held)
-        added = []
-        for count in kept:
-            among_all = _difference(times[_name(count, kept, "all")], times[_name(0, kept, "all")])
-            among_none = _difference(times[_name(count, kept, "none")], times[_name(0, kept, "none")])
-            added.append((among_all + among_none) / 2 / layers)
-        found[stack] = (kept, rising(added))
-    whole, none = (median([value for times in measured.values() for value in times[name]]) for name in (_ALL, _NONE))
-    costs = {stack: [float(np.interp(size, *found[stack])) for size in sizes[stack]] for stack in found}
-    fixed = sum(costs[stack].pop() for stack in held)
-    total = sum(map(sum, costs.values()))
-    if whole <= none or total <= 0 or none <= fixed * (whole - none) / total:
+    kept = {stack: points(stack, max(sizes[stack])) for stack in KIND_OF}
+    steps = np.array([_steps(counts, kept) for counts, _ in measured])
+    seconds = np.array([time for _, time in measured])
+    found, _ = nnls(steps / seconds[:, None], np.ones(len(seconds)))
+    rest, values = float(found[0]), iter(found[1:])
+    tables = {
+        stack: Table(tuple(each), (0.0, *map(float, itertools.accumulate(itertools.islice(values, len(each) - 1)))))
+        for stack, each in kept.items()
+    }
+    if not rest > 0 or not found[1:].sum() > 1e-9 * rest:  # beyond what rounding leaves
         raise Refusal(
-            f"what is measured must fall as units go, but is {whole:.3g} s a batch with all of them and {none:.3g} s with none: measure with "
+            f"what is measured must fall as units go, but all of them take {seconds[0]:.3g} s a batch and none {seconds[1]:.3g} s: measure with "
             "more `--pairs`, on a quieter machine, or with `--clock cpu`."
         )
-    factor = (whole - none) / total
-    dense = median([value for times in measured.values() for value in times.get(_AS_IT_IS, times[_ALL])])
-    tables = {
-        stack: Table(tuple(kept), tuple(float(value) * factor for value in added))
-        for stack, (kept, added) in found.items()
-    }
-    return tables, dense, none - fixed * factor
+    errors = steps @ found / seconds - 1
+    return Fit(tables, rest, math.sqrt(float(np.mean(errors**2))))
 
 
-def drawn(costs: CostFile) -> list[str]:
-    """A costs file for people: microseconds a sentence."""
+def _steps(counts: Counts, kept: Mapping[str, Sequence[int]]) -> list[float]:
+    """How often a model takes each unknown: the rest once, then for every stack the steps between neighbouring numbers of its table."""
+    found = [1.0]
+    for stack, numbers in kept.items():
+        for step, (low, high) in enumerate(itertools.pairwise(numbers)):
+            # the first step is a sublayer's own cost, and is taken whole by any unit
+            shares = (float(count > 0) if step == 0 else (count - low) / (high - low) for count in counts[stack])
+            found.append(sum(min(max(share, 0.0), 1.0) for share in shares))
+    return found
+
+
+def drawn(costs: CostFile, fit: Fit) -> list[str]:
+    """A costs file for people: microseconds a sentence, and how well they explain what was measured."""
     lines = [
         f"measured {costs.conditions}",
-        f"dense {costs.dense * 1e3:.4g} ms a sentence, without units {costs.rest * 1e3:.4g} ms",
+        f"dense {costs.dense * 1e3:.4g} ms a sentence, without units {costs.rest * 1e3:.4g} ms; these tables are {fit.spread:.1%} off the times "
+        "of the models that were measured (root mean square)",
     ]
     for stack, table in costs.tables.items():
         pairs = ", ".join(
@@ -157,68 +196,18 @@ def drawn(costs: CostFile) -> list[str]:
     return lines
 
 
-def rising(values: Sequence[float]) -> list[float]:
-    """The nearest values, by least squares, that begin with 0 and never fall (isotonic regression, by its max-min formula)."""
-    later = list(values[1:])
-    best = (
-        max(
-            min(float(np.mean(later[first : last + 1])) for last in range(place, len(later)))
-            for first in range(place + 1)
-        )
-        for place in range(len(later))
-    )
-    return [0.0, *(max(value, 0.0) for value in best)]
-
-
-def _held(sizes: Sizes) -> tuple[str, ...]:
-    """Stacks whose last layer keeps all of its heads; none where a side has no other layer."""
-    stacks = ("enc", "dec")
-    return stacks if all(sum(size > 0 for size in sizes[stack]) > 1 for stack in stacks) else ()
-
-
-def _layouts(stack: str, sizes: Sizes, held: Sequence[str] = ()) -> Iterator[tuple[str, Layout]]:
-    """What is measured for a stack: names and layouts, the two ends first."""
-    kept = points(stack, max(sizes[stack]))
-    yield _ALL, _layout(sizes, stack, sizes[stack], True, held)
-    yield _NONE, _layout(sizes, stack, [0] * len(sizes[stack]), False, held)
-    for others in (True, False):
-        for count in kept:
-            name = _name(count, kept, "all" if others else "none")
-            if name not in (_ALL, _NONE):
-                yield name, _layout(sizes, stack, [min(count, size) for size in sizes[stack]], others, held)
-
-
-def _name(count: int, kept: Sequence[int], among: str) -> str:
-    if among == "all" and count == kept[-1]:
-        return _ALL
-    if among == "none" and count == 0:
-        return _NONE
-    return f"{count} among {among}"
-
-
-def _layout(sizes: Sizes, stack: str, counts: Sequence[int], others: bool, held: Sequence[str]) -> Layout:
-    """The layout of these counts in the layers of a stack, and all or none of the units of others; all in a last layer that is held."""
+def layout_of(sizes: Sizes, counts: Counts) -> Layout:
+    """The layout of the first so many units of every sublayer."""
     heads = Grid.of_heads(*(sizes[each.name] for each in HEADS.stacks))
     neurons = {each.name: sizes[each.name] for each in NEURONS.stacks}
-    widths = [width for each in neurons for width in (*neurons[each], *points(each, max(neurons[each])))]
+    widths = [width for each in neurons for width in (*neurons[each], *counts[each])]
     group = math.gcd(*widths) or 1
     grid = with_groups(heads, neurons, group)
     marks: list[float] = []
     for site, size in grid.counts:
-        width = group if KIND_OF[site.stack] is NEURONS else 1
-        kept = counts[site.layer] // width if site.stack == stack else size if others else 0
-        if site.stack in held and site.layer == len(sizes[site.stack]) - 1:
-            kept = size
+        kept = counts[site.stack][site.layer] // (group if KIND_OF[site.stack] is NEURONS else 1)
         marks += [1.0] * kept + [0.0] * (size - kept)
     return Layout.of_mask(grid, marks)
-
-
-def _of(rows: Sequence[tuple[str, Row]], stack: str) -> dict[str, list[float]]:
-    return {row.model: row.seconds for each, row in rows if each == stack}
-
-
-def _difference(one: Sequence[float], other: Sequence[float]) -> float:
-    return median([first - second for first, second in zip(one, other, strict=True)])
 
 
 def _refuse_lacking(candidate: Candidate, facts: Facts) -> None:

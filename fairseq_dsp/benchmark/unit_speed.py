@@ -120,11 +120,11 @@ def _note_time(bench: Bench, rows: dict[tuple[str, str], Row], where: str) -> No
 
 
 def _measured(bench: Bench, candidate: Candidate, case: Case) -> CostFile:
-    costs, rows = measure_costs(candidate, bench.settings, bench.timing, case)
-    for stack, row in rows:
-        bench.keep({**row.record(case, signature(bench.settings, bench.timing)), "stack": stack})
+    costs, fit, rows = measure_costs(candidate, bench.settings, bench.timing, case)
+    for row in rows:
+        bench.keep(row.record(case, signature(bench.settings, bench.timing)))
     bench.keep({"costs": json.loads(costs.text())})
-    bench.console.print("\n".join(drawn(costs)), highlight=False, markup=False, soft_wrap=True)
+    bench.console.print("\n".join(drawn(costs, fit)), highlight=False, markup=False, soft_wrap=True)
     return costs
 
 

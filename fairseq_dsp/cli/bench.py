@@ -29,7 +29,6 @@ from fairseq_dsp.errors import Refusal, as_command, noted
 from fairseq_dsp.export.ctranslate2 import QUANTIZATIONS
 from fairseq_dsp.files.output import OutputFile, checked_file
 from fairseq_dsp.units.cost_file import read_costs
-from fairseq_dsp.units.kinds import KIND_OF
 
 _NUMBERS = (("length", 1), ("output_length", 1), ("max_tokens", 1), ("pairs", 1), ("warmup", 0), ("threads", 1))
 
@@ -158,17 +157,16 @@ def _measure_costs(
     """`--costs`: a costs file, and what it says."""
     if settings.output_length is None:
         settings = replace(settings, output_length=target_words(settings, case))
-    stacks = list(KIND_OF)
 
-    def watch(stack: str) -> Watch:
-        return watch_within(f"{title_of(case)}, {stack} (stack {stacks.index(stack) + 1} of {len(stacks)})")
+    def watch(number: int, runs: int) -> Watch:
+        return watch_within(f"{title_of(case)} (run {number} of {runs})")
 
-    costs, rows = measure_costs(candidate, settings, timing, case, watch)
+    costs, fit, rows = measure_costs(candidate, settings, timing, case, watch)
     args.costs.write(lambda file: file.write(costs.text().encode()), "the costs")
     if args.json:
         sign = signature(settings, timing)
-        _write(args.json, [{**row.record(case, sign), "stack": stack} for stack, row in rows])
-    print("\n".join(drawn(costs)))
+        _write(args.json, [row.record(case, sign) for row in rows])
+    print("\n".join(drawn(costs, fit)))
 
 
 def _write(target: OutputFile, records: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from measured import made_up_costs
 from fairseq_dsp.benchmark import unit_speed
 from fairseq_dsp.benchmark.candidates import facts_of
 from fairseq_dsp.benchmark.comparison import engine_of
+from fairseq_dsp.benchmark.costs import Fit
 from fairseq_dsp.benchmark.measuring import Estimate
 from fairseq_dsp.benchmark.promises import conditions_of
 from fairseq_dsp.benchmark.unit_choice import Chooser
@@ -28,7 +29,7 @@ def made_up(monkeypatch):
         file = made_up_costs(
             facts_of(candidate.build()).sizes, conditions_of(engine_of(candidate), settings, case), rest=1e-3
         )
-        return file, []
+        return file, Fit(dict(file.tables), file.rest, 0.0), []
 
     monkeypatch.setattr(unit_speed, "measure_costs", measure)
 
