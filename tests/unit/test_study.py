@@ -161,6 +161,7 @@ def test_the_report_says_what_lines_and_rankings_say(tmp_path):
     assert "| one pair, two halves of its data | 1.00 (" in page
     assert "| en-de | 21.5 ± 0.7 | 11.5 ± 0.7 | 11.5 ± 0.7 |" in page
     assert "| all heads, not fine-tuned | 5.0 | 6.0 | 7.0 |" in page  # beside the matrix
+    assert "what fine-tuning on one pair forgets" in page
     assert "| random | 3.0 | 30.0 | 1 |" in page
     assert "| all heads, not fine-tuned | 7.0 | 30.0 | 1 |" in page  # beside the low-resource pair
     assert "| DSP on en-sv alone, not fine-tuned | 4.0 |" in page

@@ -119,7 +119,10 @@ def _matrix(study: Study, direction: str, lines: Sequence[Line]) -> Iterator[str
         rows.append([pair, *cells])
     if any(cell for row in rows for cell in row[1:]):
         rows.append(["all heads, not fine-tuned", *(_mean(_of(lines, "dense", pair)) for pair in pairs)])
-        yield f"BLEU of models with {study.preset.kept} heads, chosen and fine-tuned on the row's pair, tested on the column's:"
+        yield (
+            f"BLEU of models with {study.preset.kept} heads, chosen and fine-tuned on the row's pair, tested on the column's. Another pair's figure "
+            "is of the choice and of what fine-tuning on one pair forgets; the choice alone is in the table of the low-resource pair."
+        )
         yield from _table(["chosen on", *pairs], rows)
 
 
