@@ -109,6 +109,8 @@ def _run(study: Study, args: argparse.Namespace, place: Place) -> int:
         "model": f"{study.preset.layers} + {study.preset.layers} layers, {study.preset.heads} heads a sublayer, width {study.preset.width}",
         "budget": f"{study.preset.kept} of {study.preset.total} heads",
         "training sentences": f"{study.preset.most} a pair at most, {study.preset.fewest} of {study.low}",
+        "trainings": f"{study.preset.epochs} epochs from the start, {study.preset.tuning} after a cut, sampling temperature 2",
+        "scores": f"{study.scorer}, {study.preset.batches} batches of {study.preset.max_tokens} tokens of a pair's training set",
         "seeds": ", ".join(map(str, study.preset.seeds)),
         "hardware": "; ".join(f"{name} {value}" for name, value in hardware([], args.jobs).items()),
         "versions": "; ".join(f"{name} {value}" for name, value in versions().items()),
@@ -131,7 +133,7 @@ def _run(study: Study, args: argparse.Namespace, place: Place) -> int:
     for each in planners:
         found = rankings(place.out, each.direction, each.seed, each.pairs)
         if len(found) == len(each.pairs):
-            arms += each.arms({pair: lowest_layout(file, study.preset.kept) for pair, file in found.items()})
+            arms += each.arms(lambda pair, k, found=found: lowest_layout(found[pair], k))
     failed += run_all(arms, place, args.jobs, deadline, ended, finished)
     place.say(f"{len(lines)} models measured: {place.out / 'report/report.md'}")
     return 1 if failed else 0

@@ -146,7 +146,8 @@ def _serve() -> None:
         parser.error("\n".join(reasons))
     before = limits.get("language_pairs", {}).get(f"{args.source_lang}-{args.target_lang}", {})
     start, prefix = before.get("source", []), before.get("target", [])  # tokens of languages
-    # the end of the sentence has a position too
+    end, first = before.get("source_end", []), before.get("target_start", [])  # those that take the place of ends
+    # the end of the sentence has a position too, whatever it is
     longest = limits.get("max_source_positions", sys.maxsize) - 1 - len(start)
     most = args.max_length or min(WORDS, limits.get("max_target_positions", WORDS) - len(prefix))
     padding, number, code = limits.get("padding"), 0, 0
@@ -157,8 +158,8 @@ def _serve() -> None:
         try:
             # 0: CTranslate2 would cut longer inputs without a word
             translated = translator.translate_batch(
-                [[*start, *source] for source in fitting],
-                [prefix] * len(fitting) if prefix else None,
+                [[*start, *source, *end] for source in fitting],
+                [[*first, *prefix]] * len(fitting) if first or prefix else None,
                 beam_size=args.beam,
                 max_decoding_length=most + len(prefix),
                 max_input_length=0,

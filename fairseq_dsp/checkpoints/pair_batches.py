@@ -143,7 +143,7 @@ def _complete(options: Any, data: str, languages: Languages) -> argparse.Namespa
         setattr(args, each, given[each])
     args.data, args.langs, args.lang_dict = data, list(languages.names), None
     args.source_lang = args.target_lang = None
-    args.extra_data = args.extra_lang_pairs = None
+    args.extra_lang_pairs = None  # `extra_data` adds a word to the dictionary, and is read in no other set than `train`
     args.seed, args.train_subset, args.dataset_impl = given.get("seed", 1), TRAIN, None
     for side in ("left_pad_source", "left_pad_target"):  # fairseq evaluates text, and takes a truth value for False
         setattr(args, side, str(getattr(args, side)))

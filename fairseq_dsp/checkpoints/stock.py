@@ -7,6 +7,7 @@ writes, and nobody repairs that where this package is not installed, while a pla
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -109,28 +110,37 @@ def read_sentences(
     cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None, subset: str
 ) -> list[tuple[list[int], list[int]]]:
     """Sentence pairs of a data set, as numbers of words, without the ends of sentences; of a model of several language pairs, of those
-    that are asked for or of all, with their tokens. Arguments as of `read_vocabularies`.
+    that are asked for or of all, with their tokens: those that take the place of ends too. Arguments as of `read_vocabularies`.
 
     Raises:
         Refusal: the folder holds no such data set, or it is damaged.
     """
     if languages_of(cfg.task) is not None:
-        task = _task_of_several(cfg, data, source_lang, target_lang)
-        dataset = pairs_dataset(task, cfg.task, subset, "`--data`")
-        items = [dataset[number] for number in range(len(dataset))]
-        ends, source, target = (
-            {task.source_dictionary.eos()},
-            *([item[side] for item in items] for side in ("source", "target")),
-        )
-    else:
-        folder = _folder(cfg, data, source_lang, target_lang)
-        dictionaries = folder.dictionaries()
-        source, target = folder.sides(subset, list(map(len, dictionaries)))
-        ends = {dictionary.eos() for dictionary in dictionaries}
-    words = [
-        [[word for word in side[n].tolist() if word not in ends] for n in range(len(side))] for side in (source, target)
-    ]
+        set_languages(cfg.task, source_lang, target_lang)
+        return [each for pair in chosen_pairs(cfg.task, None) for each in _sentences_of(cfg.task, data, pair, subset)]
+    folder = _folder(cfg, data, source_lang, target_lang)
+    dictionaries = folder.dictionaries()
+    sides = folder.sides(subset, list(map(len, dictionaries)))
+    ends = {dictionary.eos() for dictionary in dictionaries}
+    words = [[[word for word in side[n].tolist() if word not in ends] for n in range(len(side))] for side in sides]
     return list(zip(*words, strict=True))
+
+
+def _sentences_of(options: Any, data: str, pair: str, subset: str) -> Iterator[tuple[list[int], list[int]]]:
+    task = multilingual_task(options, data, [pair], None, "`--data`")
+    dataset = pairs_dataset(task, options, subset, "`--data`")
+    languages, end = languages_of(options), task.source_dictionary.eos()
+    assert languages is not None
+    around = languages.around(*pair.split("-"))
+    last = [task.source_dictionary.index(word) for word in around.get("source_end", [])]
+    first = [task.target_dictionary.index(word) for word in around.get("target_start", [])]
+    for number in range(len(dataset)):
+        item: Any = dataset[number]
+        item = (
+            item[1] if isinstance(item, tuple) else item
+        )  # with the number of its data set, where tokens replace ends
+        source, target = ([word for word in item[side].tolist() if word != end] for side in ("source", "target"))
+        yield [*source, *last], [*first, *target]
 
 
 def _task_of_several(cfg: DictConfig, data: str, source_lang: str | None, target_lang: str | None) -> Any:

@@ -7,6 +7,7 @@ and compared with fairseq's model in float32 before it gets its name.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from fairseq_dsp.units.layout import Layout
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
 
+    from fairseq_dsp.options.languages import Languages
     from fairseq_dsp.plugin.model import DspTransformerModel
 
 # Types of weights, as CTranslate2 names them. Not its int16, which divides by the zeros of an empty sublayer.
@@ -108,10 +110,10 @@ def convert(
     if reasons:
         raise Refusal(*reasons)
     languages = languages_of(state["cfg"].task)
-    starts = languages is not None and languages.target_token
+    starts = languages is not None and languages.target_token is not None
     with target.written("the model") as folder:
         _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words, languages), folder, None)
-        difference = largest_difference(model, words, folder)
+        difference = largest_difference(model, words, folder, languages=languages)
         if not difference <= TOLERANCE:
             raise Refusal(
                 f"the converted model must agree with fairseq's to {TOLERANCE}, but differs by {difference:.2g} in "
@@ -122,13 +124,14 @@ def convert(
             positions = model.max_positions()[1]
             sources, references, lacking = _real_sentences(model, state["cfg"], words, data, source_lang, target_lang)
             prefixes = [reference[:1] for reference in references] if starts else None
+            shown = languages is not None and not languages.replaced_ends[1]
             words_of = [" ".join(reference[1:] if starts else reference) for reference in references]
-            before = translate(_translator(folder, "float32"), sources, positions, prefixes)
+            before = translate(_translator(folder, "float32"), sources, positions, prefixes, shown)
             shutil.rmtree(folder)
             os.mkdir(folder)
             _save(build_spec(model, TransformerOptions.of(state["cfg"].model), words, languages), folder, quantization)
-            quantized = largest_difference(model, words, folder, "default")
-            after = translate(_translator(folder, "default"), sources, positions, prefixes)
+            quantized = largest_difference(model, words, folder, "default", languages)
+            after = translate(_translator(folder, "default"), sources, positions, prefixes, shown)
             effect = compare(before, after, words_of) if sources else lacking
     return Conversion(model.layout, stack_heads(model), difference, quantized, effect)
 
@@ -141,12 +144,6 @@ def objections_to_export(model: DspTransformerModel, cfg: Any, words: Vocabulari
         cfg: the checkpoint's.
     """
     found = objections_to_task(cfg.task, "`--format ctranslate2`")
-    languages = languages_of(cfg.task)
-    if languages is not None and languages.replaces_ends:
-        found.append(
-            "`--format ctranslate2` cannot represent `--lang-tok-replacing-bos-eos`, with which every language has ends of its own, but "
-            "the model has it."
-        )
     activation = TransformerOptions.of(cfg.model).activation
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -182,27 +179,42 @@ def _repeated(symbols: list[str]) -> str:
 
 
 def largest_difference(
-    model: DspTransformerModel, words: Vocabularies, folder: str, compute_type: str = "float32"
+    model: DspTransformerModel,
+    words: Vocabularies,
+    folder: str,
+    compute_type: str = "float32",
+    languages: Languages | None = None,
 ) -> float:
-    """Largest difference between fairseq's and CTranslate2's log-probability of a word, over random sentences.
+    """Largest difference between fairseq's and CTranslate2's log-probability of a word, over random sentences; where tokens of languages take
+    the place of ends, those of the model's pairs in turn.
 
     Raises:
         Refusal: CTranslate2 cannot run the model.
     """
     pairs = _random_pairs(words, min(12, *(limit - 1 for limit in model.max_positions())))
-    sources = [[words.source[i] for i in source] for source, _ in pairs]
-    targets = [[words.target[i] for i in target] for _, target in pairs]
+    ends = list(itertools.islice(itertools.cycle(_ends(languages)), len(pairs)))
+    sources = [[*(words.source[i] for i in pair[0]), *end[0]] for pair, end in zip(pairs, ends, strict=True)]
+    targets = [[*end[1], *(words.target[i] for i in pair[1])] for pair, end in zip(pairs, ends, strict=True)]
     try:
         results = _translator(folder, compute_type).score_batch(sources, targets)
     except (RuntimeError, ValueError) as error:
         raise Refusal(f"CTranslate2 cannot run the converted model: {error}") from error
     worst = 0.0
-    for (source, target), result in zip(pairs, results, strict=True):
-        theirs = torch.tensor(result.log_probs)
-        worst = max(
-            worst, (log_probabilities(model, source, target) - theirs).abs().nan_to_num(float("inf")).max().item()
+    for (source, target), (end, start), result in zip(pairs, ends, results, strict=True):
+        last, first = (
+            side.index(token[0]) if token else EOS for side, token in ((words.source, end), (words.target, start))
         )
+        ours, theirs = log_probabilities(model, source, target, last, first), torch.tensor(result.log_probs)
+        worst = max(worst, (ours - theirs).abs().nan_to_num(float("inf")).max().item())
     return worst
+
+
+def _ends(languages: Languages | None) -> list[tuple[list[str], list[str]]]:
+    """What sources end with, and what translations begin after, by pair; empty where the end of a sentence is it."""
+    if languages is None or not any(languages.replaced_ends):
+        return [([], [])]
+    around = [languages.around(*pair.split("-")) for pair in languages.pairs]
+    return [(each["source_end"], each["target_start"]) for each in around]
 
 
 def _translator(folder: str, compute_type: str) -> Any:
@@ -231,18 +243,22 @@ def _real_sentences(
     return sources, references, f"{SUBSET} of {data} has no sentence of 1 to {longest} words."
 
 
-def log_probabilities(model: nn.Module, source: list[int], target: list[int]) -> Tensor:
+def log_probabilities(
+    model: nn.Module, source: list[int], target: list[int], end: int = EOS, start: int = EOS
+) -> Tensor:
     """fairseq's log-probability of every word of the target and of its end: [len(target) + 1].
 
     Args:
         model: in evaluation mode.
         source: numbers of the words, without the end.
         target: likewise.
+        end: of the source.
+        start: what the target begins after; its end is that of a sentence.
     """
-    ended = torch.tensor([[*source, EOS]])
+    ended, before = torch.tensor([[*source, end]]), torch.tensor([[start, *target]])
     words = torch.tensor([[*target, EOS]])
     with torch.no_grad():
-        output = model(ended, torch.tensor([ended.size(1)]), words.roll(1))  # the end is also the beginning
+        output = model(ended, torch.tensor([ended.size(1)]), before)
         scores = model.get_normalized_probs(output, log_probs=True, sample=None)
     return scores.gather(2, words.unsqueeze(2)).flatten()
 

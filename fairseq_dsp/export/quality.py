@@ -64,17 +64,22 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def translate(
-    translator: Any, sources: list[list[str]], positions: int, prefixes: list[list[str]] | None = None
+    translator: Any,
+    sources: list[list[str]],
+    positions: int,
+    prefixes: list[list[str]] | None = None,
+    shown: bool = True,
 ) -> list[str]:
     """The best translation of each.
 
     Args:
         translator: CTranslate2's.
         positions: that the decoder has.
-        prefixes: words that each begins with, which are left out of it.
+        prefixes: the word that each begins with, which is left out of it.
+        shown: whether CTranslate2 says it at all: it does not say what takes the place of the beginning.
     """
     limits = {"max_decoding_length": min(_LONGEST, positions), "max_input_length": 0}
-    skipped = 0 if prefixes is None else 1
+    skipped = 0 if prefixes is None or not shown else 1
     results = translator.translate_batch(sources, prefixes, beam_size=_BEAM, **limits)
     return [" ".join(found.hypotheses[0][skipped:]) for found in results]
 

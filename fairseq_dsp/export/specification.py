@@ -131,22 +131,17 @@ def build_spec(
     source, target = words.tokens()
     spec.register_source_vocabulary(source)
     spec.register_target_vocabulary(target)
-    # fairseq's sources end, and its targets begin, with the end of a sentence
-    spec.config.add_source_eos = True
-    spec.config.decoder_start_token = spec.config.eos_token
+    # fairseq's sources end, and its targets begin, with the end of a sentence, or with tokens that whoever serves the model sends
+    ends = (False, False) if languages is None else languages.replaced_ends
+    spec.config.add_source_eos = not ends[0]
+    spec.config.decoder_start_token = None if ends[1] else spec.config.eos_token
     # CTranslate2 does not ask for these; whoever serves the model has to know them, the end of a sentence counts
     limits = dict(zip(("max_source_positions", "max_target_positions"), model.max_positions(), strict=True))
     facts = {**limits, "padding": words.padding}
     if languages is not None:
-        pairs = {pair: _before(languages, *pair.split("-")) for pair in languages.pairs}
-        facts["language_pairs"] = pairs
+        facts["language_pairs"] = {pair: languages.around(*pair.split("-")) for pair in languages.pairs}
     spec.config.add_attribute("fairseq_dsp", facts)
     return spec
-
-
-def _before(languages: Languages, source: str, target: str) -> dict[str, list[str]]:
-    """Words that stand before every source and every translation of a language pair."""
-    return {"source": languages.before_source(source, target), "target": languages.before_target(target)}
 
 
 def stack_heads(model: DspTransformerModel) -> tuple[int, int]:

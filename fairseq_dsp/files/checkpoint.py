@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # and of a checkpoint without this entry, for training writes none; in format 2 neurons may be gone too.
 PROVENANCE, FORMAT = "fairseq_dsp", 2
 
+# What there is in place of a family that cannot be taken: the one of fairseq's task with a model for each language pair.
+_INSTEAD = {"multilingual_transformer": " (for several language pairs, of `--task translation_multi_simple_epoch`)"}
+
 
 def read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint of a transformer, brought to fairseq's present form: with `cfg`, never `args`. Spectral norms are folded.
@@ -59,8 +62,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     architecture = architecture_of(model_cfg)
     family = family_of(architecture)
     if family not in ("transformer", "dsp_transformer"):
+        instead = _INSTEAD.get(family or "", "")
         raise Refusal(
-            f"the checkpoint must be of a `transformer` architecture, but {path} is of {architecture} ({family or 'unknown'})."
+            f"the checkpoint must be of a `transformer` architecture{instead}, but {path} is of {architecture} ({family or 'unknown'})."
         )
     _refuse_later_format(state.get(PROVENANCE), path)
     settle_device_marks(state["model"])

@@ -7,12 +7,13 @@ all that make batches or export for one.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq.data.multilingual.multilingual_utils import get_lang_tok
+from fairseq.data.multilingual.multilingual_utils import LangTokSpec, get_lang_tok
 
 from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
@@ -34,30 +35,49 @@ class Languages:
     Attributes:
         names: in the order of their tokens.
         pairs: that it is trained on, as `en-de`.
-        source_token: whose token stands before a source: `src`, `tgt`, or None for no token.
-        target_token: whether the target language's token stands before a target.
+        source_token: whose token stands before a source, as `--langtoks` says it: `src`, `tgt`, with a kind `src.dae`, or None for no token.
+        target_token: likewise of a target, where it is always that of the target language.
         style: of the tokens, `multilingual` (`__de__`) or `mbart` (`[de]`).
+        kinds: of tokens, each of which every language has one of (`--langtoks-specs`), in the order of their numbers.
         replaces_ends: tokens take the place of the end of a source and of the beginning of a target.
     """
 
     names: tuple[str, ...]
     pairs: tuple[str, ...]
     source_token: str | None
-    target_token: bool
+    target_token: str | None
     style: str
+    kinds: tuple[str, ...]
     replaces_ends: bool
 
-    def token(self, language: str) -> str:
-        """The word that stands for a language."""
-        return get_lang_tok(lang=language, lang_tok_style=self.style)
+    @property
+    def tells_target(self) -> bool:
+        """Whether a token tells the model which language it is to translate to."""
+        return self.target_token is not None or self.source_token is not None and not self._of_source()
 
-    def before_source(self, source: str, target: str) -> list[str]:
-        """Words before a source of a pair."""
-        return [] if self.source_token is None else [self.token(source if self.source_token == "src" else target)]
+    @property
+    def replaced_ends(self) -> tuple[bool, bool]:
+        """Whether tokens take the place of the end of a source, and of the beginning of a target."""
+        return tuple(self.replaces_ends and token is not None for token in (self.source_token, self.target_token))
 
-    def before_target(self, target: str) -> list[str]:
-        """Words before a target."""
-        return [self.token(target)] if self.target_token else []
+    def around(self, source: str, target: str) -> dict[str, list[str]]:
+        """What sentences of a pair have beside their words.
+
+        Returns:
+            the words before a source (`source`) and before a translation (`target`); and of a model whose tokens take the place of ends, what
+            a source ends with (`source_end`) and what a translation begins after (`target_start`), empty where that is the end of a sentence.
+        """
+        tokens = [self._token(source if self._of_source() else target, self.source_token)]
+        tokens.append(self._token(target, self.target_token))
+        if self.replaces_ends:
+            return {"source": [], "target": [], "source_end": tokens[0], "target_start": tokens[1]}
+        return {"source": tokens[0], "target": tokens[1]}
+
+    def _of_source(self) -> bool:
+        return str(self.source_token).startswith("src")
+
+    def _token(self, language: str, kind: str | None) -> list[str]:
+        return [] if kind is None else [get_lang_tok(lang=language, lang_tok_style=self.style, spec=kind)]
 
 
 def task_of(options: Any) -> str | None:
@@ -92,9 +112,10 @@ def _read(options: Any) -> Languages:
     return Languages(
         _names(options, pairs),
         pairs,
-        None if not source else "src" if str(source).startswith("src") else "tgt",
-        bool(target),
+        str(source) if source else None,
+        ("tgt" if target is True else str(target)) if target else None,
         str(get_option(options, "lang_tok_style", "multilingual")),
+        tuple(get_option(options, "langtoks_specs") or (LangTokSpec.main.value,)),
         bool(get_option(options, "lang_tok_replacing_bos_eos", False)),
     )
 
@@ -154,9 +175,9 @@ def objections_to_other_languages(trained: Languages, now: Languages, what: str)
             f"languages, but is {','.join(now.names)}{order and ','}{order}."
         ]
     values = {
-        "encoder_langtok": (trained.source_token, now.source_token),
-        "decoder_langtok": (trained.target_token, now.target_token),
+        **_said_of_tokens(trained, now),
         "lang_tok_style": (trained.style, now.style),
+        "langtoks_specs": (",".join(trained.kinds), ",".join(now.kinds)),
         "lang_tok_replacing_bos_eos": (trained.replaces_ends, now.replaces_ends),
     }
     return [
@@ -207,6 +228,15 @@ def objections_to_differences(found: Mapping[str, Languages | None]) -> list[str
                 f"all checkpoints must be of one task, but {several} is of several language pairs and {one} is not."
             )
     return reasons
+
+
+def _said_of_tokens(*found: Languages) -> dict[str, tuple[Any, ...]]:
+    """What each says of its tokens, by the option: of the plain ones two options, of tokens of a kind `--langtoks` alone."""
+    tokens = [(each.source_token, each.target_token) for each in found]
+    if {*itertools.chain(*tokens)} <= {None, "src", "tgt"}:
+        sources, targets = zip(*tokens, strict=True)
+        return {"encoder_langtok": sources, "decoder_langtok": tuple(target is not None for target in targets)}
+    return {"langtoks": tuple({"main": pair} for pair in tokens)}
 
 
 def _names(options: Any, pairs: Sequence[str]) -> tuple[str, ...]:

@@ -182,6 +182,7 @@ class TaskOptions:
     ddp_backend: Any = None
     # a validation's
     disable_validation: bool | None = None
+    max_valid_steps: int | None = None
     best_checkpoint_metric: str | None = None
     maximize_best_checkpoint_metric: bool | None = None
     eval_bleu: bool | None = None

@@ -17,8 +17,16 @@ from omegaconf import II
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.modules.label_smoothing import distilled_nll, label_smoothed_nll
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.options.languages import languages_of
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
-from fairseq_dsp.plugin.teacher import DISTILLATION, Said, Teacher, objections_to_distillation, objections_to_vocabulary
+from fairseq_dsp.plugin.teacher import (
+    DISTILLATION,
+    Said,
+    Teacher,
+    objections_to_distillation,
+    objections_to_languages,
+    objections_to_vocabulary,
+)
 
 # Names under which a model of a range of budgets logs its loss at each that is looked at, before the number of heads.
 AT_BUDGET = "nll_k"
@@ -64,6 +72,7 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
         self.teacher: Teacher | Said | None = None
         self.share = 0.0
         self._prepared = cfg is None
+        self._languages = languages_of(getattr(task, "args", None))
         self._words = {"encoder": len(getattr(task, "source_dictionary", ())), "decoder": len(task.target_dictionary)}
         self._apart: torch.Tensor | None = None
         self._said: torch.Tensor | None = None
@@ -83,7 +92,8 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
                 raise Refusal(*reasons)
             if self.cfg.teacher is not None:
                 teacher = Teacher.of(self.cfg.teacher)
-                if reasons := objections_to_vocabulary(self.cfg.teacher, teacher, self._words):
+                reasons = objections_to_vocabulary(self.cfg.teacher, teacher, self._words)
+                if reasons := reasons or objections_to_languages(self.cfg.teacher, self._languages):
                     raise Refusal(*reasons)
                 self.teach(teacher, DISTILLATION if self.cfg.distillation is None else self.cfg.distillation)
 

@@ -79,8 +79,7 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
         set_option(cfg, "lang_dict", None)
         reasons: list[str] = []
         languages = languages_of(self.args)
-        told = languages is not None and (languages.source_token == "tgt" or languages.target_token)
-        if len(set(self.target_langs)) > 1 and not told:
+        if len(set(self.target_langs)) > 1 and not (languages is not None and languages.tells_target):
             logger.warning(
                 "`--encoder-langtok tgt` or `--decoder-langtok` should be given for several target languages (%s): nothing else tells the "
                 "model which one is meant.",
@@ -89,6 +88,11 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
         if self.given.enable_lang_ids:
             reasons.append(
                 f"`--enable-lang-ids` must not be given for `--task {self.budget_name}`: a transformer takes none."
+            )
+        if self.given.max_valid_steps is not None and not self.given.disable_validation:
+            reasons.append(
+                f"`--max-valid-steps` must not be given for `--task {self.budget_name}`, which validates one language pair after the other: "
+                f"mean and worst would be of the first pairs alone, but is {self.given.max_valid_steps}."
             )
         subsets = [self.given.train_subset]
         if not self.given.disable_validation:
@@ -119,9 +123,21 @@ class TranslationMultiSimpleEpochDspTask(BudgetTask, TranslationMultiSimpleEpoch
         """As in fairseq; a validation set keeps its pairs apart."""
         if not self.training or split == self.given.train_subset:
             super().load_dataset(split, epoch, combine, **kwargs)
+            self._begin_pass(split, epoch, combine, **kwargs)
             return
         found, _ = self.data_manager.load_split_datasets(split, self.training, epoch, combine)
         self.datasets[split] = PairsDataset({key.partition(":")[2]: dataset for key, dataset in found})
+
+    def _begin_pass(self, split: str, epoch: int, combine: bool, **kwargs: Any) -> None:
+        """Loads a training set as it was in the first epoch of the pass over it, of which `--virtual-epoch-size` makes several epochs.
+
+        fairseq draws the order of the sentences there. A training that is resumed later would draw another one, and read some sentences
+        of the pass twice and others never.
+        """
+        passed = (epoch - 1) % getattr(self.datasets[split], "num_virtual_epochs", 1)
+        if passed and not self.has_sharded_data(split):
+            del self.datasets[split]  # which fairseq would stumble over
+            super().load_dataset(split, epoch - passed, combine, **kwargs)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `BudgetTask`. With `--sampling-method RoundRobin` fairseq would go on with the first epoch's batches."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fairseq_dsp.config import flag
+from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.languages import Languages, languages_of, objections_to_other_languages
 from fairseq_dsp.options.records import CriterionOptions, Options, TrainingOptions, saved_options
 from fairseq_dsp.options.starting import start_to_go_on_from
 from fairseq_dsp.plugin.building import deployed
@@ -104,6 +106,19 @@ def objections_to_vocabulary(path: str, teacher: Teacher, words: dict[str, int])
                 f"{words[side]}."
             )
     return found
+
+
+def objections_to_languages(path: str, languages: Languages | None) -> list[str]:
+    """Sentences on a teacher to whom the words before a sentence mean something else than to the student.
+
+    Args:
+        path: of its checkpoint.
+        languages: of the student; None of one language pair.
+    """
+    trained = languages_of(saved_options(read_checkpoint(path), "task"))
+    if trained is None or languages is None:
+        return []
+    return objections_to_other_languages(trained, languages, f"`--teacher` {path}")
 
 
 def _objections_to_going_on(cfg: Options, path: str | None, share: float | None) -> list[str]:

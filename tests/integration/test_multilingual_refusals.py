@@ -40,10 +40,14 @@ def folder(several: Path, tmp_path: Path) -> Path:
             ["--best-checkpoint-metric", "loss_qar-xx"],
             ("`--best-checkpoint-metric`", "loss_worst", "but is loss_qar-xx"),
         ),
+        (
+            ["--max-valid-steps", 2],
+            ("`--max-valid-steps` must not be given", "one language pair after the other", "is 2"),
+        ),
         (["--source-dict", "nowhere"], ("`--source-dict`", "nowhere is no file")),
         (["--lang-dict", "nowhere"], ("`--langs` and `--lang-dict`",)),
     ],
-    ids=lambda value: " ".join(value),
+    ids=lambda value: " ".join(map(str, value)),
 )
 def test_options(extra, words, several, tmp_path):
     refused(several, tmp_path, *extra, words=words)
@@ -58,6 +62,20 @@ def test_other_tasks_of_several_pairs_are_told_which_one_to_take(task, several, 
     assert f"`--task` must be {TASK}" in "\n".join(done.refusals)
     assert task != "multilingual_translation" or len(done.refusals) == 1
     assert not list((tmp_path / "save").glob("*"))
+
+
+@pytest.mark.parametrize("command", ["prune", "score"])
+def test_a_checkpoint_with_a_model_a_pair_is_refused_by_the_name_of_the_other_task(command, dense, tmp_path):
+    state = load(dense)
+    vars(state["cfg"]["model"])["arch"] = vars(state["cfg"]["model"])["_name"] = "multilingual_transformer_iwslt_de_en"
+    torch.save(state, tmp_path / "other.pt")
+    arguments = {
+        "prune": [tmp_path / "other.pt", tmp_path / "out"],
+        "score": ["--path", tmp_path / "other.pt", "--scorer", "magnitude", "--output", tmp_path / "out"],
+    }
+    done = run(f"fairseq_dsp.cli.{command}", *arguments[command], folder=tmp_path)
+    assert_refused(done, "`--task translation_multi_simple_epoch`", "is of multilingual_transformer_iwslt_de_en")
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_lack_something(folder, tmp_path):
@@ -97,6 +115,9 @@ def test_languages_in_another_order_or_other_tokens_than_at_training(
     refused(several, tmp_path, *start, *fewer, words=("`--langs` must be qte,qar,qos", "but is qar,qte,qos,xx"))
     words = ("`--encoder-langtok` must be tgt", "`--decoder-langtok` must be True")
     refused(several, tmp_path, *start, tokens=["--encoder-langtok", "src"], words=words, reasons=2)
+    teacher = ["--teacher", multilingual]
+    refused(several, tmp_path, *teacher, *other, words=(f"as `--teacher` {multilingual} was trained", "another order"))
+    refused(several, tmp_path, *teacher, tokens=["--encoder-langtok", "src"], words=words, reasons=2)
     for extra, words in (
         (other, ("`--langs`", "in another order")),
         (["--encoder-langtok", "src"], ("`--encoder-langtok`",)),
@@ -126,8 +147,18 @@ def test_several_target_languages_that_nothing_tells_apart_are_warned_of(several
             "fairseq_dsp.cli.train_scorer",
             ("{data}", "--path", "{other}", "--output", "{out}"),
         ),
+        (
+            "`--data`",
+            "fairseq_dsp.cli.bench",
+            ("--path", "{other}", "--data", "{data}", "--workloads", "generate", "--cpu", "--json", "{out}"),
+        ),
+        (
+            "`--format ctranslate2`",
+            "fairseq_dsp.cli.export",
+            ("--format", "ctranslate2", "{other}", "{out}", "--data", "{data}"),
+        ),
     ],
-    ids=["score", "rescale", "train-scorer"],
+    ids=["score", "rescale", "train-scorer", "bench", "export"],
 )
 def test_sentences_of_a_task_that_is_not_known_are_never_guessed(who, module, arguments, data, dense, tmp_path):
     state = load(dense)

@@ -11,10 +11,25 @@ from unittest import mock
 
 import pytest
 import torch
-from commands import HEADS, Result, Running, assert_refused, heads_in, load, prune, run, train, training
-from languages import LANGUAGES, PAIRS, SENTENCES, TASK, TOKENS, generate_pair
+from commands import (
+    HEADS,
+    Result,
+    Running,
+    assert_refused,
+    different,
+    heads_in,
+    load,
+    prune,
+    run,
+    train,
+    training,
+    weights,
+)
+from languages import LANGUAGES, PAIRS, SENTENCES, TASK, TOKENS, generate_pair, train_languages
 
+import fairseq_dsp
 from fairseq_dsp.checkpoints.batches import draw_batches, loss_per_token
+from fairseq_dsp.checkpoints.pair_batches import multilingual_task, pairs_dataset
 from fairseq_dsp.plugin.building import ungated
 from fairseq_dsp.units.layout import Layout
 
@@ -95,6 +110,17 @@ def real_words(side: Any) -> list[Any]:
     return [tuple(word for word in sentence if word != 1) for sentence in side]
 
 
+def test_words_that_more_data_brought_into_the_dictionary_are_there_where_it_is_not_read(several, multilingual):
+    options = torch.load(multilingual, weights_only=False)["cfg"]["task"]
+    sizes = [len(multilingual_task(options, str(several), PAIRS, None, "the folder").source_dictionary)]
+    options.extra_data = {"mono_dae": "elsewhere"}
+    task = multilingual_task(options, str(several), PAIRS, None, "the folder")
+    assert len(task.source_dictionary) == sizes[0] + 1
+    assert len(pairs_dataset(task, options, "valid", "the folder")) == sum(SENTENCES["valid"].values())
+    with pytest.raises(fairseq_dsp.Refusal, match="was trained with `--extra-data` too: take `valid`"):
+        pairs_dataset(task, options, "train", "the folder")
+
+
 def test_the_loss_of_a_pair_is_that_which_its_validation_logs(several, tmp_path):
     extra = [*LANGUAGES, *TOKENS, "--unpruned-heads", HEADS, "--cooldown-updates", 1, "--cross-floor", 0]
     extra += ["--max-update", 4, "--no-epoch-checkpoints", "--required-batch-size-multiple", 8, "--batch-size-valid", 7]
@@ -166,6 +192,47 @@ class TestPairs:
         prune(multilingual, tmp_path / "own.pt", "--scores", inputs[1], "--unpruned-heads", 5, "--cross-floor", 0)
         kept = Layout.parse(load(tmp_path / "own.pt")["cfg"]["model"].head_layout).kept
         assert [head for head, mark in enumerate(kept) if mark] == sorted(best)
+
+    def test_the_specialist_of_a_pair_is_smaller_goes_on_learning_it_and_translates(
+        self, several, multilingual, folder, tmp_path
+    ):
+        small, pair = tmp_path / "small.pt", PAIRS[1]
+        prune(multilingual, small, "--scores", folder / f"scores/scores.{pair}.json", "--unpruned-heads", 5)
+        sizes = [sum(value.numel() for value in load(path)["model"].values()) for path in (small, multilingual)]
+        assert sizes[0] < sizes[1]
+        extra = ["--head-layout", small, "--finetune-from-model", small, "--lang-pairs", pair, "--max-update", 3]
+        extra += ["--no-epoch-checkpoints", "--best-checkpoint-metric", "nll_loss_mean"]
+        done = train_languages(several, tmp_path / "save", *extra)
+        assert done.logged(f"nll_loss_{pair}", "valid") == done.logged("nll_loss_worst", "valid")
+        assert not done.logged(f"nll_loss_{PAIRS[0]}", "valid")
+        tuned = tmp_path / "save/checkpoint_best.pt"
+        before, after = (load(path) for path in (small, tuned))
+        assert after["cfg"]["model"].head_layout == before["cfg"]["model"].head_layout
+        hypotheses = generate_pair(several, tuned, pair, folder=tmp_path).hypotheses()
+        assert len(hypotheses) == SENTENCES["test"][pair]
+        source, target = pair.split("-")
+        found = fairseq_dsp.load(tuned, several, source_lang=source, target_lang=target)
+        lines = (several.parent / f"test.{pair}.{source}").read_text().splitlines()
+        assert dict(enumerate(found.translate(lines, beam=3, max_len_b=15))) == hypotheses
+        assert_refused(
+            score(several, tuned, tmp_path / "out", "--lang-pairs", PAIRS[0], ok=False), f"{PAIRS[0]} is not"
+        )
+
+    def test_what_is_cut_is_rescaled_on_the_sentences_of_the_pair_that_is_asked_for(
+        self, several, multilingual, folder, tmp_path
+    ):
+        choice = ["--scores", folder / f"scores/scores.{PAIRS[1]}.json", "--unpruned-heads", 5, "--rescale", several]
+        files = {}
+        for name, extra in {"all": [], **{each: ["--source-lang", "qar", "--target-lang", each] for each in ("qte", "qos")}}.items():  # fmt: skip
+            prune(multilingual, tmp_path / f"{name}.pt", *choice, *extra)
+            files[name] = weights(tmp_path / f"{name}.pt")
+        assert all(
+            different(files[one], files[other]) for one, other in (("all", "qte"), ("all", "qos"), ("qte", "qos"))
+        )
+        done = prune(
+            multilingual, tmp_path / "no.pt", *choice, "--source-lang", "qte", "--target-lang", "qar", ok=False
+        )
+        assert_refused(done, "qte-qar is not")
 
     def test_scores_of_different_models_or_scorers_are_not_merged(
         self, several, dense, data, multilingual, multilingual_trained, folder, tmp_path

@@ -10,6 +10,7 @@ from commands import GENERATE, PLUGIN, QUIET, VALIDATE, budget, different, heads
 from languages import LANGS, LANGUAGES, PAIRS, SENTENCES, TASK, TOKENS, generate_pair, train_languages
 from test_processes import train_in_two
 
+from fairseq_dsp.methods import METHODS
 from fairseq_dsp.units.layout import Layout
 
 BLEU = ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 15}', "--batch-size-valid", 8]
@@ -65,8 +66,19 @@ def test_other_kinds_of_units_are_chosen_too(kinds, several, tmp_path):
         assert texts[0].hypotheses() == texts[1].hypotheses()
 
 
+VIRTUAL = ["--virtual-epoch-size", 60]  # sentences: 4 epochs are a pass
+
+
 @pytest.mark.parametrize(
-    "extra", [[], ["--sampling-method", "temperature"], ["--sampling-method", "RoundRobin"]], ids=str
+    "extra",
+    [
+        [],
+        ["--sampling-method", "temperature"],
+        ["--sampling-method", "RoundRobin"],
+        VIRTUAL,
+        [*VIRTUAL, "--virtual-data-size", 180, "--sampling-method", "temperature"],
+    ],
+    ids=str,
 )
 def test_a_run_that_was_stopped_and_started_again_equals_one_that_was_not(extra, several, tmp_path):
     schedule = [*QUIET, *budget(5, cooldown=10), *extra]  # 9 updates an epoch
@@ -99,12 +111,17 @@ def test_two_processes_validate_each_pair_as_one_does(several, tmp_path):
         assert type(one)(0, two, "").logged(name, "valid") == pytest.approx(values, abs=3e-3), name
 
 
-@pytest.mark.parametrize("method", ["ste", "hard-concrete", "pass"])
-def test_other_methods_train_too(method, several, tmp_path):
-    extra = [*QUIET, "--head-selection", method, *budget(5, cooldown=3), "--max-update", 4]
-    if method == "hard-concrete":
-        extra = [*QUIET, "--head-selection", method, "--unpruned-heads", "auto", "--max-update", 4]
-    train_languages(several, tmp_path / "save", *extra)
+NEEDED = {
+    "hard-concrete": ["--unpruned-heads", "auto"],  # finds its number itself
+    "function-norm": ["--norm-penalty", 0.1],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_is_rewritten(method, several, tmp_path):
+    learned = ["--cooldown-updates", 1] if METHODS[method].has_window else []
+    extra = [*QUIET, "--unpruned-heads", 5, *learned, *NEEDED.get(method, []), "--head-selection", method]
+    train_languages(several, tmp_path / "save", *extra, "--max-update", 2)
     prune(tmp_path / "save/checkpoint_last.pt", tmp_path / "small.pt")
     assert method == "hard-concrete" or heads_in(tmp_path / "small.pt") == 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import lzma
 import sys
@@ -49,7 +50,7 @@ def words_after(words, option):
 class TestPlan:
     def test_every_run_reads_what_an_earlier_one_makes(self, direction):
         planner = plan.Planner(STUDY, direction, 2)
-        runs = planner.first() + planner.arms({STUDY.low_pair(direction): str(LAYOUT)})
+        runs = planner.first() + planner.arms(lambda pair, k: str(LAYOUT))
         made: set[str] = set()
         for run in runs:
             assert all(name in {each.name for each in runs} for name in run.needs)
@@ -67,7 +68,9 @@ class TestPlan:
         planner = plan.Planner(STUDY, direction, 1)
         pairs, low = planner.pairs, STUDY.low_pair(direction)
         assert all((pair.startswith("en-") if direction == "o2m" else pair.endswith("-en")) for pair in pairs)
-        arms = {run.name.removeprefix(f"{direction}-s1-"): run for run in planner.arms({low: str(LAYOUT)})}
+        asked: list[tuple[str, int]] = []
+        runs = planner.arms(lambda pair, k: asked.append((pair, k)) or str(LAYOUT))
+        arms = {run.name.removeprefix(f"{direction}-s1-"): run for run in runs}
         for pair in pairs:  # chosen and fine-tuned on one, tested on all
             tested = [step.name for step in arms[f"{pair}-on-{pair}"].steps if step.name.startswith("generate.")]
             assert tested == [f"generate.{each}" for each in pairs]
@@ -80,6 +83,15 @@ class TestPlan:
             f"magnitude-on-{low}",
         }
         assert controls | {f"{name}-on-all" for name in ("all", "sum", "max", "worst")} <= arms.keys()
+        assert asked == [(low, PRESET.kept), *((pair, PRESET.most_kept) for pair in pairs)]
+        thirds = {f"third-{pair}" for pair in pairs} | {f"third-lowest-{pair}" for pair in pairs}
+        thirds |= {f"third-random{n}" for n in range(1, PRESET.randoms + 1)}
+        assert thirds == {name for name in arms if name.startswith(plan.THIRD)}
+        for name in thirds:  # cut and tested, and that is all
+            assert not any(step.trains for step in arms[name].steps)
+            assert arms[name].budget == PRESET.most_kept == 4
+        assert [step.name for step in arms["third-random1"].steps][2:] == [f"generate.{pair}" for pair in pairs]
+        assert not any(run.method.endswith(plan.LOWEST) for run in planner.arms(None))
         first = {run.method for run in planner.first()}
         assert {"dense", "scores", plan.JOINT, *(f"{plan.ALONE}-{pair}" for pair in pairs)} == first
 
@@ -95,6 +107,16 @@ def test_likeness_is_one_of_equal_rankings_and_of_those_with_heads_of_a_sublayer
     assert swapped.sorted_rho == pytest.approx(1)
     opposite = measuring.likeness(file, scores([-value for value in file.scores]), k)
     assert opposite.rho == pytest.approx(-1)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(range(PRESET.total)), st.permutations(range(PRESET.total)))
+def test_likeness_by_chance_is_the_mean_over_all_orders_of_the_sublayers(one, other):
+    files = [scores([float(value) for value in values]) for values in (one, other)]
+    parts = torch.tensor(files[1].scores).split([PRESET.heads] * (PRESET.total // PRESET.heads))
+    every = [scores(torch.cat(order).tolist()) for order in itertools.permutations(parts)]
+    found = [measuring.likeness(files[0], each, 2).sorted_rho for each in every]
+    assert measuring.likeness(*files, 2).chance == pytest.approx(sum(found) / len(found))
 
 
 def test_the_lowest_heads_are_those_of_least_score_and_one_of_cross_attention():
@@ -126,17 +148,34 @@ def test_the_report_says_what_lines_and_rankings_say(tmp_path):
         for seed in (1, 2) for pair in pairs for other in pairs
     ]  # fmt: skip
     lines += [{**line, "seed": 1, "arm": "random1", "tuned": "en-sv", "pair": "en-sv", "bleu": 3.0}]
-    lines += [
-        {**line, "seed": 1, "arm": "dense", "tuned": None, "pair": pair, "bleu": 5.0 + n}
-        for n, pair in enumerate(pairs)
-    ]
+    lines += [{**line, "seed": 1, "arm": "en-de", "tuned": "en-sv", "pair": "en-sv", "bleu": 4.0}]
+    alone = {**line, "seed": 1, "tuned": None}
+    for n, pair in enumerate(pairs):
+        lines += [{**alone, "arm": "dense", "pair": pair, "bleu": 5.0 + n, "kept": 6, "parameters": 1234}]
+        lines += [{**alone, "arm": f"bilingual-dsp-{pair}", "pair": pair, "bleu": 2.0 + n}]
+        lines += [{**alone, "arm": "third", "pair": pair, "bleu": 4.0 + n}]
+        lines += [{**alone, "arm": f"third-random{m}", "pair": pair, "bleu": m + n} for m in (1, 2)]
     page = report.write(STUDY, (1, 2), lines, tmp_path, {"hardware": "made up"}).read_text()
-    assert "| two pairs, one model | 1.00 | 1.00 | 1.00 | 6 |" in page
-    assert "| one pair, two models (seeds) |" in page
-    assert "| one pair, two halves of its data | 1.00 |" in page
+    assert "| two pairs, one model | 1.00 (1.00 to 1.00) | 1.00 |" in page
+    assert page.count("| one pair, two models (seeds) |") == 1
+    assert "| one pair, two halves of its data | 1.00 (" in page
     assert "| en-de | 21.5 ± 0.7 | 11.5 ± 0.7 | 11.5 ± 0.7 |" in page
-    assert "| random | 3.0 |" in page
-    assert "| all heads | 2 | 5.0 | 6.0 | 7.0 | 6.0 | 5.0 |" in page
+    assert "| all heads, not fine-tuned | 5.0 | 6.0 | 7.0 |" in page  # beside the matrix
+    assert "what fine-tuning on one pair forgets" in page
+    assert "| random | 3.0 | 30.0 | 1 |" in page
+    assert "| all heads, not fine-tuned | 7.0 | 30.0 | 1 |" in page  # beside the low-resource pair
+    assert "| DSP on en-sv alone, not fine-tuned | 4.0 |" in page
+    assert "| all heads | 6 | 1,234 | 5.0 | 6.0 | 7.0 | 6.0 | 5.0 |" in page
+    assert "| DSP, a model a pair | 2 | 1 | 2.0 | 3.0 | 4.0 | 3.0 | 2.0 |" in page
+    assert "| the pair's own ranking, a model a pair | 2 | 1 | 21.5 ± 0.7 |" in page
+    assert "DSP over all pairs |" not in page  # no run of it is finished
+    assert "| the lowest for the pair | 4.0 | 5.0 | 6.0 | 5.0 |" in page
+    assert "| random ones | 1.5 ± 0.7 |" in page
+    claims = [line for line in page.splitlines() if line.startswith(("| Ma et al.", "| Kim et al."))]
+    assert len(claims) == 3
+    assert "rho 1.00, by sublayer 1.00 (chance " in claims[0]
+    assert "BLEU with 2 heads by the others' rankings 4.0, its own 21.5 ± 0.7, random 3.0 |" in claims[1]
+    assert "removed: none 6.0, the lowest for the pair 5.0, random ones 2.5 |" in claims[2]
     assert "the signature" in page
     assert "No ranking is finished." in page  # of the other direction
     assert (tmp_path / "report/figures/o2m-s1.png").stat().st_size > 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from reproduction.steps import Run
 from sacrebleu.metrics import BLEU, CHRF
 from scipy import stats
+from torch import Tensor
 
 from fairseq_dsp.analysis.translations import read_translations
 from fairseq_dsp.files.checkpoint import read_checkpoint
@@ -71,29 +72,36 @@ class Likeness:
         rho: Spearman's, over all heads by their place.
         sorted_rho: likewise after the scores of every sublayer are sorted: of what a sublayer is worth, whatever its heads' order, which
             says nothing where the models were trained apart.
+        chance: what `sorted_rho` is on the mean where the sublayers of one model are shuffled. It is far above 0: in every sublayer the
+            heads go from the least to the most important.
         overlap: the share of K that the top K of both have in common.
     """
 
     rho: float
     sorted_rho: float
+    chance: float
     overlap: float
 
 
 def likeness(one: ScoreFile, other: ScoreFile, k: int) -> Likeness:
+    """How alike two rankings of models of one size are, all of whose sublayers have as many heads."""
     values = [torch.tensor(file.scores, dtype=torch.float64) for file in (one, other)]
-    sizes = [one.layout.surviving.size(site) for site in one.layout.surviving.sites]
-    ordered = [torch.cat([part.sort().values for part in each.split(sizes)]) for each in values]
+    sites = len(one.layout.surviving.sites)
+    ordered = [each.view(sites, -1).sort().values for each in values]
     tops = [set(each.topk(k).indices.tolist()) for each in values]
-    rhos = [float(stats.spearmanr(*(each.tolist() for each in pair)).statistic) for pair in (values, ordered)]
-    return Likeness(*rhos, len(tops[0] & tops[1]) / k)
+    # every sublayer meets every other one once: the mean over all orders of the sublayers
+    shuffled = [_rho(ordered[0], ordered[1].roll(shift, 0)) for shift in range(sites)]
+    return Likeness(_rho(*values), _rho(*ordered), sum(shuffled) / sites, len(tops[0] & tops[1]) / k)
+
+
+def _rho(one: Tensor, other: Tensor) -> float:
+    return float(stats.spearmanr(one.flatten().tolist(), other.flatten().tolist()).statistic)
 
 
 def mean_likeness(found: Sequence[Likeness]) -> Likeness | None:
     if not found:
         return None
-    return Likeness(
-        *(sum(getattr(each, name) for each in found) / len(found) for name in ("rho", "sorted_rho", "overlap"))
-    )
+    return Likeness(*(sum(each) / len(found) for each in zip(*map(astuple, found), strict=True)))
 
 
 def rankings(out: Path, direction: str, seed: int, pairs: Sequence[str], folder: str = "pairs") -> dict[str, ScoreFile]:

@@ -6,7 +6,7 @@ fine-tuned and tested.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from .text import DATA, HALVES
 
 DIRECTIONS = ("o2m", "m2o")
 MERGES = ("sum", "max", "worst")
-CHOSEN, RANDOM, LOWEST, MAGNITUDE, JOINT, ALONE = "own", "random", "lowest", "magnitude", "joint-dsp", "bilingual-dsp"
+RANDOM, LOWEST, MAGNITUDE, JOINT, ALONE = "random", "lowest", "magnitude", "joint-dsp", "bilingual-dsp"
+THIRD = "third"  # of the heads removed, and nothing fine-tuned
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class Planner:
         """The multilingual model, its rankings, and the trainings that need neither."""
         return [self._dense(), self._rankings(), self._joint(), *map(self._alone, self.pairs)]
 
-    def arms(self, lowest: dict[str, str]) -> list[Run]:
-        """The model cut by each ranking, fine-tuned and tested.
+    def arms(self, lowest: Callable[[str, int], str] | None) -> list[Run]:
+        """The model cut by each ranking, fine-tuned and tested; and with two thirds of its heads, as it is.
 
         Args:
-            lowest: layouts of the least important heads by `base`-pair, once scores are there.
+            lowest: the layout of so many heads that matter least to a pair; None before scores are there.
         """
         runs = []
         for pair in self.pairs:  # the matrix: chosen and fine-tuned on one pair, tested on all
@@ -75,16 +76,28 @@ class Planner:
             if pair != self.low:  # the low-resource pair with the ranking of a donor
                 runs.append(self._cut(pair, [self.low], [self.low], ["--scores", self._scores(pair)]))
         for number in range(1, self.preset.randoms + 1):
-            scores = f"runs/{self.base}-{RANDOM}{number}-on-{self.low}/random.json"
-            step = self._step("score", "fairseq-dsp-score", "--path", self.dense, "--scorer", RANDOM, "--seed", number, "--output", scores, "--force", output=scores)  # fmt: skip
-            runs.append(self._cut(f"{RANDOM}{number}", [self.low], [self.low], ["--scores", scores], [step]))
-        scores = f"runs/{self.base}-{MAGNITUDE}-on-{self.low}/{MAGNITUDE}.json"
-        step = self._step("score", "fairseq-dsp-score", "--path", self.dense, "--scorer", MAGNITUDE, "--output", scores, "--force", output=scores)  # fmt: skip
-        runs.append(self._cut(MAGNITUDE, [self.low], [self.low], ["--scores", scores], [step]))
-        if self.low in lowest:
-            runs.append(self._cut(LOWEST, [self.low], [self.low], ["--layout", lowest[self.low]]))
+            step = self._drawn(f"{RANDOM}{number}-on-{self.low}", RANDOM, "--seed", number)
+            runs.append(self._cut(f"{RANDOM}{number}", [self.low], [self.low], ["--scores", step.output], [step]))
+        step = self._drawn(f"{MAGNITUDE}-on-{self.low}", MAGNITUDE)
+        runs.append(self._cut(MAGNITUDE, [self.low], [self.low], ["--scores", step.output], [step]))
+        if lowest is not None:
+            runs.append(self._cut(LOWEST, [self.low], [self.low], ["--layout", lowest(self.low, self.preset.kept)]))
         for name in ("all", *MERGES):  # one small model for all pairs
             runs.append(self._cut(name, self.pairs, self.pairs, ["--scores", self._scores(name)]))
+        return runs + self._thirds(lowest)
+
+    def _thirds(self, lowest: Callable[[str, int], str] | None) -> list[Run]:
+        """A third of the heads gone: those that matter least to the pair, random ones, and those that matter most."""
+        kept, runs = self.preset.most_kept, []
+        for pair in self.pairs:
+            choice = ["--scores", self._scores(pair), "--unpruned-heads", kept]
+            runs.append(self._bare(THIRD, pair, [pair], choice))
+            if lowest is not None:
+                runs.append(self._bare(f"{THIRD}-{LOWEST}", pair, [pair], ["--layout", lowest(pair, kept)]))
+        for number in range(1, self.preset.randoms + 1):
+            step = self._drawn(f"{THIRD}-{RANDOM}{number}", RANDOM, "--seed", number)
+            choice = ["--scores", step.output, "--unpruned-heads", kept]
+            runs.append(self._bare(f"{THIRD}-{RANDOM}{number}", "", self.pairs, choice, [step]))
         return runs
 
     def _dense(self) -> Run:
@@ -134,9 +147,29 @@ class Planner:
         needs = (f"{self.base}-dense", f"{self.base}-scores")
         return self._run(name, arm, [*first, cut, Step("train", words)], best, tested, needs)
 
+    def _bare(
+        self, arm: str, pair: str, tested: Sequence[str], choice: Iterable[Any], first: Sequence[Step] = ()
+    ) -> Run:
+        name = f"{self.base}-{arm}{pair and '-'}{pair}"
+        small = f"runs/{name}/small.pt"
+        cut = self._step("prune", "fairseq-dsp-prune", self.dense, small, *choice, "--force", output=small)
+        needs = (f"{self.base}-dense", f"{self.base}-scores")
+        return self._run(name, arm, [*first, cut], small, tested, needs)
+
+    def _drawn(self, name: str, scorer: str, *extra: Any) -> Step:
+        """Scores that read no data, in a file of the run of that name."""
+        scores = f"runs/{self.base}-{name}/{scorer}.json"
+        return self._step("score", "fairseq-dsp-score", "--path", self.dense, "--scorer", scorer, *extra, "--output", scores, "--force", output=scores)  # fmt: skip
+
     def _run(self, name: str, arm: str, steps: Sequence[Step], deployed: str, tested: Sequence[str], needs: tuple[str, ...] = ()) -> Run:  # fmt: skip
         generating = [self._generate(deployed, pair) for pair in tested]
-        kept = self.preset.total if arm == "dense" else self.preset.kept
+        kept = (
+            self.preset.total
+            if arm == "dense"
+            else self.preset.most_kept
+            if arm.startswith(THIRD)
+            else self.preset.kept
+        )
         return Run(name, arm, kept, self.seed, (*steps, *generating), needs, deployed)
 
     def _scores(self, name: str) -> str:
