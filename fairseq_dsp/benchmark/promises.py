@@ -73,9 +73,10 @@ class Promise:
 
 def seconds_of(file: CostFile, facts: Facts) -> float:
     """Seconds a sentence that a file promises of a model of its sizes."""
-    if not facts.ours:
-        return file.dense
     layout = Layout.parse(facts.layout)
+    whole = layout.count == layout.grid.total
+    if not facts.ours or (whole and file.conditions.runtime != "fairseq"):  # where ours has no attention of its own
+        return file.dense
     neurons = {stack.name: facts.sizes[stack.name] for stack in NEURONS.stacks}
     group = group_of(layout.grid, neurons, OPTION) if has_neurons(layout.grid) else 1
     costs = file.costs(layout.grid, group)
