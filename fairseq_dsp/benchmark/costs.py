@@ -97,8 +97,8 @@ def measure_costs(
     whole = facts_of(replace(candidate, cut="").build(settings.words))
     _refuse_lacking(candidate, whole)
     wanted = dict(layouts(whole.sizes))
-    drawn_ones = [name for name in wanted if name != _ALL]
-    runs = [[_ALL, *drawn_ones[start : start + _AT_ONCE]] for start in range(0, len(drawn_ones), _AT_ONCE)]
+    others = [name for name in wanted if name != _ALL]
+    runs = [[_ALL, *others[start : start + _AT_ONCE]] for start in range(0, len(others), _AT_ONCE)]
     rows: list[Row] = []
     for number, names in enumerate(runs, 1):
         measured = [(name, replace(candidate, cut=str(layout_of(whole.sizes, wanted[name])))) for name in names]

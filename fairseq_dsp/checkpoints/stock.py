@@ -136,9 +136,8 @@ def _sentences_of(options: Any, data: str, pair: str, subset: str) -> Iterator[t
     first = [task.target_dictionary.index(word) for word in around.get("target_start", [])]
     for number in range(len(dataset)):
         item: Any = dataset[number]
-        item = (
-            item[1] if isinstance(item, tuple) else item
-        )  # with the number of its data set, where tokens replace ends
+        if isinstance(item, tuple):  # with the number of its data set, where tokens replace ends
+            item = item[1]
         source, target = ([word for word in item[side].tolist() if word != end] for side in ("source", "target"))
         yield [*source, *last], [*first, *target]
 

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from fairseq_dsp.scoring.subject import Subject
 
 
-def network(features: Tensor, hidden: Tensor, biases: Tensor, output: Tensor) -> Tensor:
-    """v^T tanh(W x + b) of every head: [H].
+NUMBERS = ("means", "scales", "hidden", "biases", "output")  # of a network, as a `ScorerModel` names them
+
+
+def network(features: Tensor, means: Tensor, scales: Tensor, hidden: Tensor, biases: Tensor, output: Tensor) -> Tensor:
+    """v^T tanh(W (x - mean) / scale + b) of every head: [H].
 
     Args:
-        features: x, [H, F], standardised.
+        features: x, [H, F].
+        means, scales: by which they are standardised, [F] each.
         hidden: W, [N, F].
         biases: b, [N].
         output: v, [N].
     """
-    return torch.tanh(features @ hidden.T + biases) @ output
+    return torch.tanh((features - means) / scales @ hidden.T + biases) @ output
 
 
 class OneShotScorer:
@@ -63,9 +67,5 @@ class OneShotScorer:
 
     def score(self, subject: Subject, live: Tensor) -> Tensor:
         refuse_other_than_heads(subject, self.name)
-        means, scales, hidden, biases, output = (
-            torch.tensor(getattr(self.model, name), dtype=torch.float64)
-            for name in ("means", "scales", "hidden", "biases", "output")
-        )
-        features = (map_features(subject, live) - means) / scales
-        return network(features, hidden, biases, output) * live
+        numbers = {name: torch.tensor(getattr(self.model, name), dtype=torch.float64) for name in NUMBERS}
+        return network(map_features(subject, live), **numbers) * live

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.scoring.map_features import FEATURES, map_features
-from fairseq_dsp.scoring.one_shot import OneShotScorer, network
+from fairseq_dsp.scoring.one_shot import NUMBERS, OneShotScorer, network
 from fairseq_dsp.scoring.passes import gated, refuse_other_than_heads
 from fairseq_dsp.scoring.subject import Subject
 from fairseq_dsp.units.marginals import exact_straight_through_top_k
@@ -80,7 +80,7 @@ def train_one_shot(
         example, features = examples[number], seen[number]
         batch = batches[number][int(draw.integers(len(features)))]
         half = draw.choice(len(features), size=max(len(features) // 2, 1), replace=False)
-        scores = network((features[half].mean(dim=0) - means) / scales, hidden, biases, output)
+        scores = network(features[half].mean(dim=0), means, scales, hidden, biases, output)
         kept = int(draw.integers(1, len(scores)))
         noise = torch.from_numpy(draw.gumbel(size=len(scores)))
         loss = _divergence(example, batch, exact_straight_through_top_k(scores, noise, kept))
@@ -94,8 +94,8 @@ def train_one_shot(
         optimizer.step()
         schedule.step()
         done()
-    found = {"means": means, "scales": scales, "hidden": hidden, "biases": biases, "output": output}
-    return {name: _numbers(value.detach().tolist()) for name, value in found.items()}
+    found = zip(NUMBERS, (means, scales, *parameters), strict=True)
+    return {name: _numbers(value.detach().tolist()) for name, value in found}
 
 
 def _divergence(example: Example, batch: Any, gates: Tensor) -> Tensor:

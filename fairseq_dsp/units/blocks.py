@@ -68,9 +68,8 @@ class BlockScores:
         tables = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in self.scores.items()}
         flat = torch.cat([table.flatten() for table in tables.values()])
         kept = torch.zeros_like(flat)
-        count = math.floor(
-            Fraction(repr(density)) * len(flat)
-        )  # of the number that was written, not of its nearest float
+        # of the number that was written, not of its nearest float
+        count = math.floor(Fraction(repr(density)) * len(flat))
         kept[torch.sort(-flat, stable=True).indices[:count]] = 1.0
         parts = kept.split([table.numel() for table in tables.values()])
         ones = torch.ones(self.block, self.block)

@@ -32,36 +32,15 @@ MAY_IMPORT = {
     "modules": {"errors", "units", "methods"},
     "options": {"errors", "config", "files", "guards", "units", "methods", "modules"},
     "plugin": {"errors", "config", "files", "guards", "units", "methods", "modules", "options"},
-    "checkpoints": {
-        "errors",
-        "config",
-        "files",
-        "guards",
-        "units",
-        "methods",
-        "modules",
-        "options",
-        "plugin",
-        "version",
-    },
+    "checkpoints": {"errors", "config", "files", "guards", "units", "methods", "modules", "version"}
+    | {"options", "plugin"},
     "scoring": {"errors", "units", "modules"},
     "export": {"errors", "config", "files", "units", "modules", "options", "plugin", "checkpoints"},
-    "benchmark": {
-        "errors",
-        "config",
-        "files",
-        "units",
-        "methods",
-        "modules",
-        "options",
-        "plugin",
-        "checkpoints",
-        "version",
-    }
-    | {"scoring", "export"},
+    "benchmark": {"errors", "config", "files", "units", "methods", "modules", "version"}
+    | {"options", "plugin", "checkpoints", "scoring", "export"},
     "analysis": {"errors", "files", "units"},
-    "api": {"errors", "config", "files", "units", "modules", "options", "plugin", "checkpoints", "version"}
-    | {"scoring", "export", "analysis"},
+    "api": {"errors", "config", "files", "units", "modules", "version"}
+    | {"options", "plugin", "checkpoints", "scoring", "export", "analysis"},
     "package": {"errors", "version", "guards", "units", "plugin", "api"},
     "cli": {"errors", "config", "files", "units", "checkpoints", "scoring", "export", "benchmark", "analysis", "api"},
 }

@@ -175,8 +175,7 @@ class TestTraining:
             name: torch.tensor(values, dtype=torch.float64)
             for name, values in train_one_shot([example_of(model)], 150, 3, lambda: None).items()
         }
-        features = (map_features(subject_of(model), torch.ones(18)) - numbers["means"]) / numbers["scales"]
-        scores = network(features, numbers["hidden"], numbers["biases"], numbers["output"])
+        scores = network(map_features(subject_of(model), torch.ones(18)), **numbers)
         assert scores[6:12].min() > torch.cat([scores[:6], scores[12:]]).max()
 
     def test_gates_are_those_of_masked_heads(self):

@@ -39,6 +39,4 @@ def scores_by_another(
     learned = train_one_shot([example], _STEPS, seed, lambda: None)
     numbers = {name: torch.tensor(values, dtype=torch.float64) for name, values in learned.items()}
     subject = subject_of(model, batches, seed)
-    features = map_features(subject, torch.ones(subject.grid.total))
-    standardised = (features - numbers["means"]) / numbers["scales"]
-    return network(standardised, numbers["hidden"], numbers["biases"], numbers["output"])
+    return network(map_features(subject, torch.ones(subject.grid.total)), **numbers)
