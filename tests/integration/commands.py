@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import fairseq_dsp
@@ -65,6 +66,8 @@ def _read_options_once() -> None:
         return copy.copy(known[text, rule])  # hydra notes its loader in it
 
     OverridesParser.parse_rule = remembered
+    # Each reading copies all that is registered, and then what it takes of it: the second copy is enough.
+    ConfigStore.__deepcopy__ = lambda store, _: store
     arguments = [str(word) for word in training(Path("data"), Path("save"))]
     convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), arguments))
 

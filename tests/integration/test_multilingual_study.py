@@ -45,7 +45,7 @@ def test_a_whole_study(tmp_path: Path):
     arms = {(line["direction"], line["arm"]) for line in lines}
     for direction in ("o2m", "m2o"):
         wanted = {"dense", "joint-dsp", "random1", "random2", "lowest", "magnitude", "all", "sum", "max", "worst"}
-        wanted |= {"third", "third-lowest", "third-random1", "third-random2"}
+        wanted |= {"third", "third-lowest", "third-random1", "third-random2", "specialist", "whole"}
         assert {(direction, arm) for arm in wanted} <= arms
     assert {line["kept"] for line in lines} == {2, 4, 6}
     commands = (tmp_path / "out/commands.log").read_text()
@@ -54,4 +54,5 @@ def test_a_whole_study(tmp_path: Path):
     assert (tmp_path / "out/commands.log").read_text() == commands
     page = (tmp_path / "out/report/report.md").read_text()
     assert page.count("| two pairs, one model |") == page.count("Claims, and what was found here:") == 2
+    assert page.count("| the specialist of the pair | 4 |") == 2
     assert (tmp_path / "out/report/figures/m2o-s2.png").exists()

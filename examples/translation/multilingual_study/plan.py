@@ -19,6 +19,7 @@ DIRECTIONS = ("o2m", "m2o")
 MERGES = ("sum", "max", "worst")
 RANDOM, LOWEST, MAGNITUDE, JOINT, ALONE = "random", "lowest", "magnitude", "joint-dsp", "bilingual-dsp"
 THIRD = "third"  # of the heads removed, and nothing fine-tuned
+SPECIALIST, WHOLE = "specialist", "whole"  # without that third, or with all heads, trained on for one pair
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Planner:
             runs.append(self._cut(LOWEST, [self.low], [self.low], ["--layout", lowest(self.low, self.preset.kept)]))
         for name in ("all", *MERGES):  # one small model for all pairs
             runs.append(self._cut(name, self.pairs, self.pairs, ["--scores", self._scores(name)]))
-        return runs + self._thirds(lowest)
+        return runs + self._thirds(lowest) + [run for pair in self.pairs for run in self._specialists(pair)]
 
     def _thirds(self, lowest: Callable[[str, int], str] | None) -> list[Run]:
         """A third of the heads gone: those that matter least to the pair, random ones, and those that matter most."""
@@ -99,6 +100,25 @@ class Planner:
             choice = ["--scores", step.output, "--unpruned-heads", kept]
             runs.append(self._bare(f"{THIRD}-{RANDOM}{number}", "", self.pairs, choice, [step]))
         return runs
+
+    def _specialists(self, pair: str) -> list[Run]:
+        """The model without the third of its heads that matters least to the pair, trained on for it; and with all, trained on likewise."""
+        choice = ["--scores", self._scores(pair), "--unpruned-heads", self.preset.most_kept]
+        return [self._special(SPECIALIST, pair, choice), self._special(WHOLE, pair, [])]
+
+    def _special(self, arm: str, pair: str, choice: Iterable[Any]) -> Run:
+        name, start, steps, given = f"{self.base}-{arm}-on-{pair}", self.dense, [], []
+        if choice:
+            start = f"runs/{name}/small.pt"
+            steps = [self._step("prune", "fairseq-dsp-prune", self.dense, start, *choice, "--force", output=start)]
+            given = ["--head-layout", start]
+        given += ["--finetune-from-model", start]
+        half, soon = self.preset.rate / 2, max(1, self.preset.warmup // 5)
+        words = self._training(name, [pair], self.preset.special, half, *given, stock=not choice, warmup=soon)
+        needs = (f"{self.base}-dense", f"{self.base}-scores")
+        return self._run(
+            name, arm, [*steps, Step("train", words)], f"runs/{name}/checkpoints/checkpoint_best.pt", [pair], needs
+        )
 
     def _dense(self) -> Run:
         name = f"{self.base}-dense"
@@ -165,9 +185,9 @@ class Planner:
         generating = [self._generate(deployed, pair) for pair in tested]
         kept = (
             self.preset.total
-            if arm == "dense"
+            if arm in ("dense", WHOLE)
             else self.preset.most_kept
-            if arm.startswith(THIRD)
+            if arm.startswith((THIRD, SPECIALIST))
             else self.preset.kept
         )
         return Run(name, arm, kept, self.seed, (*steps, *generating), needs, deployed)
@@ -181,7 +201,7 @@ class Planner:
         token = "tgt" if self.direction == "o2m" else "src"
         return ["--langs", ",".join([self.study.hub, *self.study.others()]), "--encoder-langtok", token]
 
-    def _training(self, name: str, pairs: Sequence[str], epochs: int, rate: float, *extra: Any, stock: bool = False) -> tuple[str, ...]:  # fmt: skip
+    def _training(self, name: str, pairs: Sequence[str], epochs: int, rate: float, *extra: Any, stock: bool = False, warmup: int | None = None) -> tuple[str, ...]:  # fmt: skip
         preset, task = self.preset, "translation_multi_simple_epoch"
         learns = "--unpruned-heads" in extra
         words: list[Any] = ["fairseq-train", DATA, "--user-dir", PLUGIN, "--task", task if stock else f"{task}_dsp"]
@@ -213,7 +233,7 @@ class Planner:
             "--lr-scheduler",
             "inverse_sqrt",
             "--warmup-updates",
-            preset.warmup,
+            preset.warmup if warmup is None else warmup,
             "--max-tokens",
             preset.max_tokens,
         ]

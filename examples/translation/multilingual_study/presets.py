@@ -18,9 +18,11 @@ class Preset:
         most: training sentences of a pair at most.
         fewest: likewise of the low-resource pair.
         held_out: sentences of a validation or test set at most.
-        epochs: of a training from the start; `tuning` of one that goes on from a pruned model.
+        epochs: of a training from the start; `tuning` of one that goes on from a pruned model; `special` of one that goes on until it is as good
+            on one pair as it can be.
         max_tokens: of a batch.
-        rate: the largest learning rate, reached after `warmup` updates; a tenth of it where a training goes on.
+        rate: the largest learning rate, reached after `warmup` updates; a tenth of it where a training goes on, and half of it, after a fifth of
+            the updates, where it goes on for `special` epochs.
         batches: of each pair that are scored.
         randoms: random choices.
         seeds: of the trainings.
@@ -37,6 +39,7 @@ class Preset:
     held_out: int
     epochs: int
     tuning: int
+    special: int
     max_tokens: int
     rate: float
     warmup: int
@@ -55,6 +58,6 @@ class Preset:
 
 
 PRESETS = {
-    "small": Preset(2, 4, 128, 256, 8, 4000, 10000, 2000, 500, 12, 3, 2048, 2e-3, 300, 40, 5, (1, 2)),
-    "smoke": Preset(1, 2, 16, 16, 2, None, 120, 60, 20, 2, 1, 800, 5e-3, 4, 2, 2, (1, 2)),
+    "small": Preset(2, 4, 128, 256, 8, 4000, 10000, 2000, 500, 12, 3, 8, 2048, 2e-3, 300, 40, 5, (1, 2)),
+    "smoke": Preset(1, 2, 16, 16, 2, None, 120, 60, 20, 2, 1, 1, 800, 5e-3, 4, 2, 2, (1, 2)),
 }

@@ -13,7 +13,7 @@ from fairseq_dsp.analysis.plots import style
 from fairseq_dsp.units.score_file import ScoreFile
 
 from .measuring import Likeness, likeness, mean_likeness, rankings
-from .plan import ALONE, DIRECTIONS, JOINT, LOWEST, MAGNITUDE, MERGES, RANDOM, THIRD, Study
+from .plan import ALONE, DIRECTIONS, JOINT, LOWEST, MAGNITUDE, MERGES, RANDOM, SPECIALIST, THIRD, WHOLE, Study
 from .text import HALVES
 
 Line = dict[str, Any]
@@ -46,7 +46,7 @@ def write(study: Study, seeds: Sequence[int], lines: Sequence[Line], out: Path, 
         text += [f"## {NAMES[direction].capitalize()}", "", *_rankings(study, direction, seeds, out, folder)]
         if mine:
             text += [*_matrix(study, direction, mine), *_low(study, direction, mine), *_small(study, direction, mine)]
-            text += [*_thirds(study, direction, mine)]
+            text += [*_thirds(study, direction, mine), *_specialists(study, direction, mine)]
         text += [*_claims(study, direction, seeds, mine, out)]
     page = folder / "report.md"
     page.write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -189,6 +189,28 @@ def _thirds(study: Study, direction: str, lines: Sequence[Line]) -> Iterator[str
     if len(rows) > 1:  # more than all heads
         yield f"BLEU with {kept} of {study.preset.total} heads, a third being removed and nothing fine-tuned:"
         yield from _table(["removed", *pairs, "mean"], rows)
+
+
+def _specialists(study: Study, direction: str, lines: Sequence[Line]) -> Iterator[str]:
+    pairs, preset = study.directed(direction), study.preset
+    names = {
+        "dense": "the model of all pairs",
+        SPECIALIST: "the specialist of the pair",
+        WHOLE: "all heads, trained on likewise",
+    }
+    arms = {name: [_of(lines, arm, pair) for pair in pairs] for arm, name in names.items()}
+    if not all(map(all, arms.values())):
+        return
+    yield (
+        f"BLEU of the specialist of a pair: {preset.most_kept} of {preset.total} heads by the pair's own ranking, trained on for {preset.special} epochs "
+        "of the pair alone; beside the model that it comes from, as it is and trained on likewise."
+    )
+    rows = []
+    for name, found in arms.items():
+        first, means = found[0][0], [statistics.mean(line["bleu"] for line in each) for each in found]
+        sizes = [str(first["kept"]), f"{first['parameters']:,}"]
+        rows.append([name, *sizes, *map(_mean, found), _number(statistics.mean(means))])
+    yield from _table(["model", "heads", "its parameters", *pairs, "mean"], rows)
 
 
 def _claims(study: Study, direction: str, seeds: Sequence[int], lines: Sequence[Line], out: Path) -> Iterator[str]:
