@@ -13,9 +13,13 @@ from typing import Any
 import torch
 from commands import run as run_command
 from hypothesis import strategies as st
+from measured import made_up_costs
 
+from fairseq_dsp.files.checkpoint import read_checkpoint
+from fairseq_dsp.options.costing import sizes_of
+from fairseq_dsp.plugin.building import load_model
 from tests.campaigns import mutations
-from tests.campaigns.material import Material
+from tests.campaigns.material import LAYOUT, Material
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,14 @@ class Source:
 
     def __init__(self, made: Material, folder: Path, marker: Path) -> None:
         self.made, self.folder, self.marker = made, folder, marker
-        self.bytes = {path: path.read_bytes() for path in (made.trained, made.pruned)}
+        self.bytes = {path: path.read_bytes() for path in (made.trained, made.pruned, made.narrow)}
         self.boundaries = {path: mutations.boundaries_of(content) for path, content in self.bytes.items()}
-        self.state = torch.load(made.trained, weights_only=True)
-        score = [made.data, "--path", made.dense, "--scorer", "magnitude", "--output", folder / "scores.json", "--cpu"]
-        done = run_command("fairseq_dsp.cli.score", *score, folder=folder)
-        assert done.code == 0, done.err
-        self.scores = json.loads((folder / "scores.json").read_text())
+        self.state, self.narrow = (torch.load(path, weights_only=True) for path in (made.trained, made.narrow))
+        self.scores = self._scores("heads.json")
+        self.scores_of_kinds = self._scores("kinds.json", "--units", "heads,ffn", "--ffn-group", "4")
+        sizes = sizes_of(load_model(read_checkpoint(str(made.dense))))
+        self.costs = json.loads(made_up_costs(sizes).text())
+        self._file("costs.json", json.dumps(self.costs).encode())
         self.results = [json.loads(line) for line in made.results.read_text().splitlines()]
 
     def cases(self) -> st.SearchStrategy[Case]:
@@ -74,10 +79,19 @@ class Source:
             mutations.layout_texts().map(self.layout),
             st.builds(self.budget, mutations.BUDGETS),
             st.builds(self.score, mutations.json_files([self.scores], lines=False), st.integers(0, 12)),
+            mutations.json_files([self.scores_of_kinds], lines=False).map(self.score_of_kinds),
+            mutations.budget_texts().map(self.measure),
+            mutations.json_files([self.costs], lines=False).map(self.cost),
             mutations.json_files(self.results, lines=True).map(self.result),
-            st.builds(self.options, mutations.options(self.state), commands),
             st.builds(self.acting, mutations.acting_options(self.state, self.marker), commands),
-            st.builds(self.weights, mutations.weights(self.state), commands),
+            *(
+                strategy
+                for state in (self.state, self.narrow)
+                for strategy in (
+                    st.builds(self.options, mutations.options(state), commands, st.just(state)),
+                    st.builds(self.weights, mutations.weights(state), commands),
+                )
+            ),
             *(
                 st.builds(self.damage, mutations.damaged(content, self.boundaries[path]), commands, st.just(path))
                 for path, content in self.bytes.items()
@@ -106,13 +120,31 @@ class Source:
         arguments = (str(self.made.dense), "OUT", "--scores", path, "--unpruned-heads", str(heads))
         return Case("scores", "prune", arguments, heads, about=repr(content[:300]))
 
+    def score_of_kinds(self, content: bytes) -> Case:
+        return self._measured("scores", content, "broken-kinds.json", "parameters=0.8")
+
+    def measure(self, text: str) -> Case:
+        return self._measured("budget", None, "kinds.json", text)
+
+    def cost(self, content: bytes) -> Case:
+        return self._measured("costs", content, "kinds.json", "latency=0.6", "broken-costs.json")
+
+    def _measured(self, kind: str, content: bytes | None, scores: str, budget: str, costs: str = "costs.json") -> Case:
+        """A cut of the dense checkpoint to a budget of a measure; `content` is that of the file whose name begins with `broken`."""
+        about = repr(budget if content is None else content[:300])
+        if content is not None:
+            self._file(scores if scores.startswith("broken") else costs, content)
+        words = [str(self.made.dense), "OUT", "--scores", str(self.folder / scores), f"--budget={budget}"]
+        words += ["--costs", str(self.folder / costs)] if "latency" in budget else []
+        return Case(kind, "prune", tuple(words), about=about)
+
     def result(self, content: bytes) -> Case:
         return Case(
             "results", "report", (self._file("results.jsonl", content), "--output", "OUT"), about=repr(content[:2000])
         )
 
-    def options(self, state: Any, command: tuple[str, ...]) -> Case:
-        text = str(_differences(state, self.state))
+    def options(self, state: Any, command: tuple[str, ...], whole: Any) -> Case:
+        text = str(_differences(state, whole))
         return self._case("options", self._checkpoint(state), command, about=text)
 
     def acting(self, changed: tuple[Any, str], command: tuple[str, ...]) -> Case:
@@ -134,7 +166,7 @@ class Source:
     def _commands(self) -> tuple[tuple[str, ...], ...]:
         """What is done with a checkpoint, `broken`; often what is there twice."""
         return (
-            ("prune", "broken", "OUT"), ("prune", "broken", "OUT"), ("prune", "broken", "OUT", "--layout", mutations.LAYOUT),
+            ("prune", "broken", "OUT"), ("prune", "broken", "OUT"), ("prune", "broken", "OUT", "--layout", LAYOUT),
             ("average", "OUT", "broken", "broken"), ("export", "broken", "OUT", "--format", "dense"),
             ("score", str(self.made.data), "--path", "broken", "--scorer", "magnitude", "--output", "OUT", "--cpu"),
         )  # fmt: skip
@@ -148,6 +180,14 @@ class Source:
         with contextlib.suppress(Exception):  # what torch cannot save no user has
             torch.save(state, path)
         return str(path)
+
+    def _scores(self, name: str, *extra: str) -> Any:
+        """Scores of the dense checkpoint, which are kept in the folder too."""
+        path = self.folder / name
+        score = [self.made.data, "--path", self.made.dense, "--scorer", "magnitude", *extra, "--output", path, "--cpu"]
+        done = run_command("fairseq_dsp.cli.score", *score, folder=self.folder)
+        assert done.code == 0, done.err
+        return json.loads(path.read_text())
 
     def _file(self, name: str, content: bytes) -> str:
         (self.folder / name).write_bytes(content)

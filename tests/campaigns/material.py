@@ -16,6 +16,9 @@ import made_up
 from commands import PREPROCESS, QUIET, budget, prune, run, train
 
 LAYOUT = "enc:10.01/dec:11.00/cross:01.00"
+NEURONS = (
+    "ffn-enc:11110000.00000000/ffn-dec:01111111.11111101"  # in groups of two: some, none and nearly all of a layer
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Material:
         dense: a checkpoint of stock fairseq, 12 heads.
         trained: trained with a budget of 5 heads, which are fixed; not rewritten.
         pruned: `trained`, rewritten.
+        narrow: `trained`, rewritten without some of its neurons (format 2).
         results: results of runs that never were.
     """
 
@@ -34,6 +38,7 @@ class Material:
     dense: Path
     trained: Path
     pruned: Path
+    narrow: Path
     results: Path
 
 
@@ -54,8 +59,10 @@ def make(folder: Path) -> Material:
     train(folder / "bin", folder / "trained", *QUIET, *budget(5, cooldown=2), "--max-update", 4)
     dense, trained = (folder / name / "checkpoint_last.pt" for name in ("dense", "trained"))
     prune(trained, folder / "pruned.pt")
+    prune(trained, folder / "narrow.pt", "--layout", f"{LAYOUT}/{NEURONS}")
     few = [made_up.run("dense", 36), *(made_up.run(kept=kept) for kept in (12, 6))]
-    return Material(folder / "bin", dense, trained, folder / "pruned.pt", made_up.write(folder / "results.jsonl", few))
+    results = made_up.write(folder / "results.jsonl", few)
+    return Material(folder / "bin", dense, trained, folder / "pruned.pt", folder / "narrow.pt", results)
 
 
 def parser(description: str, **counts: tuple[int, str]) -> argparse.ArgumentParser:

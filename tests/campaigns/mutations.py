@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-LAYOUT = "enc:10.01/dec:11.00/cross:01.00"
+from tests.campaigns.material import LAYOUT, NEURONS
 
 _TEXTS = (
     "",
@@ -68,15 +68,31 @@ BUDGETS = st.one_of(
 )  # fmt: skip
 
 
+LAYOUTS = (LAYOUT, "enc:11.11/dec:11.11/cross:11.11", "enc:/dec:/cross:", f"{LAYOUT}/{NEURONS}")
+MEASURES = ("5", "0.5", "heads=5,ffn=9", "parameters=0.8", "parameters=2.3k", "macs=0.7", "latency=0.6")
+
+
+def layout_texts() -> st.SearchStrategy[str]:
+    """A layout, changed; or any text."""
+    return _changed_texts(LAYOUTS, ("0", "1", ".", "/", ":", "enc:", "ffn-dec:", "1" * 5000))
+
+
+def budget_texts() -> st.SearchStrategy[str]:
+    """A budget of a measure, changed; or any text."""
+    return _changed_texts(
+        MEASURES, ("0", "1", ".", "=", ",", "-", "e9", "k", "ffn=", "macs=", "latency=", "nan", "9" * 5000)
+    )
+
+
 @st.composite
-def layout_texts(draw: st.DrawFn) -> str:
-    """A layout with a few characters replaced, removed or put in; or any text."""
+def _changed_texts(draw: st.DrawFn, texts: tuple[str, ...], pieces: tuple[str, ...]) -> str:
+    """One of the texts with a few characters replaced, removed or put in; or any text."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.text(max_size=60))
-    text = draw(st.sampled_from((LAYOUT, "enc:11.11/dec:11.11/cross:11.11", "enc:/dec:/cross:")))
+    text = draw(st.sampled_from(texts))
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.integers(0, len(text)))
-        piece = draw(st.one_of(st.sampled_from(("0", "1", ".", "/", ":", "enc:", "1" * 5000)), st.characters()))
+        piece = draw(st.one_of(st.sampled_from(pieces), st.characters()))
         text = text[:place] + piece + text[place + draw(st.integers(0, 2)) :]
     return text
 

@@ -10,22 +10,30 @@ from pathlib import Path
 
 import made_up
 import pytest
-from commands import ROOT
+from commands import ROOT, prune
 
 sys.path.append(str(ROOT))
 
 from tests.campaigns import folders, fuzz, kills, mutations, naming, reproducing, soak
 from tests.campaigns.cases import Case, Source
 from tests.campaigns.judging import Judge
-from tests.campaigns.material import Material, Tally
+from tests.campaigns.material import LAYOUT, NEURONS, Material, Tally
 
 TARGETS = kills.targets
 
 
+@pytest.fixture(scope="session")
+def narrow(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`trained`, rewritten without some of its neurons."""
+    target = tmp_path_factory.mktemp("narrow") / "narrow.pt"
+    prune(trained, target, "--layout", f"{LAYOUT}/{NEURONS}")
+    return target
+
+
 @pytest.fixture
-def made(data: Path, dense: Path, trained: Path, pruned: Path, tmp_path: Path) -> Material:
+def made(data: Path, dense: Path, trained: Path, pruned: Path, narrow: Path, tmp_path: Path) -> Material:
     results = made_up.write(tmp_path / "results.jsonl", [made_up.run("dense", 36), made_up.run(), made_up.run(kept=12)])
-    return Material(data, dense, trained, pruned, results)
+    return Material(data, dense, trained, pruned, narrow, results)
 
 
 @pytest.fixture(params=["two", pytest.param("all", marks=pytest.mark.slow)])
@@ -81,7 +89,7 @@ def test_broken_inputs(real: int, made: Material, tmp_path: Path):
     fuzz.run(made, tmp_path, 60, real, 1, tally)
     assert tally.done == 60 + real
     assert not tally.failures
-    kinds = {"layout", "budget", "scores", "results", "options", "acting options", "weights", "bytes"}
+    kinds = {"layout", "budget", "scores", "costs", "results", "options", "acting options", "weights", "bytes"}
     assert len(kinds & tally.figures.keys()) >= 6  # of so few cases a kind may have none
     assert tally.figures["refused"] > 20
 
