@@ -129,12 +129,13 @@ def _run(study: Study, args: argparse.Namespace, place: Place) -> int:
     finished: set[str] = set()
     first = [run for each in planners for run in each.first()]
     failed = run_all(first, place, args.jobs, deadline, ended, finished)
-    arms = []
+    arms, last = [], []
     for each in planners:
         found = rankings(place.out, each.direction, each.seed, each.pairs)
         if len(found) == len(each.pairs):
             arms += each.arms(lambda pair, k, found=found: lowest_layout(found[pair], k))
-    failed += run_all(arms, place, args.jobs, deadline, ended, finished)
+            last += each.specialists()
+    failed += run_all(arms + last, place, args.jobs, deadline, ended, finished)
     place.say(f"{len(lines)} models measured: {place.out / 'report/report.md'}")
     return 1 if failed else 0
 

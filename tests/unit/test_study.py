@@ -50,7 +50,7 @@ def words_after(words, option):
 class TestPlan:
     def test_every_run_reads_what_an_earlier_one_makes(self, direction):
         planner = plan.Planner(STUDY, direction, 2)
-        runs = planner.first() + planner.arms(lambda pair, k: str(LAYOUT))
+        runs = planner.first() + planner.arms(lambda pair, k: str(LAYOUT)) + planner.specialists()
         made: set[str] = set()
         for run in runs:
             assert all(name in {each.name for each in runs} for name in run.needs)
@@ -94,6 +94,25 @@ class TestPlan:
         assert not any(run.method.endswith(plan.LOWEST) for run in planner.arms(None))
         first = {run.method for run in planner.first()}
         assert {"dense", "scores", plan.JOINT, *(f"{plan.ALONE}-{pair}" for pair in pairs)} == first
+
+    def test_a_specialist_and_the_whole_model_are_trained_on_alike(self, direction):
+        planner = plan.Planner(STUDY, direction, 1)
+        runs = {(run.method, run.name.partition("-on-")[2]): run for run in planner.specialists()}
+        assert runs.keys() == {(arm, pair) for arm in (plan.SPECIALIST, plan.WHOLE) for pair in planner.pairs}
+        for pair in planner.pairs:
+            special, whole = (runs[arm, pair] for arm in (plan.SPECIALIST, plan.WHOLE))
+            assert (special.budget, whole.budget) == (PRESET.most_kept, PRESET.total)
+            one, other = (next(step.words for step in run.steps if step.trains) for run in (special, whole))
+            for option in ("--lang-pairs", "--max-epoch", "--lr", "--warmup-updates", "--seed"):
+                assert words_after(one, option) == words_after(other, option)
+            assert words_after(one, "--lang-pairs") == pair
+            assert (
+                words_after(one, "--finetune-from-model")
+                == words_after(one, "--head-layout")
+                == special.steps[0].output
+            )
+            assert words_after(other, "--finetune-from-model") == planner.dense
+            assert [step.name for step in special.steps] == ["prune", "train", f"generate.{pair}"]
 
 
 @settings(deadline=None)
@@ -155,6 +174,8 @@ def test_the_report_says_what_lines_and_rankings_say(tmp_path):
         lines += [{**alone, "arm": f"bilingual-dsp-{pair}", "pair": pair, "bleu": 2.0 + n}]
         lines += [{**alone, "arm": "third", "pair": pair, "bleu": 4.0 + n}]
         lines += [{**alone, "arm": f"third-random{m}", "pair": pair, "bleu": m + n} for m in (1, 2)]
+        lines += [{**alone, "arm": "specialist", "tuned": pair, "pair": pair, "bleu": 5.5 + n, "kept": 4}]
+        lines += [{**alone, "arm": "whole", "tuned": pair, "pair": pair, "bleu": 5.6 + n, "kept": 6}]
     page = report.write(STUDY, (1, 2), lines, tmp_path, {"hardware": "made up"}).read_text()
     assert "| two pairs, one model | 1.00 (1.00 to 1.00) | 1.00 |" in page
     assert page.count("| one pair, two models (seeds) |") == 1
@@ -171,6 +192,8 @@ def test_the_report_says_what_lines_and_rankings_say(tmp_path):
     assert "DSP over all pairs |" not in page  # no run of it is finished
     assert "| the lowest for the pair | 4.0 | 5.0 | 6.0 | 5.0 |" in page
     assert "| random ones | 1.5 ± 0.7 |" in page
+    assert "| the specialist of the pair | 4 | 1 | 5.5 | 6.5 | 7.5 | 6.5 |" in page
+    assert "| all heads, trained on likewise | 6 | 1 | 5.6 | 6.6 | 7.6 | 6.6 |" in page
     claims = [line for line in page.splitlines() if line.startswith(("| Ma et al.", "| Kim et al."))]
     assert len(claims) == 3
     assert "rho 1.00, by sublayer 1.00 (chance " in claims[0]

@@ -85,7 +85,7 @@ class Planner:
             runs.append(self._cut(LOWEST, [self.low], [self.low], ["--layout", lowest(self.low, self.preset.kept)]))
         for name in ("all", *MERGES):  # one small model for all pairs
             runs.append(self._cut(name, self.pairs, self.pairs, ["--scores", self._scores(name)]))
-        return runs + self._thirds(lowest) + [run for pair in self.pairs for run in self._specialists(pair)]
+        return runs + self._thirds(lowest)
 
     def _thirds(self, lowest: Callable[[str, int], str] | None) -> list[Run]:
         """A third of the heads gone: those that matter least to the pair, random ones, and those that matter most."""
@@ -101,10 +101,13 @@ class Planner:
             runs.append(self._bare(f"{THIRD}-{RANDOM}{number}", "", self.pairs, choice, [step]))
         return runs
 
-    def _specialists(self, pair: str) -> list[Run]:
-        """The model without the third of its heads that matters least to the pair, trained on for it; and with all, trained on likewise."""
-        choice = ["--scores", self._scores(pair), "--unpruned-heads", self.preset.most_kept]
-        return [self._special(SPECIALIST, pair, choice), self._special(WHOLE, pair, [])]
+    def specialists(self) -> list[Run]:
+        """The model without the third of its heads that matters least to a pair, trained on for it; and with all, trained on likewise."""
+        runs = []
+        for pair in self.pairs:
+            choice = ["--scores", self._scores(pair), "--unpruned-heads", self.preset.most_kept]
+            runs += [self._special(SPECIALIST, pair, choice), self._special(WHOLE, pair, [])]
+        return runs
 
     def _special(self, arm: str, pair: str, choice: Iterable[Any]) -> Run:
         name, start, steps, given = f"{self.base}-{arm}-on-{pair}", self.dense, [], []
