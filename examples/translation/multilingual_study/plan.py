@@ -15,6 +15,7 @@ from reproduction.steps import PLUGIN, Run, Step
 from .presets import Preset
 from .text import DATA, HALVES
 
+TASK = "translation_multi_simple_epoch"
 DIRECTIONS = ("o2m", "m2o")
 MERGES = ("sum", "max", "worst")
 RANDOM, LOWEST, MAGNITUDE, JOINT, ALONE = "random", "lowest", "magnitude", "joint-dsp", "bilingual-dsp"
@@ -186,13 +187,8 @@ class Planner:
 
     def _run(self, name: str, arm: str, steps: Sequence[Step], deployed: str, tested: Sequence[str], needs: tuple[str, ...] = ()) -> Run:  # fmt: skip
         generating = [self._generate(deployed, pair) for pair in tested]
-        kept = (
-            self.preset.total
-            if arm in ("dense", WHOLE)
-            else self.preset.most_kept
-            if arm.startswith((THIRD, SPECIALIST))
-            else self.preset.kept
-        )
+        kept = self.preset.most_kept if arm.startswith((THIRD, SPECIALIST)) else self.preset.kept
+        kept = self.preset.total if arm in ("dense", WHOLE) else kept
         return Run(name, arm, kept, self.seed, (*steps, *generating), needs, deployed)
 
     def _scores(self, name: str) -> str:
@@ -205,16 +201,10 @@ class Planner:
         return ["--langs", ",".join([self.study.hub, *self.study.others()]), "--encoder-langtok", token]
 
     def _training(self, name: str, pairs: Sequence[str], epochs: int, rate: float, *extra: Any, stock: bool = False, warmup: int | None = None) -> tuple[str, ...]:  # fmt: skip
-        preset, task = self.preset, "translation_multi_simple_epoch"
-        learns = "--unpruned-heads" in extra
-        words: list[Any] = ["fairseq-train", DATA, "--user-dir", PLUGIN, "--task", task if stock else f"{task}_dsp"]
-        words += [
-            "--arch",
-            "transformer" if stock else "dsp_transformer",
-            "--lang-pairs",
-            ",".join(pairs),
-            *self._languages(),
-        ]
+        preset, learns = self.preset, "--unpruned-heads" in extra
+        task, arch = (TASK, "transformer") if stock else (f"{TASK}_dsp", "dsp_transformer")
+        words: list[Any] = ["fairseq-train", DATA, "--user-dir", PLUGIN, "--task", task, "--arch", arch]
+        words += ["--lang-pairs", ",".join(pairs), *self._languages()]
         words += [
             "--criterion",
             "label_smoothed_cross_entropy" + ("_dsp" if learns else ""),
@@ -223,56 +213,22 @@ class Planner:
         ]
         words += ["--optimizer", "dsp_adam" if learns else "adam", "--adam-betas", "(0.9, 0.98)"]
         for side in ("encoder", "decoder"):
-            words += [
-                f"--{side}-layers",
-                preset.layers,
-                f"--{side}-attention-heads",
-                preset.heads,
-                f"--{side}-normalize-before",
-            ]
-            words += [f"--{side}-embed-dim", preset.width, f"--{side}-ffn-embed-dim", preset.inner]
-        words += ["--share-all-embeddings", "--dropout", "0.1", "--weight-decay", "0.0001", "--lr", f"{rate:g}"]
-        words += [
-            "--lr-scheduler",
-            "inverse_sqrt",
-            "--warmup-updates",
-            preset.warmup if warmup is None else warmup,
-            "--max-tokens",
-            preset.max_tokens,
-        ]
-        words += [
-            "--max-epoch",
-            epochs,
-            "--seed",
-            self.seed,
-            "--sampling-method",
-            "temperature",
-            "--sampling-temperature",
-            2,
-        ]
-        words += [
-            "--required-batch-size-multiple",
-            1,
-            "--no-epoch-checkpoints",
-            "--no-progress-bar",
-            "--log-interval",
-            100,
-        ]
+            shape = f"--{side}-layers {preset.layers} --{side}-attention-heads {preset.heads} --{side}-normalize-before"
+            words += f"{shape} --{side}-embed-dim {preset.width} --{side}-ffn-embed-dim {preset.inner}".split()
+        warm = preset.warmup if warmup is None else warmup
+        words += f"--share-all-embeddings --dropout 0.1 --weight-decay 0.0001 --lr {rate:g}".split()
+        words += f"--lr-scheduler inverse_sqrt --warmup-updates {warm} --max-tokens {preset.max_tokens}".split()
+        words += (
+            f"--max-epoch {epochs} --seed {self.seed} --sampling-method temperature --sampling-temperature 2".split()
+        )
+        words += "--required-batch-size-multiple 1 --no-epoch-checkpoints --no-progress-bar --log-interval 100".split()
         words += ["--save-dir", f"runs/{name}/checkpoints", "--num-workers", 0, *self._device(), *extra]
         words += [] if stock else ["--best-checkpoint-metric", "nll_loss_mean"]
         return tuple(map(str, words))
 
     def _generate(self, checkpoint: str, pair: str) -> Step:
         source, target = pair.split("-")
-        words = [
-            DATA,
-            "--user-dir",
-            PLUGIN,
-            "--task",
-            "translation_multi_simple_epoch",
-            "--lang-pairs",
-            ",".join(self.pairs),
-        ]
+        words = [DATA, "--user-dir", PLUGIN, "--task", TASK, "--lang-pairs", ",".join(self.pairs)]
         words += [*self._languages(), "-s", source, "-t", target, "--path", checkpoint, "--beam", 4]
         words += ["--batch-size", 128, "--required-batch-size-multiple", 1, "--num-workers", 0, *self._device()]
         words += ["--remove-bpe", "sentencepiece"] if self.preset.words else []
