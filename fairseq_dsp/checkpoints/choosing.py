@@ -86,8 +86,15 @@ def choose_layout(
         raise Refusal(budget_of_a_range(gates.nested.low, gates.nested.high, budget))
     if not 0 <= budget <= gates.grid.total:
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
-    floors = gates.floors if budget >= fewest(gates.floors) else ()
+    floors = gates.floors if budget else ()
+    if budget < fewest(floors):
+        raise Refusal(below_floors("--unpruned-heads", fewest(floors), budget))
     return gates.chosen.keep(top_k_above_floors(gates.ranking(), budget, floors))
+
+
+def below_floors(option: str, least: int, given: int | str) -> str:
+    """The sentence on a budget that leaves less than the floor of the training keeps."""
+    return f"`{option}` must leave room for the {least} of cross-attention that the training's `--cross-floor` keeps, but is {given}."
 
 
 def refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | None, by: str) -> None:
@@ -185,9 +192,23 @@ def choose_under(
             floors = _floors(chosen, "1" if floor is None and limit > 0 else floor, own, limit, request)
         elif chosen.grid.of("cross") and model.head_gates is not None:
             floors = model.head_gates.floors
+        if scores is None and limit == 0 and request.measure == COUNT:
+            floors = ()
         choose = keep_best if scores is not None and scores.is_sum else keep_first
-        best = choose(_values_at(values, scored, chosen.grid), Layout.full(chosen.grid), own, limit, floors)
+        try:
+            best = choose(_values_at(values, scored, chosen.grid), Layout.full(chosen.grid), own, limit, floors)
+        except ValueError:
+            if scores is not None:  # whose floors have been looked at
+                raise
+            raise Refusal(below_floors(OPTION, fewest(floors), request.text)) from None
         kept = kept.also_within(chosen.keep([float(mark) for mark in best.kept]))
+    if scores is None and isinstance(model.head_gates, NestedGates):
+        nested = model.head_gates.nested
+        if not nested.low <= kept.count <= nested.high:
+            raise Refusal(
+                f"`{OPTION}` must leave {nested.low} to {nested.high} heads, for which the checkpoint was trained, but {request.text} leaves "
+                f"{kept.count}."
+            )
     counts = [count for _, count in limits if count is not None]
     return Account(demand, costs, sum(counts) if counts else request.limit(costs), kept)
 

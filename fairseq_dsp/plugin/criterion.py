@@ -74,9 +74,9 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
         self._prepared = cfg is None
         self._languages = languages_of(getattr(task, "args", None))
         self._words = {"encoder": len(getattr(task, "source_dictionary", ())), "decoder": len(task.target_dictionary)}
-        self._apart: torch.Tensor | None = None
+        self._apart: list[torch.Tensor] = []  # of every pass of the batch that the teacher has taught; likewise:
+        self._seconds: list[float] = []
         self._said: torch.Tensor | None = None
-        self._seconds = 0.0
 
     def prepare(self) -> None:
         """Reads the teacher, once. Called when training starts: fairseq builds criterions for validation too.
@@ -117,9 +117,10 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
             loss, sample_size, logged = self._of_each(gates, lambda: self._of_pass(model, sample, reduce))
         else:
             loss, sample_size, logged = self._of_pass(model, sample, reduce)
-        if self._apart is not None:
-            logged |= {"teacher_kl": self._apart, "teacher_seconds": self._seconds, "teacher_batches": 1}
-            self._apart = None
+        if self._apart:
+            apart = sum(self._apart) / len(self._apart)
+            logged |= {"teacher_kl": apart, "teacher_seconds": sum(self._seconds), "teacher_batches": 1}
+            self._apart, self._seconds = [], []
         if gates is not None and model.training:
             penalty = gates.penalty()
             if penalty is not None:
@@ -171,8 +172,8 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
         if self.teacher is not None and model.training:
             begin = time.perf_counter()
             teacher = self.teacher.logits(dsp_model, sample["net_input"])
-            self._seconds = time.perf_counter() - begin
-            loss, nll, self._apart = distilled_nll(
+            seconds = time.perf_counter() - begin
+            loss, nll, apart = distilled_nll(
                 net_output[0].flatten(0, -2),
                 target.flatten(),
                 self.eps,
@@ -180,6 +181,9 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
                 teacher.flatten(0, -2),
                 self.share,
             )
+            if isinstance(self.teacher, Teacher):  # what the model has said itself is none of `--teacher`
+                self._apart.append(apart)
+                self._seconds.append(seconds)
             return loss, nll
         return label_smoothed_nll(net_output[0].flatten(0, -2), target.flatten(), self.eps, self.padding_idx)
 

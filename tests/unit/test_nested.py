@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import assert_same, build_gated, few_examples, gradients, many_examples, randomise, scores, sentences
+from models import assert_same, build, build_gated, few_examples, gradients, many_examples, randomise, scores, sentences
 
+from fairseq_dsp.checkpoints.account import Demand
+from fairseq_dsp.checkpoints.choosing import choose_under
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS
@@ -21,7 +23,9 @@ from fairseq_dsp.methods.schedule import Scheduled
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.progress import at_each_budget
+from fairseq_dsp.plugin.teacher import Teacher
 from fairseq_dsp.units.floors import floors_of, parse_floor, top_k_above_floors
+from fairseq_dsp.units.request import parse_budget
 
 HEADS = 18
 NESTING = [name for name, method in METHODS.items() if issubclass(method, Scheduled)]
@@ -245,6 +249,32 @@ class TestSandwich:
             assert_same(found[name], parameter.grad, 1e-8)
         assert (criterion.teacher, criterion.share) == (None, 0.0)
 
+    @pytest.mark.parametrize("share", [None, 0.5])
+    @pytest.mark.parametrize("taught", [False, True])
+    def test_logs_the_teacher_s_divergence_and_time_and_not_its_own(self, share, taught):
+        model = model_of(sandwich=True, self_distillation=share, update=12).train()
+        criterion, sample, asked = criterion_of(model), batch(), []
+        if taught:
+
+            class Counted(Teacher):
+                def logits(self, student, net_input):
+                    asked.append(student(**net_input)[0].detach())
+                    return super().logits(student, net_input)
+
+            criterion.teach(Counted(build(head_layout=str(model.layout))), 0.3)
+        _, _, logged = criterion(model, sample)
+        assert ("teacher_kl" in logged, "teacher_seconds" in logged) == (taught, taught)
+        if not taught:
+            return
+        target, sure = sample["target"].flatten(), criterion.teacher.model(**sample["net_input"])[0].log_softmax(-1)
+        apart = [
+            (sure.exp() * (sure - each.log_softmax(-1))).sum(-1).flatten()[target != 1].sum().item() for each in asked
+        ]
+        assert len(apart) == (1 if share else 3)  # a model that teaches itself is taught at its largest budget alone
+        assert float(logged["teacher_kl"]) == pytest.approx(sum(apart) / len(apart))
+        _, _, again = criterion(model, sample)
+        assert float(again["teacher_kl"]) == pytest.approx(float(logged["teacher_kl"]))
+
     def test_one_pass_is_that_of_the_drawn_budget(self):
         model = model_of(update=12).train()
         drawn = model.head_gates.nested.drawn_at(12)
@@ -278,3 +308,11 @@ def test_nobody_deploys_it_without_saying_for_how_many_heads():
     for deploying in (model.deployed_layout, model.bake):
         with pytest.raises(Refusal, match="how many heads to keep"):
             deploying()
+
+
+def test_a_budget_in_another_measure_leaves_what_it_was_trained_for_or_is_refused():
+    model = model_of(update=12).eval()
+    assert choose_under(model, None, Demand(parse_budget("5")), None, None).layout == model.deployed_layout(5)
+    for text, count in (("2", 2), ("0.1", 1)):
+        with pytest.raises(Refusal, match=f"must leave 3 to 18 heads, .* but {text} leaves {count}"):
+            choose_under(model, None, Demand(parse_budget(text)), None, None)
