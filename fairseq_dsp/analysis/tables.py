@@ -50,7 +50,7 @@ def by_budget(records: Sequence[Record], figure: str) -> Table:
     groups = {(group.method, group.kept): group for group in grouped(records)}
     budgets = sorted({kept for _, kept in groups}, reverse=True)
     methods = list(dict.fromkeys(method for method, _ in groups))
-    counts = {len(group.records) for group in groups.values()}
+    counts = {len(group.values(figure)) for group in groups.values()} - {0} or {1}
     many = len(counts) > 1
     rows = [(method, *(_cell(groups.get((method, kept)), figure, many) for kept in budgets)) for method in methods]
     note = _spread_note(list(groups.values()))
@@ -143,12 +143,12 @@ def over_seeds(records: Sequence[Record], against: str) -> Table | None:
             figure: paired(_by_seed_of(group, figure), _by_seed_of(base, figure)) for figure in (NATS, "sacrebleu")
         }
         if any(found.values()):
-            seeds = max(each.seeds for each in found.values() if each)
+            seeds = dict.fromkeys(str(each.seeds) for each in found.values() if each)
             rows.append(
                 (
                     group.method,
                     group.size,
-                    str(seeds),
+                    " / ".join(seeds),
                     *(cell for figure in found for cell in _compared(found[figure], figure)),
                 )
             )
@@ -157,7 +157,7 @@ def over_seeds(records: Sequence[Record], against: str) -> Table | None:
     return Table(
         f"Against {against}, over seeds",
         f"Difference to {against}, the mean over seeds that both have ± its standard error; p is of Student's paired test over these "
-        "seeds, two-sided and not corrected for the number of tests. One seed has neither.",
+        "seeds, two-sided and not corrected for the number of tests. One seed has neither. Of two numbers, the first is of nats.",
         ("method", _column(records), "seeds", "nats", "p (nats)", "sacreBLEU", "p (sacreBLEU)"),
         tuple(rows),
     )

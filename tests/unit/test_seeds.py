@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +117,15 @@ def test_without_losses_sacrebleu_decides_whether_heads_matter(tmp_path):
     (row,) = do_heads_matter(found).rows
     assert row[1] == "sacreBLEU"
     assert row[5] == row[8] == "–"
+
+
+def test_seeds_that_lack_a_figure_are_not_counted_for_it(tmp_path):
+    found = records(tmp_path, {("dense", 36): [2.0, 2.1, 2.3], ("a", 6): [3.0, 3.2, 3.3]})
+    lacking = [replace(each, valid_nats=None) if (each.method, each.seed) == ("a", 3) else each for each in found]
+    assert by_budget(lacking, NATS).rows == (("dense", "2.133 ± 0.153 (3)", "–"), ("a", "–", "3.100 ± 0.141 (2)"))
+    (row,) = over_seeds(lacking, "dense").rows
+    assert row[2] == "2 / 3"
+    (row,) = over_seeds(found, "dense").rows
+    assert row[2] == "3"
+    for runs in (found, lacking):
+        assert by_budget(runs, "sacrebleu").note.endswith(" 3 seeds each.")
