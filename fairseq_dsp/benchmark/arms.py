@@ -110,6 +110,8 @@ def parse_arm(text: str) -> Arm:
     if cuts and not reasons:
         with noted(reasons):
             make_scorer(name, dict(options))
+    if not cuts and (share := dict(options).get(DISTILLATION)) is not None and not _is_share(share):
+        reasons.append(f"`--methods {name}:{DISTILLATION}` must be above 0 and at most 1, but is {share}.")
     if not cuts and not reasons and (scorer := dict(options).get(IMPORTANCE_FROM)) is not None:
         if scorer not in SCORERS:
             reasons.append(
@@ -123,6 +125,13 @@ def parse_arm(text: str) -> Arm:
     if reasons:
         raise Refusal(*reasons)
     return Arm(label, name, tuple(sorted(options)), is_scorer=cuts)
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) <= 1
+    except ValueError:
+        return False
 
 
 def control_layout(arm: Arm, grid: Grid, k: int, seed: int, needed: Sequence[Head], source: Layout | None) -> Layout:

@@ -296,6 +296,8 @@ def test_differences_are_paired_by_seed() -> None:
          ["`--start` must be dense", "`--final-temperature`", "`--relaxation` belongs to dsp", "between 0 and 24"]),
         (["--methods", "dsp:importance_lr=much", "sufficient", "--kept", "2"], ["`--importance-lr`", "cannot keep 2 heads"]),
         (["--dense-updates", "5"], ["`--dense-updates`"]),
+        (["--start", "dense", "--methods", "dsp:distillation=much", "fixed:distillation=1.5"],
+         ["must be above 0 and at most 1, but is much", "must be above 0 and at most 1, but is 1.5"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused_at_once_and_leaves_nothing(
