@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods.method import Method, noise_for
-from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, cooldown_of
+from fairseq_dsp.methods.schedule import LEARNED_OPTIONS, cooldown_of, known_cooldown_of
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.subset import hard_concrete, logistic_noise, probability_open
 
@@ -46,11 +46,11 @@ class Lagrangian(Method):
 
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
-        found, end = super().objections(config), cooldown_of(config)
-        if config.lagrangian_warmup is not None and end >= 0 and not 0 <= config.lagrangian_warmup <= end:
-            found.append(
-                f"{flag('lagrangian_warmup')} must be between 0 and the cooldown ({end}), but is {config.lagrangian_warmup}."
-            )
+        found, end, warmup = super().objections(config), known_cooldown_of(config), config.lagrangian_warmup
+        if warmup is not None and end is None and warmup < 0:
+            found.append(f"{flag('lagrangian_warmup')} must be at least 0, but is {warmup}.")
+        elif warmup is not None and end is not None and end >= 0 and not 0 <= warmup <= end:
+            found.append(f"{flag('lagrangian_warmup')} must be between 0 and the cooldown ({end}), but is {warmup}.")
         return found
 
     @classmethod

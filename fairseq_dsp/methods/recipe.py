@@ -15,9 +15,9 @@ from typing import Any
 from fairseq_dsp.config import PruningConfig, flag
 from fairseq_dsp.methods import METHODS, method_class
 from fairseq_dsp.methods.dsp import RELAXATIONS, DifferentiableSubset
-from fairseq_dsp.methods.schedule import CUBIC
+from fairseq_dsp.methods.schedule import AUTO, CUBIC
 
-AUTO, PAPER = "auto", "paper"
+PAPER = "paper"
 RECIPES = (AUTO, PAPER)
 
 _WINDOW, _WINDOW_OF_IMPORTANCE_ALONE = 0.4, 0.9

@@ -11,6 +11,7 @@ from fairseq_dsp.units.budget import Budget, SplitBudget
 from fairseq_dsp.units.subset import annealed_budget
 
 CONSTANT, CUBIC = "constant", "cubic"
+AUTO = "auto"  # what `--recipe` takes for a window that follows from the length of the training
 # Options that every method takes which fixes heads, and those of a budget that falls.
 LEARNED_OPTIONS = ("pipelined", "cooldown_updates", "keep_sampling")
 SCHEDULE_OPTIONS = ("budget_schedule", "budget_start_updates")
@@ -24,6 +25,11 @@ def cooldown_of(config: PruningConfig) -> int:
     if config.cooldown_updates is not None:
         return config.cooldown_updates
     return PIPELINED_COOLDOWN_UPDATES if config.pipelined else COOLDOWN_UPDATES
+
+
+def known_cooldown_of(config: PruningConfig) -> int | None:
+    """S; None while a recipe has still to derive it. What must fit it is looked at again then."""
+    return None if config.recipe == AUTO and config.cooldown_updates is None else cooldown_of(config)
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,14 @@ class Scheduled(Method):
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         found = super().objections(config)
-        name, start = config.budget_schedule, config.budget_start_updates
+        name, start, end = config.budget_schedule, config.budget_start_updates, known_cooldown_of(config)
         if name not in (None, CONSTANT, CUBIC):
             found.append(f"{flag('budget_schedule')} must be {CONSTANT} or {CUBIC}, but is {name}.")
         elif start not in (None, 0) and name != CUBIC:
             found.append(f"{flag('budget_start_updates')} must come with `--budget-schedule {CUBIC}`, but is {start}.")
-        elif start is not None and not 0 <= start < max(cooldown_of(config), 1):
-            found.append(
-                f"{flag('budget_start_updates')} must be at least 0 and below {flag('cooldown_updates')} "
-                f"({cooldown_of(config)}), but is {start}."
-            )
+        elif start is not None and (start < 0 or end is not None and start >= max(end, 1)):
+            below = "" if end is None else f" and below {flag('cooldown_updates')} ({end})"
+            found.append(f"{flag('budget_start_updates')} must be at least 0{below}, but is {start}.")
         return found
 
     @staticmethod

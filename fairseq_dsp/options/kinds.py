@@ -72,19 +72,22 @@ def settle_kinds(cfg: Options) -> None:
         set_option(cfg, "prune", None)
 
 
-def refuse_slow_choice(gates: HeadGates | None) -> None:
+def refuse_unfit_relaxation(gates: HeadGates | None) -> None:
     """Asked when training starts: a checkpoint that was trained so is still read.
 
     Raises:
-        Refusal: of a relaxation that takes a step for each unit, where units are many. Heads alone were always chosen so.
+        Refusal: of a relaxation that takes a step for each unit, where units are many (heads alone were always chosen so), or cost
+            differently, for it counts them.
     """
     if gates is None or not isinstance(gates.method, DifferentiableSubset) or gates.method.relaxation == PROJECTION:
         return
-    budgets = (
-        () if gates.budget is None or gates.chosen.kinds == (HEADS.name,) else gates.budget.parts or (gates.budget,)
-    )
-    for budget in budgets:
-        if budget.count > _MOST_STEPS:
+    for budget in () if gates.budget is None else gates.budget.parts or (gates.budget,):
+        if not budget.is_even:
+            raise Refusal(
+                f"`--relaxation` must be {PROJECTION} for a `--budget` whose units cost differently, but is {gates.method.relaxation}, "
+                "which `--recipe paper`, or temperatures without a relaxation, stand for."
+            )
+        if budget.count > _MOST_STEPS and gates.chosen.kinds != (HEADS.name,):
             raise Refusal(
                 f"`--relaxation` must be {PROJECTION} for more than {_MOST_STEPS} units where others than heads are chosen, but is "
                 f"{gates.method.relaxation} for {budget.count}."

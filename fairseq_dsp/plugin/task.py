@@ -22,7 +22,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.options.costing import settle_budget
-from fairseq_dsp.options.kinds import refuse_slow_choice
+from fairseq_dsp.options.kinds import refuse_unfit_relaxation
 from fairseq_dsp.options.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.options.objections import objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.options.records import CriterionOptions, OptimizerOptions, TaskOptions, TrainingOptions, given_of_ours
@@ -31,7 +31,7 @@ from fairseq_dsp.plugin.best_metric import forget_earlier_runs, objections_to_me
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
-from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of, refuse_rates
+from fairseq_dsp.plugin.optimizer import dsp_adam_of, refuse_rates
 from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
 from fairseq_dsp.plugin.settling import Settling
 
@@ -133,7 +133,8 @@ class BudgetTask:
                 settle_budget(cfg, self.given.data, *self.given.languages)
             settle_floor(self._training, cfg)
             with noted(reasons):
-                reasons += objections(cfg) or self._settling.begin(cfg) or objections(cfg)
+                settled = self._settling.begin(cfg)  # first, for what is given must fit what it fills in
+                reasons += objections(cfg) or settled
             reasons += objections_to_unknown_options(cfg) + objections_to_lack_of_start(self._training, cfg)
             reasons += self.settle_languages(cfg)
             # an option that cannot be read is among the reasons already
@@ -144,7 +145,7 @@ class BudgetTask:
                 raise Refusal(*dict.fromkeys(reasons))
         model = super().build_model(cfg, from_checkpoint)
         with exit_on_refusal():
-            refuse_slow_choice(model.head_gates)
+            refuse_unfit_relaxation(model.head_gates)
             refuse_rates(OptimizerOptions.of(cfg).importance_lr_of, model.head_gates)
             start_importance(self._training, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None
@@ -196,7 +197,7 @@ class BudgetTask:
             return
         adam, gates = dsp_adam_of(optimizer, self.budget_name), unwrap(model).head_gates
         adam.importance_is_fixed = gates.is_fixed
-        adam.recipe_lr, adam.places = self._settling.importance_lr or IMPORTANCE_LR, gates.chosen.places()
+        adam.recipe_lr, adam.places = self._settling.rate(adam.cfg.importance_lr), gates.chosen.places()
         super().optimizer_step(optimizer, model, update_num)
         gates.end_update()
         if not gates.is_fixed:

@@ -14,6 +14,7 @@ from fairseq_dsp.config import get_option
 
 K = ["--unpruned-heads", 5]
 END = 10
+STOPPED = ["--stop-time-hours", 1e-9]  # after an update
 DERIVED = {"relaxation": "projection", "initial_temperature": 1.0, "final_temperature": 0.1, "cooldown_updates": 4}
 
 
@@ -120,6 +121,10 @@ def test_a_checkpoint_from_before_recipes_goes_on_as_it_began(data: Path, tmp_pa
     [
         ([], ["`--max-update` or `--max-epoch` must be given", "`--cooldown-updates`"]),
         (["--recipe", "auto", "--cooldown-updates", 20, "--max-update", 20], ["must be below `--max-update` 20"]),
+        (
+            ["--recipe", "auto", "--cooldown-updates", 16, "--max-epoch", 2],
+            ["`--cooldown-updates` must be below the 16 updates of `--max-epoch` 2"],
+        ),
         (["--recipe", "auto", "--relaxation", "successive-softmax", "--max-update", 9], ["which is another"]),
         (["--recipe", "auto", "--head-selection", "fixed", "--max-update", 9], ["`--recipe` belongs to dsp"]),
     ],
@@ -171,3 +176,27 @@ def test_hydra_derives_and_goes_on_as_the_command_line_does(dense: Path, data: P
     paths = [tmp_path / "run/save/checkpoint_last.pt", tmp_path / "save/checkpoint_last.pt"]
     assert different(*(tensors_of(path) for path in paths)) == []
     assert options(paths[0]) == options(paths[1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "option", "value"),
+    [
+        (["--recipe", "auto", "--final-temperature", 0.2], "final_temperature", 0.2),
+        (["--relaxation", "projection", "--final-temperature", 0.2], "final_temperature", 0.2),
+        (
+            ["--budget-schedule", "cubic", "--budget-start-updates", 15001, "--max-update", 50000, *STOPPED],
+            "budget_start_updates",
+            15001,
+        ),
+        (
+            ["--head-selection", "lagrangian", "--lagrangian-warmup", 15001, "--max-update", 50000, *STOPPED],
+            "lagrangian_warmup",
+            15001,
+        ),
+    ],
+)
+def test_what_is_given_must_fit_what_is_derived_and_not_the_paper_s(
+    flags: list, option: str, value: float, data: Path, tmp_path: Path
+):
+    train(data, tmp_path / "save", *QUIET, *K, "--max-update", 1, *flags)
+    assert get_option(load(tmp_path / "save/checkpoint_last.pt")["cfg"]["model"], option) == value

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import assert_same, build, layouts_of, many_examples, scores
 
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.options.kinds import refuse_slow_choice
+from fairseq_dsp.options.kinds import refuse_unfit_relaxation
 from fairseq_dsp.units.chosen import Chosen, default_kinds, parse_kinds, parse_rates
 from fairseq_dsp.units.costs import Costs
 from fairseq_dsp.units.groups import part_of
@@ -115,7 +115,7 @@ class TestTheSuccessiveSoftmax:
     def refused(self, kept, relaxation="successive-softmax", **options) -> bool:
         model = build(unpruned_heads=kept, relaxation=relaxation, **options)
         try:
-            refuse_slow_choice(model.head_gates)
+            refuse_unfit_relaxation(model.head_gates)
         except Refusal as refusal:
             return "`--relaxation` must be projection for more than 200 units" in str(refusal)
         return False
@@ -127,6 +127,18 @@ class TestTheSuccessiveSoftmax:
         assert not self.refused(201, "projection", **many)
         assert self.refused(None, budget="heads=5,ffn=201", prune="heads,ffn", **many)
         assert not self.refused(None, budget="heads=18,ffn=200", prune="heads,ffn", **many)
+
+    def test_counts_units_and_so_is_none_for_those_that_cost_differently(self):
+        of_recipes = ({"recipe": "paper"}, {"initial_temperature": 0.5, "final_temperature": 0.01})
+        for options in of_recipes:
+            model = build(budget="macs=0.9", sentence="9,8,5", **options)
+            assert not model.head_gates.budget.is_even
+            with pytest.raises(Refusal, match="must be projection for a `--budget` whose units cost differently"):
+                refuse_unfit_relaxation(model.head_gates)
+            refuse_unfit_relaxation(
+                build(budget="parameters=0.99", **options).head_gates
+            )  # all heads are alike in these
+        refuse_unfit_relaxation(build(budget="macs=0.9", sentence="9,8,5", relaxation="projection").head_gates)
 
     def test_takes_any_number_of_heads(self):
         heads = {

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import many_examples
+from omegaconf import OmegaConf
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods import METHODS, method_class, objections_to_method
 from fairseq_dsp.methods.recipe import derive, needs_length, objections_to_recipe, recipe_of
+from fairseq_dsp.options.records import TrainingOptions
+from fairseq_dsp.plugin.settling import Settling
 
 WITH_WINDOW = [name for name, method in METHODS.items() if method.has_window]
 lengths = st.integers(1, 300_000)
@@ -116,3 +120,47 @@ def test_the_length_is_needed_for_the_window_alone():
     assert not needs_length(PruningConfig(cooldown_updates=10))
     assert "cooldown_updates" not in derive(PruningConfig(), None)
     assert derive(PruningConfig(cooldown_updates=100), None)["importance_lr"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("given_values", "words"),
+    [
+        (
+            {"budget_schedule": "cubic", "budget_start_updates": 20_000},
+            "below `--cooldown-updates` (400), but is 20000",
+        ),
+        (
+            {"head_selection": "lagrangian", "lagrangian_warmup": 20_000},
+            "between 0 and the cooldown (400), but is 20000",
+        ),
+    ],
+)
+def test_what_must_fit_the_window_is_judged_by_the_one_that_is_derived(given_values: dict[str, Any], words: str):
+    pending = PruningConfig(unpruned_heads=3, recipe="auto", **given_values)
+    assert objections_to_method(pending) == []
+    assert objections_to_method(replace(pending, **derive(pending, 100_000))) == []
+    (reason,) = objections_to_method(replace(pending, **derive(pending, 1000)))
+    assert words in reason
+    (name,) = set(given_values) & {"budget_start_updates", "lagrangian_warmup"}
+    (reason,) = objections_to_method(replace(pending, **{name: -1}))
+    assert "must be at least 0" in reason
+
+
+@pytest.mark.parametrize("given_rate", [None, 0.0, 0.7])
+def test_what_an_optimizer_is_given_counts_as_given(given_rate: float | None, tmp_path: Path):
+    """Under hydra the model's options do not say what the optimizer's do."""
+    cfg = OmegaConf.create({"unpruned_heads": 3, "cooldown_updates": 100})
+    settling = Settling(TrainingOptions(save_dir=str(tmp_path), max_update=1000))
+    assert settling.begin(cfg) == []
+    assert cfg.importance_lr == 0.25
+    for _ in range(2):
+        assert settling.rate(given_rate) == (0.25 if given_rate is None else given_rate)
+    assert cfg.importance_lr == settling.importance_lr
+    assert ("importance_lr" in cfg.derived.split(",")) == (given_rate is None)
+    assert "relaxation" in cfg.derived.split(",")
+
+
+def test_without_a_recipe_the_rate_is_the_paper_s(tmp_path: Path):
+    settling = Settling(TrainingOptions(save_dir=str(tmp_path), max_update=1000))
+    assert settling.begin(OmegaConf.create({"unpruned_heads": 3, "recipe": "paper"})) == []
+    assert settling.rate(None) == 0.2
