@@ -98,18 +98,14 @@ def deployed(path: str, option: str) -> DspTransformerModel:
         option: that which named it, for the sentence.
 
     Raises:
-        Refusal: it cannot be read.
+        Refusal: it cannot be read, or deploys nothing by itself.
     """
-    model = _named(path, option)
-    model.bake()
-    return model.requires_grad_(False)
-
-
-def _named(path: str, option: str) -> DspTransformerModel:
     try:
-        return load_model(read_checkpoint(path))
+        model = load_model(read_checkpoint(path))
+        model.bake()
     except Refusal as refusal:
         raise Refusal(*(f"`{option}`: {reason}" for reason in refusal.reasons)) from refusal
+    return model.requires_grad_(False)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.nested import Nested, objections_to_nested
 from fairseq_dsp.methods.schedule import Scheduled
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.plugin import building
 from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.progress import at_each_budget
 from fairseq_dsp.plugin.teacher import Teacher
@@ -316,3 +317,10 @@ def test_a_budget_in_another_measure_leaves_what_it_was_trained_for_or_is_refuse
     for text, count in (("2", 2), ("0.1", 1)):
         with pytest.raises(Refusal, match=f"must leave 3 to 18 heads, .* but {text} leaves {count}"):
             choose_under(model, None, Demand(parse_budget(text)), None, None)
+
+
+def test_a_teacher_that_deploys_nothing_by_itself_is_refused_by_its_option(monkeypatch):
+    monkeypatch.setattr(building, "read_checkpoint", lambda path: {})
+    monkeypatch.setattr(building, "load_model", lambda state: model_of(update=12))
+    with pytest.raises(Refusal, match="^`--teacher`: `--unpruned-heads` must say how many heads to keep"):
+        Teacher.of("range.pt")
