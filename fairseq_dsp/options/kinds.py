@@ -72,19 +72,25 @@ def settle_kinds(cfg: Options) -> None:
         set_option(cfg, "prune", None)
 
 
-def refuse_slow_choice(gates: HeadGates | None) -> None:
+def refuse_slow_choice(gates: HeadGates | None, option: str | None = None) -> None:
     """Asked when training starts: a checkpoint that was trained so is still read.
 
+    Args:
+        option: `--budget` as given.
+
     Raises:
-        Refusal: of a relaxation that takes a step for each unit, where units are many. Heads alone were always chosen so.
+        Refusal: of a relaxation that takes a step for each unit, where units are many or cost differently. Heads alone were always chosen so.
     """
     if gates is None or not isinstance(gates.method, DifferentiableSubset) or gates.method.relaxation == PROJECTION:
         return
-    budgets = (
-        () if gates.budget is None or gates.chosen.kinds == (HEADS.name,) else gates.budget.parts or (gates.budget,)
-    )
+    budgets = () if gates.budget is None else gates.budget.parts or (gates.budget,)
     for budget in budgets:
-        if budget.count > _MOST_STEPS:
+        if not budget.is_even:
+            raise Refusal(
+                f"`--relaxation` must be {PROJECTION} for `--budget {option}`, whose units cost differently, but is {gates.method.relaxation}, "
+                "the paper's (`--recipe paper`), which temperatures without `--relaxation` mean."
+            )
+        if budget.count > _MOST_STEPS and gates.chosen.kinds != (HEADS.name,):
             raise Refusal(
                 f"`--relaxation` must be {PROJECTION} for more than {_MOST_STEPS} units where others than heads are chosen, but is "
                 f"{gates.method.relaxation} for {budget.count}."

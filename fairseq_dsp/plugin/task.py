@@ -144,7 +144,7 @@ class BudgetTask:
                 raise Refusal(*dict.fromkeys(reasons))
         model = super().build_model(cfg, from_checkpoint)
         with exit_on_refusal():
-            refuse_slow_choice(model.head_gates)
+            refuse_slow_choice(model.head_gates, given_of_ours(cfg).get("budget"))
             refuse_rates(OptimizerOptions.of(cfg).importance_lr_of, model.head_gates)
             start_importance(self._training, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None

@@ -128,6 +128,15 @@ class TestTheSuccessiveSoftmax:
         assert self.refused(None, budget="heads=5,ffn=201", prune="heads,ffn", **many)
         assert not self.refused(None, budget="heads=18,ffn=200", prune="heads,ffn", **many)
 
+    @pytest.mark.parametrize(
+        "relaxation", [{"recipe": "paper"}, {"initial_temperature": 0.1, "final_temperature": 1e-8}]
+    )
+    def test_takes_no_units_that_cost_differently_however_it_was_asked_for(self, relaxation):
+        options = {"budget": "macs=0.9", "sentence": "9,8,5", **relaxation}
+        with pytest.raises(Refusal, match="`--relaxation` must be projection for `--budget macs=0.9`"):
+            refuse_slow_choice(build(**options).head_gates, "macs=0.9")
+        refuse_slow_choice(build(**options, relaxation="projection").head_gates, "macs=0.9")
+
     def test_takes_any_number_of_heads(self):
         heads = {
             f"{side}_{name}": size
