@@ -32,7 +32,7 @@ from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.optimizer import IMPORTANCE_LR, dsp_adam_of, refuse_rates
-from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
+from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget, tell_what_is_given
 from fairseq_dsp.plugin.settling import Settling
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
@@ -148,6 +148,7 @@ class BudgetTask:
             refuse_rates(OptimizerOptions.of(cfg).importance_lr_of, model.head_gates)
             start_importance(self._training, PruningConfig.from_model_cfg(cfg), model)
         model.adopts_dense_state, model.unchecked = True, None
+        tell_what_is_given(model, PruningConfig.from_model_cfg(cfg))
         self.adopt(model)
         return model
 
