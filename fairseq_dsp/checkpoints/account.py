@@ -34,12 +34,14 @@ class Account:
         costs: of the architecture's units.
         limit: the most that kept units might cost.
         layout: the units that are kept.
+        there: those that the model had.
     """
 
     demand: Demand
     costs: Costs
     limit: int
     layout: Layout
+    there: Layout
 
     @property
     def slack(self) -> int:
@@ -57,7 +59,7 @@ class Account:
         )
         most, whole = self._written(costs.rest + self.limit), self._written(costs.dense)
         part = spent / costs.prunable if costs.prunable else 1.0
-        cheapest = costs.cheapest_off(self.layout)
+        cheapest = costs.cheapest_off(self.layout, self.there)
         lines = [f"budget {self.demand.request.text}: at most {most} of {whole}{of}"]
         if self.demand.measured is not None:
             lines.append(f"costs measured {self.demand.measured.conditions}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fairseq_dsp.checkpoints.account import Account, Demand
+from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.options.costing import costs_of, measured_costs, sentence_of_validation
@@ -15,14 +16,14 @@ from fairseq_dsp.options.records import TaskOptions
 from fairseq_dsp.options.stored_layout import resolve_layout
 from fairseq_dsp.units.budget import COUNT
 from fairseq_dsp.units.chosen import Chosen
-from fairseq_dsp.units.costs import MACS, Costs
+from fairseq_dsp.units.costs import MACS
 from fairseq_dsp.units.fingerprint import fingerprint
 from fairseq_dsp.units.floors import Floors, fewest, floors_of, objection_to_floor, parse_floor, top_k_above_floors
 from fairseq_dsp.units.groups import group_of, has_neurons, part_of, with_all_of
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Grid, Layout
 from fairseq_dsp.units.request import OPTION, BudgetRequest, written
-from fairseq_dsp.units.selection import keep_best, keep_first
+from fairseq_dsp.units.selection import FloorsCostMore, keep_best, keep_first
 
 if TYPE_CHECKING:
     from fairseq_dsp.plugin.model import DspTransformerModel
@@ -53,10 +54,9 @@ def choose_layout(
         there = with_all_of(model.layout, layout.grid)
         if not layout.within(there):
             raise Refusal(f"`--layout` must name {there.grid.noun} that the model has ({there}), but is {layout}.")
-        if budget is not None and budget != layout.count:
-            raise Refusal(
-                f"`--unpruned-heads` must agree with `--layout`, which keeps {layout.count}, but is {budget}."
-            )
+        heads = part_of(layout, [HEADS.name]).count
+        if budget is not None and budget != heads:
+            raise Refusal(f"`--unpruned-heads` must agree with `--layout`, which keeps {heads}, but is {budget}.")
         return layout
     if scores is not None:
         if budget is not None:
@@ -82,19 +82,22 @@ def choose_layout(
         )
     if budget is None:
         return model.deployed_layout()
+    if gates.chosen.kinds != (HEADS.name,):
+        raise Refusal(
+            f"`--unpruned-heads` must be for a checkpoint that chose among heads alone, but is {budget} and it chose among "
+            f"{', '.join(gates.chosen.kinds)}: use `{OPTION}`."
+        )
     if isinstance(gates, NestedGates) and not gates.nested.low <= budget <= gates.nested.high:
         raise Refusal(budget_of_a_range(gates.nested.low, gates.nested.high, budget))
     if not 0 <= budget <= gates.grid.total:
         raise Refusal(budget_out_of_range(budget, gates.grid.total))
     floors = gates.floors if budget else ()
     if budget < fewest(floors):
-        raise Refusal(below_floors("--unpruned-heads", fewest(floors), budget))
+        raise Refusal(
+            f"`--unpruned-heads` must leave room for the {fewest(floors)} of cross-attention that the training's `--cross-floor` keeps, but is "
+            f"{budget}."
+        )
     return gates.chosen.keep(top_k_above_floors(gates.ranking(), budget, floors))
-
-
-def below_floors(option: str, least: int, given: int | str) -> str:
-    """The sentence on a budget that leaves less than the floor of the training keeps."""
-    return f"`{option}` must leave room for the {least} of cross-attention that the training's `--cross-floor` keeps, but is {given}."
 
 
 def refuse_budget(model: DspTransformerModel, budget: int | None, floor: str | None, by: str) -> None:
@@ -168,6 +171,12 @@ def choose_under(
         )
     else:
         kinds, values = list(model.head_gates.chosen.kinds), model.head_gates.ranking().tolist()
+        if model.head_gates.budget is not None and model.head_gates.budget.parts and not request.by_kind:
+            each = ",".join(f"{name}=K" for name in kinds)
+            raise Refusal(
+                f"`{OPTION}` must give each kind of unit its own budget ({each}), as the checkpoint was trained, which compared none of one "
+                f"kind with one of another, but is {request.text}."
+            )
     if request.measure == MACS and demand.sentence is None:
         options = TaskOptions.of(task)
         demand = replace(demand, sentence=sentence_of_validation(options.data, *options.languages))
@@ -182,35 +191,37 @@ def choose_under(
     if request.measure == COUNT:
         costs = costs.counting(lambda site: site in Chosen(layout, tuple(named)).grid.sites)
     costs = Chosen(layout, tuple(kinds)).in_sublayers(costs)
-    kept, scored = layout, Chosen(layout, tuple(kinds)).grid
+    kept, scored, number = layout, Chosen(layout, tuple(kinds)).grid, 0
     for names, count in limits:
         chosen = Chosen(layout, tuple(names))
         own = chosen.costs(costs)
         limit = request.limit(own, costs.dense) if count is None else count
+        asked = "1" if floor is None and scores is not None and limit > 0 else floor
         floors: Floors = ()
         if scores is not None:
-            floors = _floors(chosen, "1" if floor is None and limit > 0 else floor, own, limit, request)
+            floors = _floors(chosen, asked, limit, request)
         elif chosen.grid.of("cross") and model.head_gates is not None:
             floors = model.head_gates.floors
-        if scores is None and limit == 0 and request.measure == COUNT:
-            floors = ()
+            asked = PruningConfig.from_model_cfg(model.args).cross_floor or str(fewest(floors))
+            floors = floors if limit or count is None else ()
         choose = keep_best if scores is not None and scores.is_sum else keep_first
         try:
             best = choose(_values_at(values, scored, chosen.grid), Layout.full(chosen.grid), own, limit, floors)
-        except ValueError:
-            if scores is not None:  # whose floors have been looked at
-                raise
-            raise Refusal(below_floors(OPTION, fewest(floors), request.text)) from None
-        kept = kept.also_within(chosen.keep([float(mark) for mark in best.kept]))
-    if scores is None and isinstance(model.head_gates, NestedGates):
-        nested = model.head_gates.nested
-        if not nested.low <= kept.count <= nested.high:
+        except FloorsCostMore as error:
+            left, least = (written(cost * own.scale, own.measure) for cost in (limit, error.cost))
             raise Refusal(
-                f"`{OPTION}` must leave {nested.low} to {nested.high} heads, for which the checkpoint was trained, but {request.text} leaves "
-                f"{kept.count}."
+                f"`--cross-floor {asked}` must fit the budget of {request.text}, which leaves {left} for units, but costs {least}."
+            ) from error
+        kept, number = kept.also_within(chosen.keep([float(mark) for mark in best.kept])), number + best.count
+    if scores is None and isinstance(model.head_gates, NestedGates):
+        low, high = model.head_gates.nested.low, model.head_gates.nested.high
+        if not low <= number <= high:
+            raise Refusal(
+                f"`{OPTION}` must leave {low} to {high} {layout.grid.noun} of a checkpoint that was trained for so many, but {request.text} "
+                f"leaves {number}."
             )
     counts = [count for _, count in limits if count is not None]
-    return Account(demand, costs, sum(counts) if counts else request.limit(costs), kept)
+    return Account(demand, costs, sum(counts) if counts else request.limit(costs), kept, layout)
 
 
 def _values_at(values: Sequence[float], grid: Grid, part: Grid) -> list[float]:
@@ -228,32 +239,27 @@ def _limits(request: BudgetRequest, layout: Layout, kinds: Sequence[str]) -> lis
     if request.measure != COUNT:
         return [(list(kinds), None)]
     if request.amount is not None:
-        return [(list(kinds), request.count(Chosen(layout, tuple(kinds)).grid.total))]
+        return [(list(kinds), _number(request, layout, kinds))]
     if strangers := [name for name, _ in request.by_kind if name not in kinds]:
         raise Refusal(
             f"`{OPTION}` must name the kinds that are chosen ({', '.join(kinds) or 'none'}), but names {', '.join(strangers)}: "
             f"{request.text}."
         )
     return [
-        ([name], BudgetRequest(request.text, COUNT, amount).count(Chosen(layout, (name,)).grid.total))
+        ([name], _number(BudgetRequest(request.text, COUNT, amount), layout, [name]))
         for name, amount in sorted(request.by_kind, key=lambda item: kinds.index(item[0]))
     ]
 
 
-def _floors(chosen: Chosen, floor: str | None, costs: Costs, limit: int, request: BudgetRequest) -> Floors:
+def _number(request: BudgetRequest, layout: Layout, kinds: Sequence[str]) -> int:
+    """How many units of some kinds: a share is of those of the dense model, as in every measure."""
+    there, dense = (Chosen(each, tuple(kinds)).grid.total for each in (layout, Layout.full(layout.grid)))
+    return request.count(there, dense)
+
+
+def _floors(chosen: Chosen, floor: str | None, limit: int, request: BudgetRequest) -> Floors:
     wanted, there, noun = parse_floor(floor), chosen.grid, chosen.noun
-    if request.measure == COUNT:
-        if (objection := objection_to_floor(there, wanted, limit, noun)) is not None:
-            raise Refusal(objection)
-        return floors_of(there, wanted)
-    if (objection := objection_to_floor(there, wanted, None, noun)) is not None:
+    counted = limit if request.measure == COUNT else None
+    if (objection := objection_to_floor(there, wanted, counted, noun)) is not None:
         raise Refusal(objection)
-    floors = floors_of(there, wanted)
-    sites = {unit: place for place, (_, span) in enumerate(there.spans()) for unit in range(span.start, span.stop)}
-    least = sum(sum(sorted(costs.step(sites[unit], 0) for unit in units)[:count]) for units, count in floors)
-    if least > limit:
-        raise Refusal(
-            f"`--cross-floor {floor}` must fit the budget of {request.text}, which leaves {written(limit * costs.scale, costs.measure)} for "
-            f"units, but costs {written(least * costs.scale, costs.measure)}."
-        )
-    return floors
+    return floors_of(there, wanted)

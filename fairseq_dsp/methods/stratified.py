@@ -40,7 +40,7 @@ class Stratified(Method):
     @classmethod
     def objections(cls, config: PruningConfig) -> list[str]:
         found = super().objections(config)
-        if config.unpruned_heads is None and config.head_layout is None:
+        if config.unpruned_heads is None and (config.head_layout is None or config.budget is not None):
             found.append(
                 f"{flag('unpruned_heads')} must be given for `--head-selection stratified`: how many heads to keep."
             )

@@ -72,8 +72,11 @@ def settle_kinds(cfg: Options) -> None:
         set_option(cfg, "prune", None)
 
 
-def refuse_unfit_relaxation(gates: HeadGates | None) -> None:
+def refuse_unfit_relaxation(gates: HeadGates | None, option: str | None = None) -> None:
     """Asked when training starts: a checkpoint that was trained so is still read.
+
+    Args:
+        option: `--budget` as given.
 
     Raises:
         Refusal: of a relaxation that takes a step for each unit, where units are many (heads alone were always chosen so), or cost
@@ -84,7 +87,7 @@ def refuse_unfit_relaxation(gates: HeadGates | None) -> None:
     for budget in () if gates.budget is None else gates.budget.parts or (gates.budget,):
         if not budget.is_even:
             raise Refusal(
-                f"`--relaxation` must be {PROJECTION} for a `--budget` whose units cost differently, but is {gates.method.relaxation}, "
+                f"`--relaxation` must be {PROJECTION} for `--budget {option}`, whose units cost differently, but is {gates.method.relaxation}, "
                 "which `--recipe paper`, or temperatures without a relaxation, stand for."
             )
         if budget.count > _MOST_STEPS and gates.chosen.kinds != (HEADS.name,):

@@ -6,20 +6,26 @@ Logged elsewhere: temperature and penalty by `criterion`, the norm of the import
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
+from fairseq_dsp.options.kinds import chosen_of
 from fairseq_dsp.plugin.signals import Signals
-from fairseq_dsp.units.budget import COUNT
+from fairseq_dsp.units.budget import COUNT, Budget
 from fairseq_dsp.units.costs import LATENCY, TIME_PARTS
 from fairseq_dsp.units.kinds import KINDS
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.prices import read_prices
 from fairseq_dsp.units.request import written
 from fairseq_dsp.units.sublayers import SUBLAYERS
+
+if TYPE_CHECKING:
+    from fairseq_dsp.plugin.model import DspTransformerModel
 
 logger = logging.getLogger(__name__)
 
@@ -77,22 +83,36 @@ class HeadProgress:
 
     def _tell(self, gates: HeadGates) -> None:
         """Says once what a budget that is not of units has come to."""
-        self._told, budget = True, gates.budget
-        if budget is None or budget.measure == COUNT:
-            return
-        slack, cheapest = budget.room(gates.decided_mask().tolist())
-        off = "" if cheapest == float("inf") else f", the cheapest that is off costs {_said(cheapest, budget.measure)}"
-        logger.info(
-            "what is chosen among is fixed, and costs %s of at most %s; slack %s%s",
-            _said(budget.limit - slack, budget.measure),
-            _said(budget.limit, budget.measure),
-            _said(slack, budget.measure),
-            off,
-        )
+        self._told = True
+        _tell_of(gates.budget, gates.decided_mask().tolist())
 
     def validate(self, gates: HeadGates) -> None:
         """The heads that later figures are compared with; this validation's own are compared with the last one's."""
         self._before = self.look(gates)
+
+
+def tell_what_is_given(model: DspTransformerModel, config: PruningConfig) -> None:
+    """Says what a budget that is not of units has come to in a model that is built with what it keeps, and chooses nothing any more."""
+    if model.head_gates is not None or config.prices is None or config.head_layout is None:
+        return
+    full = chosen_of(config, Layout.full(model.layout.grid))
+    marks = [model.layout.marks(site) for site in full.grid.sites]
+    kept = [float(any(each)) for each in marks] if full.whole else [float(mark) for each in marks for mark in each]
+    _tell_of(read_prices(config.prices, full.grid), kept)
+
+
+def _tell_of(budget: Budget | None, marks: Sequence[float]) -> None:
+    if budget is None or budget.measure == COUNT:
+        return
+    slack, cheapest = budget.room(marks)
+    off = "" if cheapest == float("inf") else f", the cheapest that is off costs {_said(cheapest, budget.measure)}"
+    logger.info(
+        "what is chosen among is fixed, and costs %s of at most %s; slack %s%s",
+        _said(budget.limit - slack, budget.measure),
+        _said(budget.limit, budget.measure),
+        _said(slack, budget.measure),
+        off,
+    )
 
 
 def _said(cost: float, measure: str) -> str:

@@ -32,7 +32,7 @@ from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.importance_start import objections_to_importance_from, start_importance
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.optimizer import dsp_adam_of, refuse_rates
-from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget
+from fairseq_dsp.plugin.progress import HeadProgress, at_each_budget, tell_what_is_given
 from fairseq_dsp.plugin.settling import Settling
 
 logger = logging.getLogger("fairseq_dsp.task")  # as logs have always named it
@@ -143,12 +143,13 @@ class BudgetTask:
                 reasons += objections_to_importance_from(self._training, PruningConfig.from_model_cfg(cfg))
             if reasons:
                 raise Refusal(*dict.fromkeys(reasons))
-        model = super().build_model(cfg, from_checkpoint)
+        model, config = super().build_model(cfg, from_checkpoint), PruningConfig.from_model_cfg(cfg)
         with exit_on_refusal():
-            refuse_unfit_relaxation(model.head_gates)
+            refuse_unfit_relaxation(model.head_gates, config.budget)
             refuse_rates(OptimizerOptions.of(cfg).importance_lr_of, model.head_gates)
-            start_importance(self._training, PruningConfig.from_model_cfg(cfg), model)
+            start_importance(self._training, config, model)
         model.adopts_dense_state, model.unchecked = True, None
+        tell_what_is_given(model, config)
         self.adopt(model)
         return model
 
@@ -236,8 +237,7 @@ class BudgetTask:
         if gates is None or gates.method.fixes_at is None or self._warned_of_cooldown:
             return
         self._warned_of_cooldown = True
-        limits = []
-        last_update, last_epoch = self._training.max_update, self._training.max_epoch
+        limits, last_update, last_epoch = [], self._training.max_update, self._training.max_epoch
         if last_update:
             limits.append((last_update, f"`--max-update` {last_update}"))
         if last_epoch and self._updates_an_epoch is not None:

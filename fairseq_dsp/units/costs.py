@@ -113,11 +113,16 @@ class Costs:
         """What one unit more costs at a site that has so many."""
         return self.tables[site][count + 1] - self.tables[site][count]
 
-    def cheapest_off(self, layout: Layout) -> int | None:
-        """What the cheapest unit costs that the layout leaves out, at a site that has as many as this one; None where none is out."""
+    def cheapest_off(self, layout: Layout, of: Layout | None = None) -> int | None:
+        """What the cheapest unit costs that the layout leaves out, at a site that has as many as this one; None where none is out.
+
+        Args:
+            of: units that there were; all of the grid's if None.
+        """
+        before = (of or Layout.full(self.grid)).surviving.counts
         steps = [
             step
-            for site, ((_, count), (_, there)) in enumerate(zip(layout.surviving.counts, self.grid.counts, strict=True))
+            for site, ((_, count), (_, there)) in enumerate(zip(layout.surviving.counts, before, strict=True))
             if count < there and (step := self.step(site, count))
         ]
         return min(steps, default=None)

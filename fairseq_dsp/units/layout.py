@@ -31,8 +31,9 @@ STACKS = tuple(STACK_OF)
 HEAD_STACKS, FFN_STACKS = (tuple(stack.name for stack in kind.stacks) for kind in (HEADS, NEURONS))
 STACK_NAMES = {name: stack.title for name, stack in STACK_OF.items()}
 
-# A site of more units is written in hexadecimal, and none of more than the second number is read.
-_LONGEST, _MOST = 64, 1 << 20
+# A site of more units is written in hexadecimal; none of more than the second number is read, and no layout of more than the third: a short
+# text may say any number.
+_LONGEST, _MOST, _MOST_IN_ALL = 64, 1 << 20, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ class Layout:
                     )
                 counts.append((Site(name, layer), len(read)))
                 marks += read
+                if len(marks) > _MOST_IN_ALL:
+                    raise ValueError(f"a layout must have at most {_MOST_IN_ALL} units, but {text[:80]!r}… has more.")
         return cls(Grid(tuple(counts)), tuple(mark == "1" for mark in marks))
 
     def __str__(self) -> str:

@@ -56,14 +56,18 @@ class BudgetRequest:
     amount: Amount | None
     by_kind: tuple[tuple[str, Amount], ...] = ()
 
-    def count(self, total: int) -> int:
+    def count(self, total: int, dense: int | None = None) -> int:
         """K of n units, for a budget in units: a share is rounded down.
+
+        Args:
+            dense: what a share is of; n if None.
 
         Raises:
             Refusal: there are fewer units.
         """
         assert self.amount is not None
-        k = math.floor(self.amount.value * total) if self.amount.is_share else int(self.amount.value)
+        whole = total if dense is None else dense
+        k = math.floor(self.amount.value * whole) if self.amount.is_share else int(self.amount.value)
         if k > total:
             raise Refusal(f"`{OPTION}` must be between 0 and {total} (the units of this model), but is {self.text}.")
         return k

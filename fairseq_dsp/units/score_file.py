@@ -95,8 +95,8 @@ class ScoreFile:
 
     @property
     def is_sum(self) -> bool:
-        """Whether the scores of several units add up to what they are worth together; not where they are places in an order."""
-        return self.order is None and self.scorer != "joint-fisher"
+        """Whether the scores of several units add up to what they are worth together; not where they are places in an order, merged or not."""
+        return self.order is None and not {"joint-fisher", "worst"} & set(self.scorer.split(" of "))
 
     @property
     def chosen(self) -> Chosen:

@@ -12,6 +12,18 @@ from fairseq_dsp.units.knapsack import Floats, Options, best_counts
 from fairseq_dsp.units.layout import Layout
 
 
+class FloorsCostMore(ValueError):
+    """What floors ask for costs more than the limit.
+
+    Attributes:
+        cost: of the units that floors would keep.
+    """
+
+    def __init__(self, cost: int, limit: float) -> None:
+        super().__init__(f"the floors cost {cost}, which is more than {limit}.")
+        self.cost = cost
+
+
 def keep_best(scores: Sequence[float], layout: Layout, costs: Costs, limit: float, floors: Floors = ()) -> Layout:
     """The units of the largest sum of scores whose costs stay within the limit.
 
@@ -28,7 +40,7 @@ def keep_best(scores: Sequence[float], layout: Layout, costs: Costs, limit: floa
         floors: of the layout's surviving grid.
 
     Raises:
-        ValueError: the floors cost more than the limit.
+        FloorsCostMore: than the limit.
     """
     there = layout.surviving
     spans = [span for _, span in there.spans()]
@@ -40,8 +52,8 @@ def keep_best(scores: Sequence[float], layout: Layout, costs: Costs, limit: floa
             unit for units, count in floors for unit in sorted(units, key=lambda unit: (-scores[unit], unit))[:count]
         }
         least = [sum(unit in forced for unit in units) for units in ranked]
-        if sum(table[count] for table, count in zip(costs.tables, least, strict=True)) > limit:
-            raise ValueError(f"the floors cost more than {limit}.")
+        if (cost := sum(table[count] for table, count in zip(costs.tables, least, strict=True))) > limit:
+            raise FloorsCostMore(cost, limit)
         marks = _marks(ranked, _best(scores, ranked, costs, limit, least), there.total)
     return layout.narrow([float(mark) for mark in marks])
 
@@ -53,7 +65,7 @@ def keep_first(densities: Sequence[float], layout: Layout, costs: Costs, limit: 
     of `keep_best`.
 
     Raises:
-        ValueError: the floors cost more than the limit.
+        FloorsCostMore: than the limit.
     """
     there = layout.surviving
     places = [place for place, (_, span) in enumerate(there.spans()) for _ in range(span.start, span.stop)]
@@ -66,7 +78,8 @@ def keep_first(densities: Sequence[float], layout: Layout, costs: Costs, limit: 
             marks[unit], spent = True, spent + step
             counts[places[unit]] += 1
     if not meets(marks, floors):
-        raise ValueError(f"the floors cost more than {limit}.")
+        least = [sum(places[unit] == place for unit in forced) for place in range(len(there.sites))]
+        raise FloorsCostMore(sum(table[count] for table, count in zip(costs.tables, least, strict=True)), limit)
     return layout.narrow([float(mark) for mark in marks])
 
 

@@ -120,6 +120,7 @@ def test_a_budget_in_units_is_unpruned_heads(data: Path, tmp_path: Path):
         (["--budget", "macs=0.01"], ["must be at least what no unit costs"]),
         (["--budget", "macs=0.85", "--head-selection", "lagrangian"], ["`--budget macs=0.85` belongs to dsp, ste, hard-concrete, function-norm, site-threshold, fixed"]),
         (["--budget", "macs=0.85", "--relaxation", "successive-softmax"], ["`--relaxation` must be projection"]),
+        (["--budget", "macs=0.85", "--initial-temperature", "0.1", "--final-temperature", "1e-8"], ["`--relaxation` must be projection for `--budget macs=0.85`", "--recipe paper"]),
         (["--budget", "latency=0.5"], ["`--costs` must be given for `--budget latency=0.5`"]),
         (["--budget", "latency=0.5", "--costs", "none.json"], ["`--costs` must be a file, but none.json cannot be read"]),
         (["--budget", "0.5", "--costs", "none.json"], ["`--costs` must come with `--budget latency=`"]),

@@ -229,11 +229,11 @@ def test_another_budget_is_cut_by_the_same_importance(options, budget, count, da
     assert f"slack {slack} parameters, the cheapest unit that is off costs {cheapest}" in done.out
 
 
-def test_another_number_of_the_units_that_were_chosen_is_cut(data: Path, tmp_path: Path):
+def test_a_number_of_heads_is_for_a_checkpoint_that_chose_among_heads_alone(data: Path, tmp_path: Path):
     trained(data, tmp_path, "--prune", "sublayers", "--budget", 6, *PROJECTION)
-    prune(tmp_path / "checkpoint_last.pt", tmp_path / "other.pt", "--unpruned-heads", 3)
-    layout = Layout.parse(load(tmp_path / "other.pt")["fairseq_dsp"]["layout"])
-    assert sum(1 for site in layout.grid.sites if layout.units(site)) == 3
+    done = prune(tmp_path / "checkpoint_last.pt", tmp_path / "other.pt", "--unpruned-heads", 3, ok=False)
+    assert_refused(done, "`--unpruned-heads` must be for a checkpoint that chose among heads alone", "sublayers", "3")
+    assert not (tmp_path / "other.pt").exists()
 
 
 class TestLearningRatesOfKinds:

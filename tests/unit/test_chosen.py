@@ -133,8 +133,10 @@ class TestTheSuccessiveSoftmax:
         for options in of_recipes:
             model = build(budget="macs=0.9", sentence="9,8,5", **options)
             assert not model.head_gates.budget.is_even
-            with pytest.raises(Refusal, match="must be projection for a `--budget` whose units cost differently"):
-                refuse_unfit_relaxation(model.head_gates)
+            with pytest.raises(
+                Refusal, match="must be projection for `--budget macs=0.9`, whose units cost differently"
+            ):
+                refuse_unfit_relaxation(model.head_gates, "macs=0.9")
             refuse_unfit_relaxation(
                 build(budget="parameters=0.99", **options).head_gates
             )  # all heads are alike in these

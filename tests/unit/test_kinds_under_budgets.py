@@ -10,8 +10,9 @@ import pytest
 import torch
 from models import build
 
+from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.options.costing import costs_of
-from fairseq_dsp.plugin.progress import HeadProgress
+from fairseq_dsp.plugin.progress import HeadProgress, tell_what_is_given
 from fairseq_dsp.units.costs import Costs, Sentence
 from fairseq_dsp.units.request import written
 
@@ -90,3 +91,23 @@ def test_what_a_budget_comes_to_is_said_once_when_units_are_fixed(caplog: pytest
     assert f"slack {most - spent} parameters" in record.getMessage()
     assert record.getMessage().endswith(f"the cheapest that is off costs {written(off, 'parameters')}")
     assert progress.figures["kept_sublayers"] == int(gates.decided_mask().sum())
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_what_a_budget_comes_to_is_said_where_units_are_given_before_training(kinds, caplog: pytest.LogCaptureFixture):
+    model = choosing(kinds, "parameters=0.85", "fixed")
+    costs, layout = costs_of(model, "parameters"), model.layout
+    with caplog.at_level(logging.INFO):
+        tell_what_is_given(model, PruningConfig.from_model_cfg(model.unchecked))
+        tell_what_is_given(choosing(kinds, "parameters=0.85"), PruningConfig())
+    (record,) = caplog.records
+    slack = math.floor(0.85 * costs.dense) - costs.rest - costs.of(layout)
+    off = min(
+        table[-1] if kinds == "sublayers" else table[1]
+        for (site, there), (_, kept), table in zip(
+            layout.grid.counts, layout.surviving.counts, costs.tables, strict=True
+        )
+        if kept < there and (kinds not in ("heads", "ffn") or (kinds == "ffn") == site.stack.startswith("ffn"))
+    )
+    assert f"slack {slack} parameters" in record.getMessage()
+    assert record.getMessage().endswith(f"the cheapest that is off costs {written(off, 'parameters')}")

@@ -127,6 +127,10 @@ class TestTextOfFeedForwardUnits:
         with pytest.raises(ValueError, match="layout"):
             Layout.parse(f"enc:1/dec:1/cross:1/ffn-enc:1.{ffn}/ffn-dec:1")
 
+    def test_of_more_units_in_all_than_any_model_has_is_refused(self):
+        with pytest.raises(ValueError, match="at most 4194304 units"):
+            Layout.parse("enc:1/dec:1/cross:1/ffn-enc:" + ".".join(["x1048576:1"] * 5) + "/ffn-dec:1")
+
     @pytest.mark.parametrize(
         "text", ["enc:x65:1/dec:1/cross:1", "enc:1/dec:1/cross:1/ffn-enc:1", "enc:1/dec:1/cross:1/ffn-dec:1/ffn-enc:1"]
     )

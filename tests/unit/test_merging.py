@@ -81,6 +81,15 @@ def test_worst_protects_the_pair_whose_heads_the_sum_would_give_up():
     assert top["worst"] == set(best)
 
 
+@pytest.mark.parametrize("by", MERGES)
+@pytest.mark.parametrize("scorer", ["fisher", "joint-fisher"])
+def test_places_in_an_order_are_no_sums_however_they_are_merged(by, scorer):
+    merged = merge([file_of([1.0, 2.0, 3.0], scorer=scorer), file_of([3.0, 1.0, 2.0], scorer=scorer)], by)
+    assert merged.is_sum == (scorer == "fisher" and by != "worst")
+    again = merge([merged, merged], "sum")
+    assert again.is_sum == merged.is_sum
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import build, few_examples
 
+from fairseq_dsp.config import PruningConfig
+from fairseq_dsp.methods import objections_to_method
 from fairseq_dsp.methods.stratified import EVEN, RULE, counts_of, counts_of_layout, draw_stratified
 from fairseq_dsp.units.layout import Grid, Layout
 
@@ -92,3 +96,10 @@ class TestModel:
         with pytest.raises(SystemExit):
             build(head_selection="stratified", unpruned_heads=4, head_counts=given)
         assert "must add up to the budget of 4, but the layout keeps 5" in capsys.readouterr().err
+
+
+def test_a_budget_beside_a_layout_is_refused_and_not_met_by_another_draw():
+    config = PruningConfig(head_selection="stratified", budget="4", head_layout="enc:11/dec:11/cross:11")
+    (reason,) = objections_to_method(config)
+    assert "`--unpruned-heads` must be given for `--head-selection stratified`" in reason
+    assert objections_to_method(replace(config, budget=None, unpruned_heads=4)) == []
