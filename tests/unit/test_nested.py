@@ -315,7 +315,7 @@ def test_a_budget_in_another_measure_leaves_what_it_was_trained_for_or_is_refuse
     model = model_of(update=12).eval()
     assert choose_under(model, None, Demand(parse_budget("5")), None, None).layout == model.deployed_layout(5)
     for text, count in (("2", 2), ("0.1", 1)):
-        with pytest.raises(Refusal, match=f"must leave 3 to 18 heads, .* but {text} leaves {count}"):
+        with pytest.raises(Refusal, match=f"must leave 3 to 18 heads .* but {text} leaves {count}"):
             choose_under(model, None, Demand(parse_budget(text)), None, None)
 
 
