@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+from omegaconf import DictConfig, ListConfig
 
 from fairseq_dsp.config import architecture_of, set_option
 from fairseq_dsp.errors import Refusal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # The entry of a rewritten checkpoint that says where it came from, and the last version of what it means. Format 1 is of heads alone,
 # and of a checkpoint without this entry, for training writes none; in format 2 neurons may be gone too.
 PROVENANCE, FORMAT = "fairseq_dsp", 2
+
+_GROUPS = ("common", "task", "criterion", "optimizer")
 
 # What there is in place of a family that cannot be taken: the one of fairseq's task with a model for each language pair.
 _INSTEAD = {"multilingual_transformer": " (for several language pairs, of `--task translation_multi_simple_epoch`)"}
@@ -76,6 +79,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     try:
         if state.get("args") is None:
             state["cfg"] = config_of_checkpoint(state["cfg"])
+            _look_at_groups(state["cfg"])
         state = upgraded(state, path)
         state["extra_state"]["train_iterator"] = dict(state["extra_state"]["train_iterator"])
     except Exception as error:  # whatever meets what it did not expect
@@ -88,6 +92,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         state["model"] = folded(state["model"])
         set_option(state["cfg"].model, "spectral_norm", None)
     return state
+
+
+def _look_at_groups(cfg: DictConfig) -> None:
+    """Raises:
+    TypeError: what others read as a group of options is none.
+    """
+    for name in _GROUPS:
+        group = cfg.get(name)
+        if group is not None and not isinstance(group, (DictConfig, argparse.Namespace)):
+            kind = "list" if isinstance(group, ListConfig) else type(group).__name__
+            raise TypeError(f"`{name}` is no group of options, but of the type {kind}.")
 
 
 def family_of(architecture: str | None) -> str | None:

@@ -220,7 +220,8 @@ def weights(draw: st.DrawFn, base: dict[str, Any]) -> tuple[dict[str, Any], str,
         del model[name]
     elif what == "new":
         model[draw(st.one_of(st.text(max_size=9), st.just("encoder.layers.7.fc1.weight")))] = tensor
-    else:
+    else:  # of a tensor without elements too, which cannot be other than finite
+        what = "strange"
         model[draw(st.sampled_from((name, 3, ("a",))))] = draw(OBJECTS)
     return {**base, "model": model}, name, what
 

@@ -12,6 +12,9 @@ import pytest
 import torch
 from commands import PRUNE, QUIET, assert_refused, budget, generate, heads_in, load, prune, run, train
 
+from fairseq_dsp.errors import Refusal
+from fairseq_dsp.files.checkpoint import read_checkpoint
+
 EXPORT = "fairseq_dsp.cli.export"
 importlib.import_module(EXPORT)  # before any fork
 
@@ -236,6 +239,16 @@ def test_a_history_that_is_none_is_refused(trained: Path, tmp_path: Path):
     torch.save(state, tmp_path / "in.pt")
     done = run(EXPORT, tmp_path / "in.pt", tmp_path / "out.pt", "--format", "dense", folder=tmp_path)
     assert_refused(done, "options and history must be as fairseq writes them")
+
+
+@pytest.mark.parametrize("group", ["common", "task", "criterion", "optimizer"])
+@pytest.mark.parametrize(("value", "kind"), [([[]] * 3, "list"), (3, "int"), ("text", "str")])
+def test_a_group_of_options_that_is_none_is_refused_by_name(group, value, kind, trained: Path, tmp_path: Path):
+    state = load(trained)
+    state["cfg"][group] = value
+    torch.save(state, tmp_path / "in.pt")
+    with pytest.raises(Refusal, match=f"`{group}` is no group of options, but of the type {kind}"):
+        read_checkpoint(str(tmp_path / "in.pt"))
 
 
 @pytest.mark.parametrize("value", [torch.ones(2), argparse.Namespace(a=1), {"of": [torch.ones(1)]}])
