@@ -80,6 +80,11 @@ def choose_layout(
             f"the checkpoint {what} and keeps {model.layout.counted()}: say which to keep with `--layout`, or how "
             "many with `--unpruned-heads` and by whose importance with `--scores` (of fairseq-dsp-score)."
         )
+    if budget is None and isinstance(gates, NestedGates) and gates.chosen.kinds != (HEADS.name,):
+        raise Refusal(
+            f"`{OPTION}` must say how many units to keep, {gates.nested.low} to {gates.nested.high}, of a checkpoint that chose among "
+            f"{', '.join(gates.chosen.kinds)}, but is not given."
+        )
     if budget is None:
         return model.deployed_layout()
     if gates.chosen.kinds != (HEADS.name,):

@@ -121,7 +121,16 @@ def test_a_range_of_budgets_is_not_left(text, left):
     model = build(unpruned_heads="4..9")
     with pytest.raises(Refusal, match=f"`--budget` must leave 4 to 9 heads .*, but {text} leaves {left}"):
         under(model, text)
-    assert under(model, "4").layout.count == 4
+    for k in (4, 5):
+        assert under(model, str(k)).layout == model.deployed_layout(k)
+        assert under(model, str(k)).layout.count == k
+
+
+def test_a_range_of_several_kinds_asks_for_a_budget():
+    with pytest.raises(
+        Refusal, match="`--budget` must say how many units to keep, 4 to 9, of a checkpoint that chose among heads, ffn"
+    ):
+        choose_layout(build(unpruned_heads="4..9", ffn_group=2), None, None, False)
 
 
 class TestAModelThatWasCutAlready:

@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import assert_same, build, build_gated, few_examples, gradients, many_examples, randomise, scores, sentences
 
-from fairseq_dsp.checkpoints.account import Demand
-from fairseq_dsp.checkpoints.choosing import choose_under
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.methods import METHODS
@@ -26,7 +24,6 @@ from fairseq_dsp.plugin.criterion import LabelSmoothedCrossEntropyDspCriterion
 from fairseq_dsp.plugin.progress import at_each_budget
 from fairseq_dsp.plugin.teacher import Teacher
 from fairseq_dsp.units.floors import floors_of, parse_floor, top_k_above_floors
-from fairseq_dsp.units.request import parse_budget
 
 HEADS = 18
 NESTING = [name for name, method in METHODS.items() if issubclass(method, Scheduled)]
@@ -309,14 +306,6 @@ def test_nobody_deploys_it_without_saying_for_how_many_heads():
     for deploying in (model.deployed_layout, model.bake):
         with pytest.raises(Refusal, match="how many heads to keep"):
             deploying()
-
-
-def test_a_budget_in_another_measure_leaves_what_it_was_trained_for_or_is_refused():
-    model = model_of(update=12).eval()
-    assert choose_under(model, None, Demand(parse_budget("5")), None, None).layout == model.deployed_layout(5)
-    for text, count in (("2", 2), ("0.1", 1)):
-        with pytest.raises(Refusal, match=f"must leave 3 to 18 heads .* but {text} leaves {count}"):
-            choose_under(model, None, Demand(parse_budget(text)), None, None)
 
 
 def test_a_teacher_that_deploys_nothing_by_itself_is_refused_by_its_option(monkeypatch):

@@ -187,8 +187,9 @@ class Planner:
 
     def _run(self, name: str, arm: str, steps: Sequence[Step], deployed: str, tested: Sequence[str], needs: tuple[str, ...] = ()) -> Run:  # fmt: skip
         generating = [self._generate(deployed, pair) for pair in tested]
-        kept = self.preset.most_kept if arm.startswith((THIRD, SPECIALIST)) else self.preset.kept
-        kept = self.preset.total if arm in ("dense", WHOLE) else kept
+        preset = self.preset
+        fewer = preset.most_kept if arm.startswith((THIRD, SPECIALIST)) else preset.kept
+        kept = preset.total if arm in ("dense", WHOLE) else fewer
         return Run(name, arm, kept, self.seed, (*steps, *generating), needs, deployed)
 
     def _scores(self, name: str) -> str:

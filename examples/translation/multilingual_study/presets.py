@@ -18,8 +18,8 @@ class Preset:
         most: training sentences of a pair at most.
         fewest: likewise of the low-resource pair.
         held_out: sentences of a validation or test set at most.
-        epochs: of a training from the start; `tuning` of one that goes on from a pruned model; `special` of one that goes on until it is as good
-            on one pair as it can be.
+        epochs: of a training from the start; `tuning` of one that goes on from a pruned model; `special` of one that goes on
+            for one pair alone.
         max_tokens: of a batch.
         rate: the largest learning rate, reached after `warmup` updates; a tenth of it where a training goes on, and half of it, after a fifth of
             the updates, where it goes on for `special` epochs.
