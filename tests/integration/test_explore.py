@@ -51,14 +51,38 @@ def test_every_arm_keeps_its_heads_one_of_them_in_cross_attention(explored: Path
     jobs = PLANS["smoke"](Setting(layers=1, heads=6), [1])
     dense, *arms = lines_of(explored)
     assert (dense["arm"], dense["curve"][-1][0]) == ("dense", 4)
-    assert [(line["arm"], line["a"]["family"]) for line in arms] == [(job.arm, job.family) for job in jobs]
-    for line in arms:
+    own = [line for line in arms if line["K"] == 6]
+    assert [(line["arm"], line["a"]["family"]) for line in own] == [(job.arm, job.family) for job in jobs]
+    for line in own:
+        if line["a"]["family"] == "narrow":
+            continue
         layout = Layout.parse(line["layout"])
         assert layout.count == 6, line
         if line["a"].get("floor") != 0 and "draw" not in line["a"]:
             assert layout.by_type()["cross"][0] >= 1, line
         assert 0 < line["nats"] < 20
         assert 0 <= line["used"] <= 5 or line["a"]["family"] in ("race", "obs")
+
+
+def test_a_range_is_one_training_of_nested_layouts_each_with_a_line(explored: Path):
+    larger, smallest = (line for line in lines_of(explored) if line["arm"] == "range")
+    assert (larger["K"], smallest["K"]) == (18, 6)
+    few, many = (Layout.parse(line["layout"]) for line in (smallest, larger))
+    assert (few.count, many.count) == (6, 18)
+    assert all(on for on, also in zip(many.kept, few.kept, strict=True) if also)
+    assert smallest["parameters"] < larger["parameters"]
+    assert smallest["used"] == larger["used"] == 5
+
+
+def test_arms_from_scratch_have_the_updates_of_a_dense_model_and_its_size_where_they_are_dense(explored: Path):
+    lines = {line["arm"]: line for line in lines_of(explored)[1:] if line["arm"].startswith("scratch-")}
+    assert len(lines) == 6
+    assert {(line["U"], line["lr"], line["schedule"], line["a"]["scratch"]) for line in lines.values()} == {
+        (4, 3e-3, "isqrt", 1)
+    }
+    assert Layout.parse(lines["scratch-dense-small"]["layout"]).count == 18  # narrower ones
+    assert 0 <= lines["scratch-even"]["parameters"] - lines["scratch-dense-small"]["parameters"] < 2 * 2 * 13
+    assert Layout.parse(lines["scratch-even"]["layout"]).by_type() == {"enc": (2, 6), "dec": (2, 6), "cross": (2, 6)}
 
 
 def test_levels_have_the_size_of_a_dense_model_of_a_layer_less_and_never_more(data: Path, tmp_path: Path):
@@ -101,7 +125,9 @@ def test_a_network_that_scores_is_taught_by_the_model_of_another_seed(data: Path
 def test_an_arm_that_moves_weights_while_it_chooses_has_no_loss_of_a_cut(explored: Path):
     for line in lines_of(explored)[1:]:
         a = line["a"]
-        moves = a["family"] == "gradual" or a["family"] in ("learned", "elim", "method") and "rewind" not in a
+        moves = (
+            a["family"] in ("gradual", "range") or a["family"] in ("learned", "elim", "method") and "rewind" not in a
+        )
         assert ("cut" in line) != moves, line
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples/translation"))
 
 import explore_report
 from exploration import reading
-from exploration.arms import counts_text, spread
+from exploration.families import counts_text, spread
 from exploration.plans import PLANS
 from exploration.reconstruction import allocate
 from exploration.removal import Remaining, kept_at
@@ -170,6 +170,27 @@ def test_the_target_has_all_seeds_of_what_it_compares_and_runs_nothing_again_tha
     again = [job for job in jobs if key_of(head_of(job, setting)) in decided]
     assert {job.arm for job in again} == {"staged-full", "strat5+1", "strat8+2", "paper"}
     assert [job.kept for job in jobs if job.arm == "dense-more"] == [72] * 6
+    assert {job.seed for job in jobs[:24]} == {1, 2}  # of every control, before the other seeds
+    assert {job.arm for job in jobs if job.kept == 24} == {"staged-full", "strat12+6", "recipe"}
+
+
+def test_a_range_stands_beside_a_training_for_every_number_of_heads_that_it_is_judged_at():
+    jobs = PLANS["ranges"](Setting(), [4, 5])
+    for seed in (4, 5):
+        judged = [[job.kept, *job.options["judged"]] for job in jobs if job.family == "range" and job.seed == seed]
+        assert judged == [[6, 12, 24, 72]] * 2
+        assert [job.kept for job in jobs if job.arm in ("recipe", "dense-more") and job.seed == seed] == judged[0]
+    others = {key_of(head_of(job, Setting())) for job in PLANS["target"](Setting(), [4, 5])}
+    assert {job.arm for job in jobs if key_of(head_of(job, Setting())) in others} == {"recipe", "dense-more"}
+
+
+def test_arms_from_scratch_need_no_dense_model_and_are_no_arms_of_a_trained_one():
+    setting = Setting()
+    jobs = PLANS["scratch"](setting, [4, 5])
+    assert len(jobs) == 24
+    assert all(job.seeds == [] and head_of(job, setting)["U"] == setting.dense_updates for job in jobs)
+    others = {job.arm for plan in ("target", "decisive", "phase1") for job in PLANS[plan](setting, [4, 5])}
+    assert not others & {job.arm for job in jobs}
 
 
 def test_neighbours_stand_beside_dsp_and_scores_that_are_cut_and_fitted_alike():

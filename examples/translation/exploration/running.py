@@ -38,7 +38,7 @@ def key_of(line: dict[str, Any]) -> str:
 
 def head_of(job: Job, setting: Setting) -> dict[str, Any]:
     """The part of a line that is known before the arm runs."""
-    line = {"arm": job.arm, "K": job.kept, "seed": job.seed, "U": setting.updates, "lr": job.lr}
+    line = {"arm": job.arm, "K": job.kept, "seed": job.seed, "U": job.setting_of(setting).updates, "lr": job.lr}
     line |= {} if job.share is None else {"share": job.share}
     return json.loads(json.dumps({**line, "schedule": job.schedule, "a": job.details}))
 
@@ -159,22 +159,25 @@ def run_job(job: Job) -> str | None:
     if time.time() > _Worker.deadline:
         return None
     try:
+        setting, data = job.setting_of(_Worker.setting), _Worker.data
         states = {
-            seed: torch.load(dense_path(_Worker.output, seed), map_location=_Worker.data.device, weights_only=True)
+            seed: torch.load(dense_path(_Worker.output, seed), map_location=data.device, weights_only=True)
             for seed in job.seeds
         }
-        line = arms.run(job, _Worker.setting, _Worker.data, states)
-        _write({**head_of(job, _Worker.setting), **line})
+        if job.scratch:
+            states = {job.seed: build(setting, data, job.seed).state_dict()}
+        lines = arms.run(job, setting, data, states)
+        _write(*({**head_of(job, setting), **line} for line in lines))
     except Exception:
         return f"{job.arm}, {job.budget_text}, seed {job.seed}: {traceback.format_exc()}"
     return None
 
 
-def _write(line: dict[str, Any]) -> None:
+def _write(*lines: dict[str, Any]) -> None:
     with open(
         _Worker.output / RESULTS, "a", encoding="utf-8"
-    ) as file:  # one write of one line: processes do not mix theirs
-        file.write(json.dumps(line) + "\n")
+    ) as file:  # one write of whole lines: processes do not mix theirs
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @contextmanager

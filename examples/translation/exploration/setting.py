@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fairseq_dsp.units.layout import Grid
@@ -52,6 +52,7 @@ class Job:
         lr: the largest learning rate of the arm's updates, after `warm` updates.
         schedule: `linear`, to zero at the last update, or `isqrt`.
         share: of the parameters of heads and feed-forward networks that stays, for arms that choose among both.
+        scratch: begins with weights before their first update, not with a trained model, and has as many updates as one.
     """
 
     arm: str
@@ -63,15 +64,23 @@ class Job:
     warm: int = 30
     schedule: str = "linear"
     share: float | None = None
+    scratch: bool = False
 
     @property
     def details(self) -> dict[str, Any]:
         """What a line of results says of the arm under `a`."""
-        return {"family": self.family, "name": self.arm, **self.options}
+        start = {"scratch": 1} if self.scratch else {}
+        return {"family": self.family, "name": self.arm, **start, **self.options}
+
+    def setting_of(self, setting: Setting) -> Setting:
+        """The setting, with the arm's own number of updates."""
+        return replace(setting, updates=setting.dense_updates) if self.scratch else setting
 
     @property
     def seeds(self) -> list[int]:
         """Those of the dense models that it needs: its own first."""
+        if self.scratch:
+            return []
         return [self.seed, *(self.options[name] for name in ("taught_by",) if name in self.options)]
 
     @property
