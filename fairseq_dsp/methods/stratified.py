@@ -55,7 +55,18 @@ class Stratified(Method):
 
 
 def draw_stratified(grid: Grid, counts: Mapping[Site, int], seed: int) -> Layout:
-    """The layout with so many heads at each site, drawn with the seed."""
+    """The layout with so many heads at each site, drawn with the seed.
+
+    Raises:
+        ValueError: a site has fewer.
+    """
+    there = dict(grid.counts)
+    for site, count in counts.items():
+        if count > there.get(site, 0):
+            raise ValueError(
+                f"must keep no more heads of a sublayer than there are, but keeps {count} of the {there.get(site, 0)} of "
+                f"{site.stack} {site.layer}"
+            )
     generator = random.Random(seed)
     kept = {
         span.start + head

@@ -15,7 +15,7 @@ from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.methods.stratified import RULE, counts_of, counts_of_layout, draw_stratified
 from fairseq_dsp.modules.gates import HeadGates
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.options.kinds import chosen_of
+from fairseq_dsp.options.kinds import chosen_of, refuse_heads_of_other_kinds
 from fairseq_dsp.options.objections import budget_out_of_range, range_outside
 from fairseq_dsp.units.budget import COUNT, Budget
 from fairseq_dsp.units.chosen import Chosen
@@ -28,7 +28,7 @@ from fairseq_dsp.units.floors import (
     random_subset_above_floors,
 )
 from fairseq_dsp.units.groups import Neurons, group_of, has_neurons, with_all_of, with_groups
-from fairseq_dsp.units.layout import Grid, Layout
+from fairseq_dsp.units.layout import HEAD_STACKS, Grid, Layout
 from fairseq_dsp.units.prices import read_prices
 from fairseq_dsp.units.weighted import hard_under_budget, meets_budget
 
@@ -47,7 +47,6 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up:
         Refusal: the layout does not fit the grid, or budget, floor and counts do not fit each other.
     """
     layout = given_layout(grid, neurons, config, look_up)
-    grid = layout.grid
     chosen = chosen_of(config, layout)
     there = chosen.grid
     budget, floors = config.kept_heads, floors_of(there, parse_floor(config.cross_floor))
@@ -62,14 +61,15 @@ def initial_layout(grid: Grid, neurons: Neurons, config: PruningConfig, look_up:
         return _within(chosen, config, floors)
     if method_class(config).learned or budget is None or there.total == budget:
         return layout
+    refuse_heads_of_other_kinds(chosen, config)
     if method_class(config) is Stratified:
-        drawn = _stratified(grid, budget, config, look_up)
+        drawn = _stratified(there, budget, config, look_up)
         if not meets(drawn.kept, floors):
             raise Refusal(
                 f"`--head-counts` must leave the cross-attention heads of `--cross-floor {config.cross_floor}`, but is "
                 f"{config.head_counts or RULE}, which keeps {drawn.by_type()['cross'][0]}."
             )
-        return drawn
+        return chosen.keep([float(mark) for mark in drawn.kept])
     return chosen.keep(
         [float(mark) for mark in random_subset_above_floors(Layout.full(there), budget, config.seed, floors).kept]
     )
@@ -122,10 +122,20 @@ def _within(chosen: Chosen, config: PruningConfig, floors: Floors) -> Layout:
 
 
 def _stratified(grid: Grid, budget: int, config: PruningConfig, look_up: Callable[[str], Layout]) -> Layout:
+    """Heads drawn with the counts that the options name.
+
+    Args:
+        grid: the heads that there are.
+
+    Raises:
+        Refusal: the counts do not fit the budget, or what there is.
+    """
     text = config.head_counts
     try:
         if text is not None and ("/" in text or os.path.exists(text)):
-            counts = counts_of_layout(look_up(text))
+            counts = {
+                site: count for site, count in counts_of_layout(look_up(text)).items() if site.stack in HEAD_STACKS
+            }
             if sum(counts.values()) != budget:
                 raise ValueError(f"must add up to the budget of {budget}, but the layout keeps {sum(counts.values())}")
         else:

@@ -30,6 +30,8 @@ def chosen_of(config: PruningConfig, layout: Layout) -> Chosen:
     Raises:
         Refusal: neurons are chosen, but are no units of it.
     """
+    if method_class(config) is Stratified:
+        return Chosen(layout, (HEADS.name,))
     if config.prune is None:
         return Chosen(layout, default_kinds(layout.grid))
     kinds = parse_kinds(config.prune, _OPTION)
@@ -56,9 +58,7 @@ def settle_kinds(cfg: Options) -> None:
             f"`--ffn-group` must come with `--prune ffn`, but is {config.ffn_group} with `--prune {config.prune}`."
         )
     if not heads_alone and config.unpruned_heads not in (None, AUTO):
-        reasons.append(
-            f"`--unpruned-heads` must be for `--prune {HEADS.name}`, but is {config.unpruned_heads} with `--prune {config.prune}`: use `--budget`."
-        )
+        reasons.append(_not_heads_alone(config.unpruned_heads, f"`--prune {config.prune}`"))
     if not heads_alone and method_class(config) is Stratified:
         reasons.append(
             f"`--prune` must be {HEADS.name} for `--head-selection {Stratified.name}`, but is {config.prune}."
@@ -72,22 +72,41 @@ def settle_kinds(cfg: Options) -> None:
         set_option(cfg, "prune", None)
 
 
-def refuse_unfit_relaxation(gates: HeadGates | None, option: str | None = None) -> None:
-    """Asked when training starts: a checkpoint that was trained so is still read.
-
-    Args:
-        option: `--budget` as given.
+def refuse_heads_of_other_kinds(chosen: Chosen, config: PruningConfig) -> None:
+    """Asked before anything is drawn or learned: a checkpoint that was trained so is still read.
 
     Raises:
-        Refusal: of a relaxation that takes a step for each unit, where units are many (heads alone were always chosen so), or cost
-            differently, for it counts them.
+        Refusal: a number of heads is given where neurons are chosen too, because a layout names them, or `--ffn-group` does.
     """
-    if gates is None or not isinstance(gates.method, DifferentiableSubset) or gates.method.relaxation == PROJECTION:
+    if chosen.kinds != (HEADS.name,) and config.unpruned_heads not in (None, AUTO):
+        named = (
+            "a `--head-layout` that names neurons"
+            if config.head_layout is not None
+            else f"`--ffn-group {config.ffn_group}`"
+        )
+        raise Refusal(_not_heads_alone(config.unpruned_heads, named))
+
+
+def _not_heads_alone(number: str | int | None, beside: str) -> str:
+    return f"`--unpruned-heads` must be for `--prune {HEADS.name}`, but is {number} with {beside}: use `--budget`."
+
+
+def refuse_unfit_choice(gates: HeadGates | None, config: PruningConfig) -> None:
+    """Asked when training starts: a checkpoint that was trained so is still read.
+
+    Raises:
+        Refusal: a number of heads is given where neurons are chosen too; or the relaxation takes a step for each unit, where units are many
+            (heads alone were always chosen so), or cost differently, for it counts them.
+    """
+    if gates is None:
+        return
+    refuse_heads_of_other_kinds(gates.chosen, config)
+    if not isinstance(gates.method, DifferentiableSubset) or gates.method.relaxation == PROJECTION:
         return
     for budget in () if gates.budget is None else gates.budget.parts or (gates.budget,):
         if not budget.is_even:
             raise Refusal(
-                f"`--relaxation` must be {PROJECTION} for `--budget {option}`, whose units cost differently, but is {gates.method.relaxation}, "
+                f"`--relaxation` must be {PROJECTION} for `--budget {config.budget}`, whose units cost differently, but is {gates.method.relaxation}, "
                 "which `--recipe paper`, or temperatures without a relaxation, stand for."
             )
         if budget.count > _MOST_STEPS and gates.chosen.kinds != (HEADS.name,):

@@ -22,7 +22,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.options.costing import settle_budget
-from fairseq_dsp.options.kinds import refuse_unfit_relaxation
+from fairseq_dsp.options.kinds import refuse_unfit_choice
 from fairseq_dsp.options.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.options.objections import objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.options.records import CriterionOptions, OptimizerOptions, TaskOptions, TrainingOptions, given_of_ours
@@ -145,7 +145,7 @@ class BudgetTask:
                 raise Refusal(*dict.fromkeys(reasons))
         model, config = super().build_model(cfg, from_checkpoint), PruningConfig.from_model_cfg(cfg)
         with exit_on_refusal():
-            refuse_unfit_relaxation(model.head_gates, config.budget)
+            refuse_unfit_choice(model.head_gates, config)
             refuse_rates(OptimizerOptions.of(cfg).importance_lr_of, model.head_gates)
             start_importance(self._training, config, model)
         model.adopts_dense_state, model.unchecked = True, None

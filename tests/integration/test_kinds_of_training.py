@@ -23,6 +23,7 @@ from fairseq_dsp.units.score_file import read_scores
 PROJECTION = ["--relaxation", "projection"]
 LEARNING = ["--importance-lr", 0.2, "--cooldown-updates", 8, "--max-update", 12]
 # 12 heads of 8, and 16 neurons in each of 4 networks: one group of 16 each
+NEURONS = "enc:11.11/dec:11.11/cross:11.11/ffn-enc:1010.1000/ffn-dec:1111.0001"
 
 
 def trained(data: Path, folder: Path, *options: Any, learned: bool = True) -> tuple[Any, dict[str, Any]]:
@@ -176,6 +177,9 @@ def test_a_group_alone_still_means_heads_and_neurons(data: Path, tmp_path: Path)
         (["--prune", "heads", "--ffn-group", "4", "--budget", "4"], ["`--ffn-group` must come with `--prune ffn`", "4"]),
         (["--prune", "ffn", "--encoder-ffn-embed-dim", "24", "--budget", "2"], ["`--ffn-group` must be given where", "16, 24"]),
         (["--prune", "heads,ffn", "--unpruned-heads", "4"], ["`--unpruned-heads` must be for `--prune heads`"]),
+        (["--ffn-group", "4", "--unpruned-heads", "4"], ["`--unpruned-heads` must be for `--prune heads`, but is 4 with `--ffn-group 4`: use `--budget`"]),
+        (["--unpruned-heads", "4", "--head-layout", NEURONS], ["`--unpruned-heads` must be for `--prune heads`", "a `--head-layout` that names neurons"]),
+        (["--unpruned-heads", "4", "--head-layout", NEURONS, "--head-selection", "fixed"], ["`--unpruned-heads` must be for `--prune heads`", "names neurons"]),
         (["--prune", "heads,ffn", "--budget", "heads=4"], ["`--budget` must name the kinds that are chosen", "heads, ffn", "heads=4"]),
         (["--budget", "heads=4,ffn=2"], ["`--budget` must name the kinds that are chosen", "heads=4,ffn=2"]),
         (["--prune", "sublayers", "--budget", "11"], ["`--budget` must be between 0 and 10"]),
@@ -194,7 +198,7 @@ def test_what_cannot_be_is_refused(options, words, data: Path, tmp_path: Path):
         data,
         tmp_path / "save",
         *QUIET,
-        *(LEARNING if "stratified" not in options else LEARNING[4:]),
+        *(LEARNING if not {"stratified", "fixed"} & {*options} else LEARNING[4:]),
         *options,
         ok=False,
     )

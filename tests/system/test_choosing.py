@@ -21,13 +21,15 @@ def test_heads_that_suffice_learn_the_roles_and_without_cross_attention_nothing_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_there_is_headroom_for_a_choice_and_learned_heads_win_some_of_it() -> None:
+    seeds = range(1, 11)
     losses: dict[str, list[float]] = {"sufficient": [], "fixed": [], PROJECTION: []}
-    for seed in (1, 2, 3):
+    for seed in seeds:
         bench = Bench(Setting(variant="roles", start="dense", updates=300, dense_updates=900, lr=2e-3), seed)
         for arm, found in losses.items():
             found.append(bench.run(parse_arm(arm), K).loss)
     assert max(losses["sufficient"]) <= 0.05, losses
-    assert sum(losses["fixed"]) >= sum(losses["sufficient"]) + 3.0, losses
-    assert sum(losses[PROJECTION]) <= sum(losses["fixed"]) - 1.5, losses
+    assert sum(losses["fixed"]) >= sum(losses["sufficient"]) + len(seeds), losses
+    assert all(learned < chance for learned, chance in zip(losses[PROJECTION], losses["fixed"], strict=True)), losses
+    assert sum(losses[PROJECTION]) <= sum(losses["fixed"]) / 10, losses

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import assert_same, build, layouts_of, many_examples, scores
 
+from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.options.kinds import refuse_unfit_relaxation
+from fairseq_dsp.options.kinds import refuse_unfit_choice
 from fairseq_dsp.units.chosen import Chosen, default_kinds, parse_kinds, parse_rates
 from fairseq_dsp.units.costs import Costs
 from fairseq_dsp.units.groups import part_of
@@ -112,21 +113,21 @@ def test_other_kinds_are_refused(text):
 
 
 class TestTheSuccessiveSoftmax:
-    def refused(self, kept, relaxation="successive-softmax", **options) -> bool:
-        model = build(unpruned_heads=kept, relaxation=relaxation, **options)
+    def refused(self, budget, relaxation="successive-softmax", **options) -> bool:
+        model = build(budget=budget, relaxation=relaxation, **options)
         try:
-            refuse_unfit_relaxation(model.head_gates)
+            refuse_unfit_choice(model.head_gates, PruningConfig(budget=budget))
         except Refusal as refusal:
             return "`--relaxation` must be projection for more than 200 units" in str(refusal)
         return False
 
     def test_takes_at_most_200_units_where_others_than_heads_are_chosen(self):
         many = {"ffn_group": 1, "encoder_ffn_embed_dim": 120, "decoder_ffn_embed_dim": 120}
-        assert not self.refused(200, **many)
-        assert self.refused(201, **many)
-        assert not self.refused(201, "projection", **many)
-        assert self.refused(None, budget="heads=5,ffn=201", prune="heads,ffn", **many)
-        assert not self.refused(None, budget="heads=18,ffn=200", prune="heads,ffn", **many)
+        assert not self.refused("200", **many)
+        assert self.refused("201", **many)
+        assert not self.refused("201", "projection", **many)
+        assert self.refused("heads=5,ffn=201", prune="heads,ffn", **many)
+        assert not self.refused("heads=18,ffn=200", prune="heads,ffn", **many)
 
     def test_counts_units_and_so_is_none_for_those_that_cost_differently(self):
         of_recipes = ({"recipe": "paper"}, {"initial_temperature": 0.5, "final_temperature": 0.01})
@@ -136,11 +137,11 @@ class TestTheSuccessiveSoftmax:
             with pytest.raises(
                 Refusal, match="must be projection for `--budget macs=0.9`, whose units cost differently"
             ):
-                refuse_unfit_relaxation(model.head_gates, "macs=0.9")
-            refuse_unfit_relaxation(
-                build(budget="parameters=0.99", **options).head_gates
-            )  # all heads are alike in these
-        refuse_unfit_relaxation(build(budget="macs=0.9", sentence="9,8,5", relaxation="projection").head_gates)
+                refuse_unfit_choice(model.head_gates, PruningConfig(budget="macs=0.9"))
+            even = build(budget="parameters=0.99", **options).head_gates  # all heads are alike in these
+            refuse_unfit_choice(even, PruningConfig(budget="parameters=0.99"))
+        sound = build(budget="macs=0.9", sentence="9,8,5", relaxation="projection").head_gates
+        refuse_unfit_choice(sound, PruningConfig(budget="macs=0.9"))
 
     def test_takes_any_number_of_heads(self):
         heads = {
@@ -148,7 +149,7 @@ class TestTheSuccessiveSoftmax:
             for side in ("encoder", "decoder")
             for name, size in (("attention_heads", 40), ("embed_dim", 80))
         }
-        assert not self.refused(230, **heads)
+        assert not self.refused("230", **heads)
 
 
 class TestHeadsAloneWhereNeuronsAreUnitsToo:

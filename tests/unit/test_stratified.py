@@ -91,6 +91,30 @@ class TestModel:
         layout = build(head_selection="stratified", unpruned_heads=5, head_counts=given).layout
         assert counts_of_layout(layout) == counts_of_layout(Layout.parse(given))
 
+    def test_draws_among_the_heads_of_a_given_layout_alone(self):
+        given = "enc:110.000/dec:111.000/cross:101.011"
+        drawn = build(head_selection="stratified", unpruned_heads=6, seed=2, head_layout=given).layout
+        assert drawn.count == 6
+        assert drawn.within(Layout.parse(given))
+        assert drawn.by_type()["cross"][0] == 4  # 70 % would be five, and there are four
+        even = build(head_selection="stratified", unpruned_heads=4, head_counts="even", head_layout=given).layout
+        assert counts_of_layout(even) == dict(zip(even.grid.sites, [1, 0, 1, 0, 1, 1], strict=True))
+
+    def test_leaves_the_neurons_of_a_given_layout_as_they_are(self):
+        given = "enc:111.111/dec:111.111/cross:111.111/ffn-enc:1010000.0000000/ffn-dec:1111111.0000001"
+        drawn = build(head_selection="stratified", unpruned_heads=5, seed=2, head_layout=given).layout
+        assert drawn.by_kind()["heads"] == (5, 18)
+        assert str(drawn).endswith("/ffn-enc:1010000.0000000/ffn-dec:1111111.0000001")
+
+    def test_refuses_more_heads_of_a_sublayer_than_a_given_layout_has(self, capsys):
+        counts, given = "enc:110.000/dec:000.001/cross:000.011", "enc:100.111/dec:111.111/cross:111.111"
+        with pytest.raises(SystemExit):
+            build(head_selection="stratified", unpruned_heads=5, head_counts=counts, head_layout=given)
+        assert (
+            "must keep no more heads of a sublayer than there are, but keeps 2 of the 1 of enc 0"
+            in capsys.readouterr().err
+        )
+
     def test_refuses_counts_that_do_not_add_up_to_the_budget(self, capsys):
         given = "enc:110.000/dec:000.001/cross:000.011"
         with pytest.raises(SystemExit):
