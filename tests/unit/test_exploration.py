@@ -164,14 +164,23 @@ def test_the_target_has_all_seeds_of_what_it_compares_and_runs_nothing_again_tha
     setting, seeds = Setting(), [1, 2, 3, 4, 5, 6]
     jobs = PLANS["target"](setting, seeds)
     for kept in (6, 12):
-        for arm in ("staged-full", "fisher", "gradient", "random-floor", "paper", "staged-full-shuffled", "recipe"):
+        for arm in (
+            "fisher-recut",
+            "staged-full",
+            "fisher",
+            "gradient",
+            "random-floor",
+            "paper",
+            "staged-full-shuffled",
+            "recipe",
+        ):
             assert [job.seed for job in jobs if (job.arm, job.kept) == (arm, kept)] == seeds
     decided = {key_of(head_of(job, setting)) for job in PLANS["decisive"](setting, seeds)}
     again = [job for job in jobs if key_of(head_of(job, setting)) in decided]
     assert {job.arm for job in again} == {"staged-full", "strat5+1", "strat8+2", "paper"}
     assert [job.kept for job in jobs if job.arm == "dense-more"] == [72] * 6
-    assert {job.seed for job in jobs[:24]} == {1, 2}  # of every control, before the other seeds
-    assert {job.arm for job in jobs if job.kept == 24} == {"staged-full", "strat12+6", "recipe"}
+    assert {job.seed for job in jobs[:28]} == {1, 2}  # of every control, before the other seeds
+    assert {job.arm for job in jobs if job.kept == 24} == {"fisher-recut", "staged-full", "strat12+6", "recipe"}
 
 
 def test_a_range_stands_beside_a_training_for_every_number_of_heads_that_it_is_judged_at():

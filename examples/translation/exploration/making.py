@@ -25,8 +25,12 @@ class Arms:
     def __call__(self, arm: str, family: str, **options: Any) -> Job:
         return Job(arm, self.kept, self.seed, family, options, self.lr)
 
+    def fitted(self, score: str) -> Job:
+        """One scoring, and what it cuts fitted."""
+        return self(f"{score}-recut", "scored", by=score, recut=1)
+
     def staged(self) -> Job:
-        """Scores of the whole Fisher information in four stages, each cut and fitted: what lost least so far."""
+        """Scores of the whole Fisher information in four stages, each cut and fitted."""
         return self("staged-full", "staged", by="fisher-full", stages=4)
 
     def rule(self, cross: int, dec: int) -> Job:

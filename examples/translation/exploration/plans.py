@@ -41,7 +41,7 @@ def decisive(setting: Setting, seeds: Sequence[int]) -> list[Job]:
 def target(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     """What is open of the claim that a chooser beats the rule, scores, chance and the paper's recipe: all seeds.
 
-    Arms that `decisive` has are the same here and not run again. Two seeds of every control come first, for one that is far behind them
+    Arms that other plans have are the same here and not run again. Two seeds of every control come first, for one that is far behind them
     decides nothing; then a third of the heads, beside the dense model with as many updates more; then the other seeds; then the same
     heads' counts shuffled, and the default.
     """
@@ -49,11 +49,12 @@ def target(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     for seed in seeds[:2]:
         make = Arms(24, seed, HIGH)
         jobs += [
+            make.fitted("fisher"),
             make.staged(),
             make.rule(*LATER_RULES[24][0]),
             make("recipe", "learned", **RECIPE),
-            more(setting, seed),
         ]
+        jobs.append(more(setting, seed))
     jobs += [job for kept in (6, 12) for job in _compared(kept, seeds[2:])]
     for kept in (6, 12):
         for make in [Arms(kept, seed, HIGH) for seed in seeds]:
@@ -64,7 +65,7 @@ def target(setting: Setting, seeds: Sequence[int]) -> list[Job]:
 def _compared(kept: int, seeds: Sequence[int]) -> Iterator[Job]:
     makers = [Arms(kept, seed, HIGH) for seed in seeds]
     for make in makers:
-        yield from (make.staged(), make.rule(*LATER_RULES[kept][0]))
+        yield from (make.fitted("fisher"), make.rule(*LATER_RULES[kept][0]), make.staged())
     yield from (make("fisher", "scored", by="fisher") for make in makers)
     yield from (make("paper", "learned", **PAPER) for make in makers)
     for name, by in (("gradient", "gradient"), ("random-floor", "random")):
@@ -77,7 +78,8 @@ def more(setting: Setting, seed: int) -> Job:
 
 
 def controls(make: Arms) -> Iterator[Job]:
-    """The best chooser's counts shuffled and fitted likewise, the default recipe, and its counts shuffled."""
+    """The counts of the best choosers shuffled and fitted likewise, the default recipe, and its counts shuffled."""
+    yield make("fisher-recut-shuffled", "scored", by="fisher", recut=1, shuffle=1)
     yield make("staged-full-shuffled", "staged", by="fisher-full", stages=4, shuffle=1, recut=1)
     yield make("recipe", "learned", **RECIPE)
     yield make("recipe-shuffled", "learned", **RECIPE, shuffle=1)
@@ -101,7 +103,7 @@ def beside_neighbours(make: Arms) -> Iterator[Job]:
     """DSP as published, and scores with and without a gradient, and none at all."""
     yield make("paper", "learned", **PAPER)
     for name in ("gradient", "fisher", "random"):
-        yield make(f"{name}-recut", "scored", by=name, recut=1)
+        yield make.fitted(name)
 
 
 def one_shot(make: Arms, other: int) -> Job:
