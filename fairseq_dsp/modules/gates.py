@@ -125,6 +125,15 @@ class HeadGates(nn.Module):
             own["norms"] = norms
         return self.method.penalty(self.importance, self.budget, self.update, **own)
 
+    def begin_batch(self, counts: bool) -> None:
+        """A pass of training comes next.
+
+        Args:
+            counts: whether its batch is one of the update; of a dummy one nothing is measured.
+        """
+        if self.norms is not None:
+            self.norms.counts = counts
+
     def end_update(self) -> None:
         """Whoever steps the optimizer calls this then, in every process: the method takes in what has been measured."""
         if self.norms is not None and not self.is_fixed:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
-from fairseq_dsp.errors import Refusal
+from fairseq_dsp.errors import Refusal, exit_on_refusal
 
 # Maps that `--spectral-norm` may name, of all layers.
 MAPS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -35,10 +35,13 @@ def parse_maps(text: str) -> tuple[str, ...]:
 
 def normalise(model: nn.Module, text: str | None) -> None:
     """Gives the maps of these names a spectral norm, in place; the model computes what it computed. None is for no map."""
+    recomputed = [name for name, layer in model.named_modules() if hasattr(layer, "precheckpoint_forward")]
     for name, module in [*model.named_modules()] if text is not None else ():
         if name.rpartition(".")[2] in parse_maps(str(text)) and module.weight.numel():
             spectral_norm(module, "weight")
             (norm,) = module.parametrizations.weight
+            norm.__class__ = _Norm
+            norm.recomputed = any(name.startswith(f"{layer}.") for layer in recomputed)
             norm.eval()  # or torch's look at the weight would be a step
             sigma = torch.vdot(norm._u, torch.mv(module.parametrizations.weight.original, norm._v))
             parametrize.register_parametrization(module, "weight", _Scale(sigma.detach()))
@@ -54,6 +57,27 @@ def fold(model: nn.Module) -> None:
         module.__class__ = type(of_copies.__name__, of_copies.__bases__, own)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         module.train(model.training)
+
+
+class _Norm(_SpectralNorm):
+    """torch's, which makes one step of power iteration a pass.
+
+    Attributes:
+        recomputed: the map is of a layer whose activations are recomputed (`--checkpoint-activations`). The run that has no gradient makes
+            the step then. The one that has it computes with the same weight.
+    """
+
+    recomputed = False
+
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        if weight_mat.dtype in (torch.float16, torch.bfloat16):
+            with exit_on_refusal():
+                raise Refusal(
+                    "`--spectral-norm` must be trained in float32, or with `--amp`, but is in "
+                    f"{str(weight_mat.dtype).removeprefix('torch.')}."
+                )
+        if not (self.recomputed and torch.is_grad_enabled()):
+            super()._power_method(weight_mat, n_power_iterations)
 
 
 class _Scale(nn.Module):

@@ -25,10 +25,13 @@ class UnitNorms:
     Args:
         grid: the units.
         relative: divide by the norm of the stream that is added to.
+
+    Attributes:
+        counts: whether passes are of the update: not those of a dummy batch, which fairseq gives a process that has no other.
     """
 
     def __init__(self, grid: Grid, relative: bool) -> None:
-        self.grid, self.relative = grid, relative
+        self.grid, self.relative, self.counts = grid, relative, True
         self._there: dict[str, Tensor] = {}  # of each side: [T, B] bool, false at padding
         self._streams: dict[Site, Tensor] = {}  # |x| / sqrt(C), [T, B]
         self._of_pass: dict[Site, Tensor] = {}  # mean norms, [n], with gradient
@@ -71,12 +74,16 @@ class UnitNorms:
         there, units = self._there[STACK_OF[site.stack].side], self.grid.size(site)
         with _full_precision(computed.device):
             found = norms_of_functions(_wide(computed), _wide(weight), units) / weight.size(0) ** 0.5
+            # zeros and no choice of positions, for the device would have to say how many there are; before the division, for the
+            # stream is zero at padding
+            found = torch.where(there.unsqueeze(2), found, 0.0)
             if self.relative:
                 length = self._streams[site].unsqueeze(2)
                 found = found / length.clamp_min(torch.finfo(length.dtype).tiny)
-            # by product and not by choice, for the device would have to say how many positions there are
-            total, positions = (found * there.unsqueeze(2)).sum(dim=(0, 1)), there.sum()
+            total, positions = found.sum(dim=(0, 1)), there.sum()
         self._of_pass[site] = total / positions.clamp_min(1)
+        if not self.counts:
+            return
         sums, counts = self._sums or (
             torch.zeros(self.grid.total, dtype=torch.float64, device=total.device) for _ in range(2)
         )

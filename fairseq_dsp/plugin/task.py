@@ -186,9 +186,9 @@ class BudgetTask:
     ) -> Any:
         """One micro-batch, as in fairseq."""
         if self._learns_heads:
-            dsp_adam_of(optimizer, self.budget_name).wrapper = (
-                optimizer if hasattr(optimizer, "_multiply_factor") else None
-            )
+            wrapper = optimizer if hasattr(optimizer, "_multiply_factor") else None
+            dsp_adam_of(optimizer, self.budget_name).wrapper = wrapper
+            unwrap(model).head_gates.begin_batch(counts=not ignore_grad)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:

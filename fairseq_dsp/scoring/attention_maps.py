@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fairseq_dsp.errors import Refusal
 from fairseq_dsp.scoring.passes import gated, hooks, run
 from fairseq_dsp.units.kinds import STACK_OF
 
@@ -62,6 +63,9 @@ def attention_maps(subject: Subject, live: Tensor) -> Iterator[dict[Site, Maps]]
 
     Args:
         live: [H], 1 for heads that are there, 0 for those removed so far, which later layers do not hear any more.
+
+    Raises:
+        Refusal: a site attends to the words of both sides at once.
     """
     found: dict[Site, Tensor] = {}
 
@@ -90,12 +94,13 @@ def attention_maps(subject: Subject, live: Tensor) -> Iterator[dict[Site, Maps]]
 
 def _maps_of(site: Site, weights: Tensor, words: Any) -> Maps:
     side = STACK_OF[site.stack].side
-    return Maps.of(
-        weights,
-        queries=words[side],
-        keys=words["encoder" if site.stack == "cross" else side],
-        causal=site.stack == "dec",
-    )
+    queries, keys = words[side], words["encoder" if site.stack == "cross" else side]
+    if weights.size(3) != keys.there.size(1):
+        raise Refusal(
+            "a model whose attention is looked at must attend to one sentence at a time, but "
+            f"{STACK_OF[site.stack].title} of this one attends to two (`--cross-self-attention`)."
+        )
+    return Maps.of(weights, queries, keys, causal=site.stack == "dec")
 
 
 def _places(there: Tensor) -> Tensor:

@@ -31,10 +31,12 @@ def score_blocks(
     if scorer == "magnitude":
         with torch.no_grad():
             return {name: by_block(w.double(), block).square().mean(dim=(2, 3)).sqrt() for name, w in matrices.items()}
+    for weight in matrices.values():
+        weight.requires_grad_(True)  # those of an encoder that nothing reads, whose derivative is 0, are frozen
     found = {name: w.new_zeros(w.size(0) // block, w.size(1) // block).double() for name, w in matrices.items()}
     count = 0
     for batch in batches:
-        derivatives = torch.autograd.grad(loss(batch).mean(), [*matrices.values()])
+        derivatives = torch.autograd.grad(loss(batch).mean(), [*matrices.values()], materialize_grads=True)
         for (name, weight), derivative in zip(matrices.items(), derivatives, strict=True):
             changes = by_block((weight.detach() * derivative).double(), block)
             found[name] += changes.sum(dim=(2, 3)).abs()

@@ -80,8 +80,9 @@ class BlockScores:
 
 
 def matrices_of(named: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Those of a model's named parameters that have blocks."""
-    return {name: weight for name, weight in named.items() if name.split(".")[-1] == "weight" and _map(name) in MAPS}
+    """Those of a model's named parameters that have blocks. A sublayer without units has none."""
+    maps = {name: weight for name, weight in named.items() if name.split(".")[-1] == "weight" and _map(name) in MAPS}
+    return {name: weight for name, weight in maps.items() if weight.numel()}
 
 
 def by_block(weight: Tensor, block: int) -> Tensor:

@@ -116,6 +116,13 @@ def test_so_is_one_of_a_model_with_given_heads_that_stock_parts_train(data: Path
     assert hydra(tmp_path / "run", data, *heads, "+model.scale_fc=true", max_update=1, **parts).code == 0
 
 
+def test_spectral_norms_in_half_precision_are_refused_though_no_option_of_the_model_says_so(data: Path, tmp_path: Path):
+    half = ["common.fp16=true", "common.fp16_no_flatten_grads=true"]
+    done = hydra(tmp_path / "run", data, "+model.spectral_norm=fc1", *half, max_update=1)
+    assert_refused(done, "`--spectral-norm` must be trained in float32", "float16")
+    assert not list(tmp_path.rglob("*.pt"))
+
+
 def test_a_checkpoint_that_was_trained_with_one_goes_on_working(composed: Path, data: Path, tmp_path: Path):
     state = load(composed)
     state["cfg"]["model"]["encoder_layer"] = 4

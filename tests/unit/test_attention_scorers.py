@@ -329,3 +329,19 @@ def test_statistics_of_what_is_no_attention_are_refused(statistic):
 def test_what_there_is_none_of_is_refused(name, options, sentence):
     with pytest.raises(Refusal, match=sentence):
         make_scorer(name, options)
+
+
+@pytest.mark.parametrize("words", [4, 1])
+def test_attention_to_two_sentences_at_once_is_refused_by_what_looks_at_it(words, tmp_path):
+    model, batch = build_with(ALL, cross_self_attention=True), batch_of()
+    batch["net_input"]["prev_output_tokens"] = batch["net_input"]["prev_output_tokens"][:, :words]
+    batch["target"] = batch["target"][:, :words]
+    (tmp_path / "scorer.json").write_text(NETWORK.text())
+    subject = subject_over(model, [batch])
+    for name, options in (
+        ("attention-statistics", {"statistic": "entropy"}),
+        ("one-shot", {"scorer_model": str(tmp_path / "scorer.json")}),
+    ):
+        with pytest.raises(Refusal, match="must attend to one sentence at a time, but .* attends to two"):
+            score(name, options, subject)
+    assert (score("function-norm", {}, subject) > 0).all()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import few_examples, many_examples
+from models import build_with, few_examples, many_examples
+from scored import batch_of
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.batches import loss_of
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.scoring.blocks import score_blocks
+from fairseq_dsp.scoring.blocks import SCORERS, score_blocks
 from fairseq_dsp.units.blocks import BlockScores, matrices_of, read_block_scores, refuse_uneven
+from fairseq_dsp.units.layout import Layout
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
 
@@ -89,6 +93,29 @@ def test_matrices_are_the_linear_maps_of_layers():
     names += ["decoder.layers.1.encoder_attn.out_proj.weight", "decoder.layers.1.final_layer_norm.weight", "weight"]
     found = matrices_of({name: torch.zeros(1) for name in names})
     assert [*found] == ["encoder.layers.0.fc1.weight", "decoder.layers.1.encoder_attn.out_proj.weight"]
+
+
+@pytest.mark.parametrize("layout", ["enc:1.0/dec:0.1/cross:1.1", "enc:1.1/dec:1.1/cross:0.0"])
+def test_sites_without_units_have_no_blocks_and_the_others_have_scores(layout):
+    """Without cross-attention nothing reads the encoder, whose blocks change nothing."""
+    sizes = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("embed_dim", 16), ("ffn_embed_dim", 16), ("attention_heads", 1))}  # fmt: skip
+    model = build_with(Layout.parse(layout), **sizes)
+    named = dict(model.named_parameters())
+    matrices = matrices_of(named)
+    assert [*matrices] == [name for name in matrices_of_all(named) if named[name].numel()]
+    refuse_uneven(matrices, 16)
+    for scorer in SCORERS:
+        found = score_blocks(matrices, 16, scorer, [batch_of()], partial(loss_of, model))
+        assert found.keys() == matrices.keys()
+        read = [name for name, table in found.items() if bool(table.any())]
+        unread = [
+            name for name in matrices if scorer == "gradient" and "cross:0" in layout and "encoder.layers" in name
+        ]
+        assert read == [name for name in matrices if name not in unread]
+
+
+def matrices_of_all(named: dict[str, Tensor]) -> list[str]:
+    return [name for name in named if name.endswith(("_proj.weight", "fc1.weight", "fc2.weight"))]
 
 
 def test_blocks_that_do_not_divide_are_refused():

@@ -24,6 +24,7 @@ from fairseq_dsp.methods.function_norm import FunctionNorm
 from fairseq_dsp.modules.streams import streams
 from fairseq_dsp.modules.surgery import modules_at, shrink_state
 from fairseq_dsp.modules.unit_norms import UnitNorms
+from fairseq_dsp.plugin.task import TranslationDspTask
 from fairseq_dsp.scoring import make_scorer
 from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.kinds import KIND_OF, STACK_OF
@@ -103,6 +104,23 @@ def test_norms_and_their_gradient_are_those_of_slow_loops(group, kinds, before, 
             assert ours is None or not ours.any()
         else:
             assert_same(ours, weight.grad)
+
+
+@EITHER_NORM
+@EITHER_PLACE
+def test_what_a_unit_adds_at_padding_does_not_count_whatever_it_is(before, norm):
+    """The stream is zero there before the first layer, and any number divided by nothing is too large to be told."""
+    options = {"encoder_normalize_before": before, "decoder_normalize_before": before}
+    model, batch = choosing(norm=norm, norm_penalty=0.3, **options), batch_of()
+    with torch.no_grad():
+        model.encoder.layers[0].self_attn.out_proj.weight.mul_(100)
+    slow, _ = slow_norms(model, batch, norm == "relative", **options)
+    passed(model, batch)
+    penalty = model.head_gates.penalty()
+    assert_same(of_update(model), slow.detach())
+    assert_same(penalty.detach(), 0.3 * slow.sum().detach())
+    penalty.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @few_examples
@@ -193,6 +211,23 @@ def test_the_mean_is_of_all_updates_at_first_and_then_forgets():
                 slow[unit] += (float(norms[unit]) - slow[unit]) / min(updates[unit], 100)
     assert own["mean_norms"].tolist() == pytest.approx(slow, rel=1e-4)
     assert own["norm_updates"].tolist() == updates
+
+
+@EITHER_NORM
+def test_the_dummy_batch_of_a_process_that_has_no_other_is_no_batch_of_the_update(norm):
+    """fairseq gives it one where the batches do not suffice for all processes, and takes no gradient of it."""
+    model, task = choosing(norm=norm), object.__new__(TranslationDspTask)
+    task._learns_heads, optimizer = True, mock.Mock(spec=["backward"])
+
+    def criterion(model: Any, batch: dict[str, Any]) -> tuple[Tensor, int, dict[str, Any]]:
+        return model(**batch["net_input"])[0].sum() + model.head_gates.penalty(), 1, {}
+
+    with mock.patch("fairseq_dsp.plugin.task.dsp_adam_of"):
+        task.train_step(batch_of(), model, criterion, optimizer, 0)
+        alone = of_update(model)
+        for batch, is_dummy in ((batch_of(), False), (batch_of(1), True)):
+            task.train_step(batch, model, criterion, optimizer, 1, is_dummy)
+    assert_same(of_update(model), alone)
 
 
 def test_a_process_that_has_measured_nothing_asks_the_others_all_the_same():

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from models import assert_same, build_gated, build_with, gradients, randomise, scores, scores_as_generated
+from models import (
+    assert_recomputing_changes_no_gradient,
+    assert_same,
+    build,
+    build_gated,
+    build_with,
+    gradients,
+    randomise,
+    scores,
+    scores_as_generated,
+)
 from torch import nn
 
 from fairseq_dsp.errors import Refusal
@@ -114,6 +124,28 @@ def test_folding_is_exact_in_the_precision_of_trainings(largest):
             exact = exact / torch.vdot(parts[0]._u.double(), parts.original.double() @ parts[0]._v.double())
             for found in (plain[f"{name}.weight"], twin.get_submodule(name).weight, module.weight):
                 assert float((found.double() - exact).abs().max() / exact.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"unpruned_heads": 5, "head_selection": "ste"}, {"unpruned_heads": 5, "ffn_group": 7}], ids=str
+)
+def test_recomputing_activations_changes_no_gradient_and_makes_no_second_step(options):
+    if not options:
+        options = {"head_layout": "enc:101.111/dec:111.010/cross:011.110"}
+    plain, recomputed = (build(spectral_norm=ALL, checkpoint_activations=again, **options) for again in (False, True))
+    assert_recomputing_changes_no_gradient(plain, recomputed, 0)
+    ours, theirs = recomputed.state_dict(), plain.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("_u", "_v")))
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_in_training_whoever_asked_for_it(precision, capsys):
+    """hydra's `common.fp16` is none of the model's options."""
+    model = build_gated("ste", spectral_norm="fc1").to(precision)
+    scores(model.eval())  # that of a finished model is not
+    with pytest.raises(SystemExit):
+        scores(model.train())
+    assert "`--spectral-norm` must be trained in float32, or with `--amp`, but is in" in capsys.readouterr().err
 
 
 def test_an_unfolded_state_is_cut_to_a_layout():
