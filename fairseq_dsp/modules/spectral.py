@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
 from fairseq_dsp.errors import Refusal
 
@@ -35,10 +35,14 @@ def parse_maps(text: str) -> tuple[str, ...]:
 
 def normalise(model: nn.Module, text: str | None) -> None:
     """Gives the maps of these names a spectral norm, in place; the model computes what it computed. None is for no map."""
+    layers = [layer for layer in model.modules() if hasattr(layer, "precheckpoint_forward")] if text is not None else []
+    recomputed = {module for layer in layers for module in layer.modules()}
     for name, module in [*model.named_modules()] if text is not None else ():
         if name.rpartition(".")[2] in parse_maps(str(text)) and module.weight.numel():
             spectral_norm(module, "weight")
             (norm,) = module.parametrizations.weight
+            if module in recomputed:
+                norm.__class__ = _OfRecomputed
             norm.eval()  # or torch's look at the weight would be a step
             sigma = torch.vdot(norm._u, torch.mv(module.parametrizations.weight.original, norm._v))
             parametrize.register_parametrization(module, "weight", _Scale(sigma.detach()))
@@ -54,6 +58,24 @@ def fold(model: nn.Module) -> None:
         module.__class__ = type(of_copies.__name__, of_copies.__bases__, own)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         module.train(model.training)
+
+
+class _OfRecomputed(_SpectralNorm):
+    """The norm of a map in a layer whose activations are recomputed (`--checkpoint-activations`).
+
+    fairseq runs such a layer without gradient first, and with gradient when it goes backward. A step of power iteration in between would
+    make the second run another function than the one whose loss is known. So the first pass after a backward one takes the step, and
+    all passes until the next backward one compute with the same weights.
+    """
+
+    went_backward = True
+
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        if torch.is_grad_enabled():
+            self.went_backward = True
+        elif self.went_backward:
+            self.went_backward = False
+            super()._power_method(weight_mat, n_power_iterations)
 
 
 class _Scale(nn.Module):
