@@ -29,6 +29,7 @@ from scored import (
 )
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.batches import words_of
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.surgery import attentions, shrink_model
 from fairseq_dsp.scoring import make_scorer
@@ -329,3 +330,22 @@ def test_statistics_of_what_is_no_attention_are_refused(statistic):
 def test_what_there_is_none_of_is_refused(name, options, sentence):
     with pytest.raises(Refusal, match=sentence):
         make_scorer(name, options)
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+@pytest.mark.parametrize("encoder", ["tgt", None])
+def test_a_token_of_a_language_in_the_place_of_an_end_is_an_end(encoder, decoder):
+    languages = {"task": "translation_multi_simple_epoch", "lang_pairs": "de-en", "lang_tok_replacing_bos_eos": True}
+    model = build_with(ALL, encoder_langtok=encoder, decoder_langtok=decoder, **languages)
+    batch, token = batch_of(), 9
+    source, previous = (batch["net_input"][name] for name in ("src_tokens", "prev_output_tokens"))
+    last = (source != PAD).sum(dim=1) - 1
+    source[torch.arange(len(source)), last] = previous[:, 0] = EOS
+    expected = words_of(build_with(ALL), batch)
+    assert [int(ends.sum()) for _, ends in expected.values()] == [3, 3]
+    if encoder:
+        source[torch.arange(len(source)), last] = token
+    if decoder:
+        previous[:, 0] = token
+    for side, found in words_of(model, batch).items():
+        assert all(torch.equal(*each) for each in zip(found, expected[side], strict=True))
