@@ -136,6 +136,11 @@ def checked_options(
         kinds = list(parse_kinds(HEADS.name if units is None else units, "--units"))
         if kinds != [HEADS.name] and scorer in SCORERS and SCORERS[scorer].heads_alone:
             raise Refusal(f"`--units` must be heads for `--scorer {scorer}`, which reads attention, but is {units}.")
+        if len(kinds) > 1 and options["iterative"] is not None and scorer in SCORERS and not SCORERS[scorer].comparable:
+            raise Refusal(
+                f"`--iterative` must not be given for several kinds of units by `--scorer {scorer}`, whose scores cannot be compared between "
+                f"kinds, but is {options['iterative']} for {units}: which kind goes first would say how many units there are; score each alone."
+            )
         if ffn_group is not None and kinds == [HEADS.name]:
             raise Refusal(f"`--ffn-group` must come with `--units ffn`, but is {ffn_group}.")
     group = None

@@ -12,6 +12,7 @@ import torch
 from fairseq_dsp.api.score_work import read_options, subject_of
 from fairseq_dsp.api.watching import Watch, unwatched
 from fairseq_dsp.checkpoints.batches import draw_batches, log_probs_of
+from fairseq_dsp.checkpoints.choosing import heads_of
 from fairseq_dsp.checkpoints.pair_batches import set_languages
 from fairseq_dsp.errors import Refusal, noted
 from fairseq_dsp.files.data_folder import refuse_no_folder
@@ -88,7 +89,8 @@ def train_scorer(
         which = {"subset": options["subset"], "count": options["batches"], "max_tokens": options["max_tokens"]}
         drawn = draw_batches(model, task_options, folder, **which, seed=options["seed"], who="fairseq-dsp-train-scorer")
         model.requires_grad_(False).to("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-        examples.append(Example(subject_of(model, drawn, options["seed"]), partial(log_probs_of, model)))
+        heads = heads_of(model).surviving
+        examples.append(Example(subject_of(model, drawn, options["seed"], heads), partial(log_probs_of, model)))
     with watch("scorer, steps", options["steps"]) as done:
         numbers: dict[str, Any] = train_one_shot(examples, options["steps"], options["seed"], done)
     trained = ScorerModel(

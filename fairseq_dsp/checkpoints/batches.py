@@ -20,7 +20,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_dsp.checkpoints.pair_batches import chosen_pairs, multilingual_task, pairs_dataset
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.data_folder import DataFolder
-from fairseq_dsp.options.languages import languages_of, objections_to_task
+from fairseq_dsp.options.languages import languages_of, languages_of_model, objections_to_task
 from fairseq_dsp.options.records import values_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 
@@ -52,12 +52,20 @@ def log_probs_of(model: DspTransformerModel, batch: dict[str, Any]) -> torch.Ten
 
 
 def words_of(model: DspTransformerModel, batch: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """What of the batch is no padding, and what is a symbol for the end of a sentence: two of [B, L] bool, by side."""
+    """What of the batch is no padding, and what is a symbol for the end of a sentence, or a token of a language in its place: two of [B, L] bool,
+    by side.
+    """
     device = model.encoder.embed_tokens.weight.device
-    found = {}
-    for side, name in (("encoder", "src_tokens"), ("decoder", "prev_output_tokens")):
+    languages, found = languages_of_model(model.args), {}
+    replaced = (False, False) if languages is None else languages.replaced_ends
+    names = (("encoder", "src_tokens"), ("decoder", "prev_output_tokens"))
+    for (side, name), by_token in zip(names, replaced, strict=True):
         tokens, dictionary = batch["net_input"][name].to(device), getattr(model, side).dictionary
-        found[side] = tokens != dictionary.pad(), tokens == dictionary.eos()
+        there, ends = tokens != dictionary.pad(), tokens == dictionary.eos()
+        if by_token:  # the last word of a source, and the one that a decoder's input begins with
+            places = there.cumsum(dim=1)
+            ends = ends | there & (places == (places[:, -1:] if side == "encoder" else 1))
+        found[side] = there, ends
     return found
 
 

@@ -73,7 +73,7 @@ def choose_layout(
     gates = model.head_gates
     if gates is None:
         total = model.layout.grid.total
-        if not rewritten and budget in (None, model.layout.count) and model.layout.count < total:
+        if not rewritten and budget in (None, heads_of(model).count) and model.layout.count < total:
             return model.layout  # trained with these heads from the start: only the training state goes
         what = "was rewritten already" if rewritten else "has no importance variables"
         raise Refusal(

@@ -7,6 +7,7 @@ masked model before anyone sees it.
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -27,7 +28,7 @@ from fairseq_dsp.methods import method_class
 from fairseq_dsp.modules.surgery import mask_heads, shrink_state
 from fairseq_dsp.options.records import TaskOptions, given_of_ours
 from fairseq_dsp.options.widths import objections_to_neurons
-from fairseq_dsp.plugin.building import load_model
+from fairseq_dsp.plugin.building import load_model, recompute_nothing
 from fairseq_dsp.units.floors import parse_floor
 from fairseq_dsp.units.groups import group_of, has_neurons, with_all_of
 from fairseq_dsp.units.layout import Layout
@@ -205,7 +206,9 @@ def _in_stages(
 ) -> DspTransformerModel:
     """What stages leave of a copy of the checkpoint's model, in float32."""
     weights = {name: value.clone() for name, value in state["model"].items()}
-    copied = load_model({"cfg": copy.deepcopy(state["cfg"]), "model": weights}).float().eval()
+    options = copy.deepcopy(state["cfg"].model)  # for a copy of the whole shares them
+    recompute_nothing(options)
+    copied = load_model({"cfg": argparse.Namespace(model=options), "model": weights}).float().eval()
     cut_in_stages(copied, batches, budget, stages.number, lambda left: stages.score(left, batches), parse_floor(floor))
     return copied
 

@@ -35,13 +35,14 @@ def parse_maps(text: str) -> tuple[str, ...]:
 
 def normalise(model: nn.Module, text: str | None) -> None:
     """Gives the maps of these names a spectral norm, in place; the model computes what it computed. None is for no map."""
-    recomputed = [name for name, layer in model.named_modules() if hasattr(layer, "precheckpoint_forward")]
+    layers = [layer for layer in model.modules() if hasattr(layer, "precheckpoint_forward")] if text is not None else []
+    recomputed = {module for layer in layers for module in layer.modules()}
     for name, module in [*model.named_modules()] if text is not None else ():
         if name.rpartition(".")[2] in parse_maps(str(text)) and module.weight.numel():
             spectral_norm(module, "weight")
             (norm,) = module.parametrizations.weight
             norm.__class__ = _Norm
-            norm.recomputed = any(name.startswith(f"{layer}.") for layer in recomputed)
+            norm.recomputed = module in recomputed
             norm.eval()  # or torch's look at the weight would be a step
             sigma = torch.vdot(norm._u, torch.mv(module.parametrizations.weight.original, norm._v))
             parametrize.register_parametrization(module, "weight", _Scale(sigma.detach()))
@@ -60,14 +61,18 @@ def fold(model: nn.Module) -> None:
 
 
 class _Norm(_SpectralNorm):
-    """torch's, which makes one step of power iteration a pass.
+    """torch's, which takes a step of power iteration a pass.
+
+    fairseq runs a layer whose activations are recomputed (`--checkpoint-activations`) without gradient first, and with gradient when it goes
+    backward. A step in between would make the second run another function than the one whose loss is known. So there the first pass after a
+    backward one takes the step, and all passes until the next backward one compute with the same weights.
 
     Attributes:
-        recomputed: the map is of a layer whose activations are recomputed (`--checkpoint-activations`). The run that has no gradient makes
-            the step then. The one that has it computes with the same weight.
+        recomputed: the map is of such a layer.
+        went_backward: since the last step.
     """
 
-    recomputed = False
+    recomputed, went_backward = False, True
 
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
         if weight_mat.dtype in (torch.float16, torch.bfloat16):
@@ -76,7 +81,10 @@ class _Norm(_SpectralNorm):
                     "`--spectral-norm` must be trained in float32, or with `--amp`, but is in "
                     f"{str(weight_mat.dtype).removeprefix('torch.')}."
                 )
-        if not (self.recomputed and torch.is_grad_enabled()):
+        if self.recomputed and torch.is_grad_enabled():
+            self.went_backward = True
+        elif not self.recomputed or self.went_backward:
+            self.went_backward = False
             super()._power_method(weight_mat, n_power_iterations)
 
 

@@ -60,7 +60,7 @@ def costs_of(model: Any, measure: str, sentence: Sentence | None = None, layout:
         raise Refusal(
             "`--budget macs=` must be for a model with one output projection, but this one has `--adaptive-softmax-cutoff`."
         )
-    return operation_costs(grid, shapes, widths, sentence)
+    return operation_costs(grid, shapes, widths, sentence, bool(model.decoder.cross_self_attention))
 
 
 def sizes_of(model: Any) -> Sizes:

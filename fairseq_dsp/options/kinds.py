@@ -95,13 +95,10 @@ def refuse_unfit_choice(gates: HeadGates | None, config: PruningConfig) -> None:
     """Asked when training starts: a checkpoint that was trained so is still read.
 
     Raises:
-        Refusal: a number of heads is given where neurons are chosen too; or the relaxation takes a step for each unit, where units are many
-            (heads alone were always chosen so), or cost differently, for it counts them.
+        Refusal: the relaxation takes a step for each unit, where units are many (heads alone were always chosen so), or cost differently,
+            for it counts them.
     """
-    if gates is None:
-        return
-    refuse_heads_of_other_kinds(gates.chosen, config)
-    if not isinstance(gates.method, DifferentiableSubset) or gates.method.relaxation == PROJECTION:
+    if gates is None or not isinstance(gates.method, DifferentiableSubset) or gates.method.relaxation == PROJECTION:
         return
     for budget in () if gates.budget is None else gates.budget.parts or (gates.budget,):
         if not budget.is_even:

@@ -68,13 +68,18 @@ def ungated(path: str) -> tuple[DspTransformerModel, Any, dict[str, str]]:
     What is scored is thus the function of the weights alone, whatever the importance variables of a gated checkpoint say.
     """
     state = read_checkpoint(path)
-    for name in ("checkpoint_activations", "offload_activations"):
-        set_option(state["cfg"].model, name, False)  # the pass must run once, with the scorer's gates in its graph
+    recompute_nothing(state["cfg"].model)
     model = load_model(state)
     marks = fingerprint(model.weights())
     if model.head_gates is not None:
         remove_gates(model, model.layout.grid)
     return model.float(), state["cfg"].task, marks
+
+
+def recompute_nothing(cfg: argparse.Namespace | DictConfig) -> None:
+    """Makes the model of a cfg, in place, one for scorers: a pass must run once, with the scorer's gates in its graph."""
+    for name in ("checkpoint_activations", "offload_activations"):
+        set_option(cfg, name, False)
 
 
 def adopt_architecture(cfg: argparse.Namespace | DictConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,11 @@ from fairseq_dsp.methods import METHODS, method_class
 from fairseq_dsp.options.records import TrainingOptions
 from fairseq_dsp.options.starting import Start, starting_point
 from fairseq_dsp.plugin.model import DspTransformerModel
+from fairseq_dsp.units.budget import Budget
 from fairseq_dsp.units.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from fairseq_dsp.units.score_file import ScoreFile
 
 _OPTION = flag("importance_from")
 
@@ -68,7 +74,17 @@ def start_importance(training: TrainingOptions, config: PruningConfig, model: Ds
     if (objection := scores.objection_to_weights(fingerprint(named), _OPTION, start.path)) is not None:
         raise Refusal(objection)
     with torch.no_grad():
-        gates.importance.copy_(importance_of(scores.ranking()))
+        gates.importance.copy_(importance_of(_densities(scores, gates.budget)))
+
+
+def _densities(scores: ScoreFile, budget: Budget | None) -> Tensor:
+    """What units are ordered by, [H] float64: importance is worth per cost (`units/weighted`), and so are places in an order, where units are cut by
+    them. Other scores are worth, and costs have to be divided by.
+    """
+    ranking = scores.ranking()
+    if budget is None or budget.is_even or not scores.is_sum:
+        return ranking
+    return ranking / torch.tensor(budget.costs, dtype=torch.float64)
 
 
 def importance_of(scores: Tensor) -> Tensor:

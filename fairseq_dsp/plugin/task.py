@@ -22,7 +22,7 @@ from fairseq_dsp.errors import Refusal, exit_on_refusal, noted
 from fairseq_dsp.files.data_folder import DataFolder
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.options.costing import settle_budget
-from fairseq_dsp.options.kinds import refuse_unfit_choice
+from fairseq_dsp.options.kinds import chosen_of, refuse_heads_of_other_kinds, refuse_unfit_choice
 from fairseq_dsp.options.languages import BILINGUAL, BILINGUAL_BUDGET, BUDGET_TASK
 from fairseq_dsp.options.objections import objections, objections_to_backend, objections_to_unknown_options
 from fairseq_dsp.options.records import CriterionOptions, OptimizerOptions, TaskOptions, TrainingOptions, given_of_ours
@@ -86,9 +86,7 @@ class BudgetTask:
         with exit_on_refusal():  # here, for fairseq wraps the model's construction already
             if reasons := objections_to_backend(str(self.given.ddp_backend)):
                 raise Refusal(*reasons)
-        self._trains = False
-        self._learns_heads = False
-        self._adaptive_softmax = False
+        self._trains = self._learns_heads = self._adaptive_softmax = False
         self._updates_an_epoch: int | None = None
         self._warned_of_cooldown = False
         self._progress = HeadProgress()
@@ -143,8 +141,10 @@ class BudgetTask:
                 reasons += objections_to_importance_from(self._training, PruningConfig.from_model_cfg(cfg))
             if reasons:
                 raise Refusal(*dict.fromkeys(reasons))
+            given = PruningConfig.from_model_cfg(cfg)
         model, config = super().build_model(cfg, from_checkpoint), PruningConfig.from_model_cfg(cfg)
         with exit_on_refusal():
+            refuse_heads_of_other_kinds(chosen_of(config, model.layout), given)
             refuse_unfit_choice(model.head_gates, config)
             refuse_rates(OptimizerOptions.of(cfg).importance_lr_of, model.head_gates)
             start_importance(self._training, config, model)

@@ -165,11 +165,14 @@ def parameter_costs(grid: Grid, shapes: Shapes, widths: Mapping[Site, int], pres
     return Costs.of_units(PARAMETERS, grid, prices, present - owned)
 
 
-def operation_costs(grid: Grid, shapes: Shapes, widths: Mapping[Site, int], sentence: Sentence) -> Costs:
+def operation_costs(
+    grid: Grid, shapes: Shapes, widths: Mapping[Site, int], sentence: Sentence, sees_source: bool = False
+) -> Costs:
     """Multiply-adds of matrix products while one sentence is translated, as the beam search of this package computes it.
 
         a head of the encoder              S · (4 C d) + 2 S² d
         one of the decoder                 b T · (4 C d) + 2 d · b T (T + 1) / 2       keys and values of earlier words are cached
+        one that sees the source too       b S · (2 C d) + 2 b T S d more              keys and values once a hypothesis
         one over the encoder               b T · (2 C d) + S · (2 C d) + 2 b T S d     keys and values once a source sentence
         g neurons of encoder, decoder      S · 2 C g,  b T · 2 C g
         none of them                       b T · C V, the output projection, and projections of other widths beside it;
@@ -177,14 +180,17 @@ def operation_costs(grid: Grid, shapes: Shapes, widths: Mapping[Site, int], sent
 
     Args:
         shapes, widths: as of `parameter_costs`; a model without an adaptive softmax.
+        sees_source: the decoder's self-attention is over the encoder's output too (`--cross-self-attention`).
     """
     source, target = sentence.source, sentence.beam * sentence.target
     pairs = {"enc": source * source, "dec": target * (sentence.target + 1) // 2, "cross": target * source}
+    pairs["dec"] += sees_source * target * source
     prices = {}
     for site in grid.sites:
         kind, module, width = KIND_OF[site.stack], _module(site), widths[site]
         queries = source if STACK_OF[site.stack].side == "encoder" else target
         keys = source if site.stack == "cross" else queries
+        keys += (sees_source and site.stack == "dec") * sentence.beam * source
         prices[site] = 0
         for name in (*kind.makers, *kind.readers):
             tokens = keys if name in ("k_proj", "v_proj") else queries

@@ -1,6 +1,7 @@
 """Scores of one model's units on several language pairs, or data sets, made one. Called by `fairseq-dsp-merge`.
 
-Every file's scores are first divided by their sum: what a unit has of the importance on its data. Ma et al. (ACL 2021) merge by the sum.
+Every file's scores are first divided by their sum: what a unit has of the importance on its data. Where kinds of units do not compare, that
+is done for each kind, and each kind is merged for itself. Ma et al. (ACL 2021) merge by the sum.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def merge(files: Sequence[ScoreFile], by: str) -> ScoreFile:
     if reasons:
         raise Refusal(*reasons)
     values = torch.tensor([file.scores for file in files], dtype=torch.float64)
-    merged = MERGES[by](values / values.sum(1, keepdim=True))
+    parts = [values[:, part] for part in first.comparing]
+    merged = torch.cat([MERGES[by](part / part.sum(1, keepdim=True)) for part in parts])
     pairs = [pair for file in files for pair in file.pairs or ()]
     return replace(
         first,
@@ -111,9 +113,11 @@ def _objections(file: ScoreFile, first: ScoreFile) -> list[str]:
         )
     if file.order is not None:
         found.append("must be of one scoring, but is of several in between which heads were removed (`--iterative`).")
-    if min(file.scores, default=0.0) < 0 or not sum(file.scores) > 0:
+    parts = [file.scores[part] for part in file.comparing]
+    if min(file.scores, default=0.0) < 0 or not all(sum(part) > 0 for part in parts if part or len(parts) == 1):
         found.append(
-            "must have scores of which none is negative and one is above 0, for they become shares, but has others."
+            f"must have scores of which none is negative and one{' of each kind' * (len(parts) > 1)} is above 0, for they become shares, but has "
+            "others."
         )
     return found
 

@@ -103,6 +103,13 @@ class ScoreFile:
         """What is scored: a score for each unit of its grid."""
         return Chosen(self.layout, self.units)
 
+    @property
+    def comparing(self) -> list[slice]:
+        """Where the scores lie that may be compared with one another: all of them, or those of each kind."""
+        if self.comparable or len(self.units) == 1:
+            return [slice(0, len(self.scores))]
+        return list(self.chosen.places().values())
+
     def keep_top(self, k: int, floors: Floors = ()) -> Layout:
         """The layout of the k scored units that matter most, or that are removed last. Units that are not scored stay.
 
@@ -143,7 +150,7 @@ class ScoreFile:
         Args:
             option: what the user calls the budget.
         """
-        if self.comparable or len(self.units) == 1:
+        if len(self.comparing) == 1:
             return None
         each = ",".join(f"{name}=K" for name in self.units)
         return (

@@ -180,6 +180,7 @@ def test_a_group_alone_still_means_heads_and_neurons(data: Path, tmp_path: Path)
         (["--ffn-group", "4", "--unpruned-heads", "4"], ["`--unpruned-heads` must be for `--prune heads`, but is 4 with `--ffn-group 4`: use `--budget`"]),
         (["--unpruned-heads", "4", "--head-layout", NEURONS], ["`--unpruned-heads` must be for `--prune heads`", "a `--head-layout` that names neurons"]),
         (["--unpruned-heads", "4", "--head-layout", NEURONS, "--head-selection", "fixed"], ["`--unpruned-heads` must be for `--prune heads`", "names neurons"]),
+        (["--unpruned-heads", "20", "--head-layout", NEURONS, "--head-selection", "fixed"], ["`--unpruned-heads` must be for `--prune heads`", "names neurons"]),
         (["--prune", "heads,ffn", "--budget", "heads=4"], ["`--budget` must name the kinds that are chosen", "heads, ffn", "heads=4"]),
         (["--budget", "heads=4,ffn=2"], ["`--budget` must name the kinds that are chosen", "heads=4,ffn=2"]),
         (["--prune", "sublayers", "--budget", "11"], ["`--budget` must be between 0 and 10"]),

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from commands import assert_refused, different, generate, heads_in, load, prune
 from test_score import ALL, score
 
@@ -35,6 +36,22 @@ def test_stages_leave_k_heads_and_a_model_like_any_other(data: Path, dense: Path
     prune(dense, tmp_path / "again.pt", "--scorer", "joint-fisher", "--unpruned-heads", 3, "--rescale", data)
     assert different(load(tmp_path / "again.pt")["model"], state["model"]) == []
     assert dense.read_bytes() == before
+
+
+@pytest.mark.parametrize("scorer", ["joint-fisher", "gradient"])
+def test_a_model_that_recomputes_its_activations_is_scored_all_the_same(
+    scorer, data: Path, dense: Path, tmp_path: Path
+):
+    state = torch.load(dense, weights_only=False)
+    state["cfg"]["model"].checkpoint_activations = True
+    torch.save(state, tmp_path / "recomputed.pt")
+    options = ["--scorer", scorer, "--stages", 2, "--unpruned-heads", 4, "--rescale", data]
+    for name, path in (("one", dense), ("other", tmp_path / "recomputed.pt")):
+        prune(path, tmp_path / f"{name}.pt", *options)
+    one, other = (load(tmp_path / f"{name}.pt") for name in ("one", "other"))
+    assert one["cfg"]["model"].head_layout == other["cfg"]["model"].head_layout
+    assert different(one["model"], other["model"]) == []
+    assert other["cfg"]["model"].checkpoint_activations  # in a training that goes on
 
 
 @pytest.mark.parametrize(

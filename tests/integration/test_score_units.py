@@ -285,6 +285,18 @@ class TestRefusals:
         assert_refused(done, words)
         assert not (tmp_path / "no").exists()
 
+    @pytest.mark.parametrize("units", ["heads,ffn", "ffn,heads"])
+    def test_of_an_order_over_kinds_that_do_not_compare(self, units, data, dense, tmp_path):
+        options = ["--units", units, "--ffn-group", 8, "--iterative", 7]
+        done = score(data, dense, tmp_path / "no", *options, scorer="gradient", ok=False)
+        assert_refused(
+            done,
+            "`--iterative` must not be given for several kinds of units by `--scorer gradient`",
+            f"is 7 for {units}",
+        )
+        score(data, dense, tmp_path / "ffn", "--units", "ffn", *options[2:], scorer="gradient")
+        assert sorted(content(tmp_path / "ffn")["order"]) == list(range(8))
+
     def test_of_a_norm_over_neurons(self, data, dense, tmp_path):
         state = torch.load(dense, weights_only=False)
         state["cfg"]["model"].scale_fc = True

@@ -35,6 +35,16 @@ def test_a_scorer_is_trained_on_some_models_and_cuts_another(data, dense, traine
     assert heads_in(tmp_path / "small.pt") == 4
 
 
+def test_it_is_trained_on_the_heads_of_a_model_that_lost_neurons(data, dense, tmp_path):
+    heads = "enc:11.11/dec:11.11/cross:11.11"
+    for name, layout in (("whole", heads), ("cut", f"{heads}/ffn-enc:1010.0000/ffn-dec:0110.1111")):
+        prune(dense, tmp_path / f"{name}.pt", "--layout", layout)
+        train([data], [tmp_path / f"{name}.pt"], tmp_path / f"{name}.json")
+    whole, cut = (read_scorer_model(str(tmp_path / f"{name}.json")) for name in ("whole", "cut"))
+    assert len(cut.means) == len(whole.means)
+    assert cut.hidden != whole.hidden  # other networks say other words
+
+
 def test_it_is_a_function_of_its_options(data, dense, tmp_path):
     for name, folders, seed in (("one", [data], 3), ("two", [data], 3), ("three", [data], 4)):
         train(folders, [dense], tmp_path / name, "--seed", seed)

@@ -29,6 +29,7 @@ from scored import (
 )
 from torch import Tensor
 
+from fairseq_dsp.checkpoints.batches import words_of
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.surgery import attentions, shrink_model
 from fairseq_dsp.scoring import make_scorer
@@ -345,3 +346,22 @@ def test_attention_to_two_sentences_at_once_is_refused_by_what_looks_at_it(words
         with pytest.raises(Refusal, match="must attend to one sentence at a time, but .* attends to two"):
             score(name, options, subject)
     assert (score("function-norm", {}, subject) > 0).all()
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+@pytest.mark.parametrize("encoder", ["tgt", None])
+def test_a_token_of_a_language_in_the_place_of_an_end_is_an_end(encoder, decoder):
+    languages = {"task": "translation_multi_simple_epoch", "lang_pairs": "de-en", "lang_tok_replacing_bos_eos": True}
+    model = build_with(ALL, encoder_langtok=encoder, decoder_langtok=decoder, **languages)
+    batch, token = batch_of(), 9
+    source, previous = (batch["net_input"][name] for name in ("src_tokens", "prev_output_tokens"))
+    last = (source != PAD).sum(dim=1) - 1
+    source[torch.arange(len(source)), last] = previous[:, 0] = EOS
+    expected = words_of(build_with(ALL), batch)
+    assert [int(ends.sum()) for _, ends in expected.values()] == [3, 3]
+    if encoder:
+        source[torch.arange(len(source)), last] = token
+    if decoder:
+        previous[:, 0] = token
+    for side, found in words_of(model, batch).items():
+        assert all(torch.equal(*each) for each in zip(found, expected[side], strict=True))

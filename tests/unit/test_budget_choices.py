@@ -115,6 +115,14 @@ class TestACheckpointOfSeveralKinds:
         with pytest.raises(Refusal, match="which keeps 8, but is 18"):
             choose_layout(model, CUT, 18, True)
 
+    @pytest.mark.parametrize("text", [CUT, CUT.partition("/ffn")[0]])
+    def test_that_was_trained_with_a_layout_keeps_as_many_heads_as_are_asked_for(self, text):
+        model = build_with(Layout.parse(text))
+        assert choose_layout(model, None, None, False) == choose_layout(model, None, 8, False) == Layout.parse(text)
+        for other in {18, model.layout.count, 7} - {8}:
+            with pytest.raises(Refusal, match="has no importance variables and keeps 8 of 18 heads"):
+                choose_layout(model, None, other, False)
+
 
 @pytest.mark.parametrize(("text", "left"), [("2", 2), ("10", 10), ("0.1", 1), ("parameters=0.48", 3)])
 def test_a_range_of_budgets_is_not_left(text, left):

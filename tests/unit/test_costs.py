@@ -31,7 +31,7 @@ def test_parameters_of_a_model_are_those_predicted_from_another(options, one, ot
     assert costs.dense == build_with(Layout.full(GRID), **options).weight_count()
 
 
-@pytest.mark.parametrize("options", [{}, SIZES, {"decoder_output_dim": 7}])
+@pytest.mark.parametrize("options", [{}, SIZES, {"decoder_output_dim": 7}, {"cross_self_attention": True}])
 @given(layout=LAYOUTS, lengths=st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3)))
 @few_examples
 def test_operations_are_those_that_torch_counts_in_a_search(options, layout, lengths):

@@ -81,6 +81,27 @@ def test_worst_protects_the_pair_whose_heads_the_sum_would_give_up():
     assert top["worst"] == set(best)
 
 
+KINDS = {"units": ("heads", "ffn"), "layout": Layout.parse("enc:11/dec:/cross:/ffn-enc:111/ffn-dec:")}
+
+
+@pytest.mark.parametrize("by", MERGES)
+@given(data=st.lists(st.tuples(*[st.lists(st.integers(0, 50), min_size=n, max_size=n).filter(any) for n in (2, 3)]), min_size=2, max_size=3))  # fmt: skip
+@settings(deadline=None, max_examples=30)
+def test_kinds_that_do_not_compare_are_merged_each_for_itself(by, data):
+    files = [file_of([*heads, *(1000.0 * n for n in ffn)], comparable=False, **KINDS) for heads, ffn in data]
+    found = merge(files, by).scores
+    alone = [merge([file_of(list(map(float, part[kind]))) for part in data], by).scores for kind in (0, 1)]
+    assert found == pytest.approx([*alone[0], *alone[1]])
+    assert not merge(files, by).comparable
+
+
+def test_a_kind_without_importance_has_no_shares():
+    files = [file_of([1.0, 2.0, 0.0, 0.0, 0.0], comparable=comparable, **KINDS) for comparable in (True, False)]
+    assert merge(files[:1] * 2, "sum").scores[2:] == (0.0, 0.0, 0.0)
+    with pytest.raises(Refusal, match="score file 1 must have scores of which none is negative and one of each kind is above 0"):  # fmt: skip
+        merge(files[1:] * 2, "sum")
+
+
 @pytest.mark.parametrize("by", MERGES)
 @pytest.mark.parametrize("scorer", ["fisher", "joint-fisher"])
 def test_places_in_an_order_are_no_sums_however_they_are_merged(by, scorer):

@@ -19,6 +19,7 @@ from models import (
     scores_as_generated,
 )
 from torch import nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.spectral import folded, is_unfolded, unfolded
@@ -104,6 +105,42 @@ class TestInAModel:
         with pytest.raises(SystemExit):
             self.built(options).load_state_dict(state)
         assert "a spectral norm that was not folded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("maps", [ALL, "q_proj,k_proj", "fc1"])
+class TestRecomputedActivations:
+    """A step of power iteration between a pass and its repetition would be another function's gradient."""
+
+    def built(self, maps: str, **more: Any) -> Any:
+        options = {"kept": "4..9", "relaxation": "projection", "initial_temperature": 1.0, "final_temperature": 0.1}
+        return build_gated("dsp", spectral_norm=maps, cooldown_updates=9, **options, **more)
+
+    def test_change_no_gradient(self, maps):
+        plain, recomputed = self.built(maps), self.built(maps, checkpoint_activations=True)
+        for update in range(3):
+            assert_recomputing_changes_no_gradient(plain, recomputed, update)
+            before, after = plain.state_dict(), recomputed.state_dict()
+            assert all(torch.equal(before[name], after[name]) for name in before)  # vectors go on alike
+            randomise(plain, update)
+
+    def test_several_passes_of_an_update_compute_with_the_same_weights(self, maps):
+        model, steady = self.built(maps, checkpoint_activations=True), self.built(maps)
+        model.train().zero_grad()
+        losses = []
+        for k in (9, 4):  # as `--sandwich` has it
+            with model.head_gates.at(k):
+                losses.append(scores(model, k).square().sum())
+        sum(losses).backward()
+        steady.load_state_dict(copy.deepcopy(model.state_dict()))
+        for module in steady.train().modules():
+            if isinstance(module, _SpectralNorm):
+                module.eval()
+        for k in (9, 4):
+            with steady.head_gates.at(k):
+                scores(steady, k).square().sum().backward()
+        for one, other in zip(model.parameters(), steady.parameters(), strict=True):
+            if other.grad is not None:
+                assert_same(one.grad, other.grad, 1e-9)
 
 
 @pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
