@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from reproduction.sizes import small_shape
+from reproduction.sizes import Shape, pruned_weights, shape_of_size
 from torch import Tensor
 
 from fairseq_dsp.methods.stratified import EVEN, counts_of, draw_stratified
@@ -226,20 +226,33 @@ def _leveled(lab: Lab) -> Choice:
 
 
 def _small(lab: Lab) -> Choice:
-    """Options: layers (of a smaller dense model, which takes the place of the lab's)."""
-    lab.model = levels.train_small(lab.setting, lab.data, lab.job.seed, lab.job.options["layers"])
+    """Options: layers (of a smaller dense model, which takes the place of the lab's; else a narrower one, as large as the job's share leaves)."""
+    layers = lab.job.options.get("layers")
+    if layers is None:
+        small = _narrowed(lab, levels.parameters_of_share(lab.model, lab.job.share))
+    else:
+        small = replace(lab.setting, layers=layers)
+    lab.model = levels.train_small(small, lab.data, lab.job.seed)
     return Choice(lab.model.layout, cut=True)
 
 
 def _narrow(lab: Lab) -> Choice:
     """A dense model before its first update that is as large as what K heads leave of the lab's, whose place it takes."""
+    size = pruned_weights(*_shape(lab), lab.job.kept)
+    lab.model = build(_narrowed(lab, size), lab.data, lab.job.seed)
+    return Choice(lab.model.layout, cut=True)
+
+
+def _narrowed(lab: Lab, size: int) -> Setting:
+    """The setting of a dense model of so many weights."""
+    layers, heads, width, ffn = shape_of_size(*_shape(lab), size)
+    return replace(lab.setting, layers=layers, heads=heads, width=width, ffn=ffn)
+
+
+def _shape(lab: Lab) -> tuple[Shape, tuple[int, int], bool]:
     setting, task = lab.setting, lab.data.task
     words = len(task.source_dictionary), len(task.target_dictionary)
-    shape = (setting.layers, setting.heads, setting.width, setting.ffn)
-    layers, heads, width, ffn = small_shape(shape, words, True, lab.job.kept)
-    narrow = replace(setting, layers=layers, heads=heads, width=width, ffn=ffn)
-    lab.model = build(narrow, lab.data, lab.job.seed)
-    return Choice(lab.model.layout, cut=True)
+    return (setting.layers, setting.heads, setting.width, setting.ffn), words, True
 
 
 FAMILIES: dict[str, Callable[[Lab], Choice]] = {

@@ -7,7 +7,6 @@ is kept is fitted to what all units said, and then trained like every other arm.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -31,7 +30,7 @@ from .training import Training
 
 GROUP = 16  # neurons of a unit
 LEVELS = ("joint", "heads", "ffn", "split", "random")
-SMALL = "dense-small"
+SMALL, HALF = "dense-small", 0.5
 _KINDS = (HEADS.name, NEURONS.name)
 
 
@@ -85,13 +84,19 @@ def _drawn(like: Layout, seed: int) -> Layout:
     return layout
 
 
-def train_small(setting: Setting, data: Data, seed: int, layers: int) -> DspTransformerModel:
-    """A dense model of fewer layers, trained from scratch with as many updates as the larger one had before an arm began."""
-    model = build(replace(setting, layers=layers), data, seed)
+def train_small(setting: Setting, data: Data, seed: int) -> DspTransformerModel:
+    """A dense model of another setting, trained from scratch with as many updates as the larger one had before an arm began."""
+    model = build(setting, data, seed)
     training = Training(model, data, seed, setting.dense_updates, setting.lr, setting.warmup, "isqrt")
     for _ in range(setting.dense_updates):
         training.step()
     return model
+
+
+def parameters_of_share(model: DspTransformerModel, share: float) -> int:
+    """Of a model that such a share of the parameters of all units is left of."""
+    costs = costs_of(model, PARAMETERS, layout=all_units(model))
+    return costs.dense - costs.prunable + int(share * costs.prunable)
 
 
 def share_of_layers(setting: Setting, layers: int) -> float:
@@ -100,11 +105,16 @@ def share_of_layers(setting: Setting, layers: int) -> float:
 
 
 def levels(setting: Setting, seeds: Sequence[int], lr: float) -> Iterator[Job]:
-    """Every level, at the size of a dense model that has a layer less; that model too. Two seeds."""
+    """Every level, at the size of a dense model that has a layer less, and at half; smaller dense models of these sizes. Two seeds.
+
+    Neurons alone do not make up half.
+    """
     layers = setting.layers - 1
-    share = share_of_layers(setting, layers)
+    most = share_of_layers(setting, layers)
+    for share, some in ((most, LEVELS), (HALF, [level for level in LEVELS if level != "ffn"])):
+        for seed in seeds[:2]:
+            for level in some:
+                yield Job(level, None, seed, "levels", {"level": level, "recut": 1}, lr, share=share)
     for seed in seeds[:2]:
-        for level in LEVELS:
-            yield Job(level, None, seed, "levels", {"level": level, "recut": 1}, lr, share=share)
-    for seed in seeds[:2]:
-        yield Job(SMALL, None, seed, "small", {"layers": layers}, lr, share=share)
+        yield Job(SMALL, None, seed, "small", {"layers": layers}, lr, share=most)
+        yield Job(SMALL, None, seed, "small", {}, lr, share=HALF)

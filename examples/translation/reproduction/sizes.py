@@ -28,15 +28,20 @@ def pruned_weights(shape: Shape, words: tuple[int, int], pre_norm: bool, kept: i
 
 
 def small_shape(shape: Shape, words: tuple[int, int], pre_norm: bool, kept: int) -> Shape:
-    """The shape of the dense model that is as large as what `kept` heads leave, short of less than a neuron in every layer.
+    """The shape of the dense model that is as large as what `kept` heads leave; see `shape_of_size`."""
+    return shape_of_size(shape, words, pre_norm, pruned_weights(shape, words, pre_norm, kept))
+
+
+def shape_of_size(shape: Shape, words: tuple[int, int], pre_norm: bool, size: int) -> Shape:
+    """The shape of a smaller dense model of so many weights, short of less than a neuron in every layer.
 
     Layers and heads stay, widths fall; of all such shapes the one whose feed-forward layers are in proportion closest to what they were.
     """
     layers, heads, width, inner = shape
-    target, even = pruned_weights(shape, words, pre_norm, kept), lcm(heads, 2)  # heads are as wide as each other
+    even = lcm(heads, 2)  # heads are as wide as each other
     found = []
     for narrow in range(max(even, 4), width + 1, even):  # a width of 2 has no positions in fairseq
-        neurons = (target - weights((layers, heads, narrow, 0), words, pre_norm)) // (2 * layers * (2 * narrow + 1))
+        neurons = (size - weights((layers, heads, narrow, 0), words, pre_norm)) // (2 * layers * (2 * narrow + 1))
         if neurons > 0:
             found.append((abs(neurons / narrow - inner / width), narrow, neurons))
     _, narrow, neurons = min(found)
