@@ -169,7 +169,7 @@ def cut_in_stages(
         floor: cross-attention heads that stay in every stage; see `floors`.
     """
     total = part_of(model.layout, [HEADS.name]).count
-    for stage in range(stages):
+    for stage in range(stages if total else 0):
         goal = k if stage == stages - 1 else round(total * (k / total) ** ((stage + 1) / stages))
         heads = part_of(model.layout, [HEADS.name])
         floors = floors_of(heads.surviving, floor) if k else ()

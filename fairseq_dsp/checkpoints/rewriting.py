@@ -280,5 +280,6 @@ def _chosen_by(config: PruningConfig, by_hand: bool, scores: ScoreFile | Stages 
     if scores is not None:
         return {"method": scores.scorer, "pipelined": False, "seed": scores.seed}
     method = method_class(config)
-    drawn = method.learned or config.kept_heads is not None  # or given to the training as a layout
+    budget = config.kept_heads is not None or config.prices is not None
+    drawn = method.learned or budget  # or given to the training as a layout
     return {"method": method.name, "pipelined": config.pipelined, "seed": config.seed if drawn else None}

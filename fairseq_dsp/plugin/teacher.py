@@ -91,13 +91,15 @@ def objections_to_distillation(cfg: Options) -> list[str]:
 
 
 def objections_to_vocabulary(path: str, teacher: Teacher, words: dict[str, int]) -> list[str]:
-    """Sentences on a teacher of other vocabularies.
+    """Sentences on a teacher that says nothing of every word of the model, or of others.
 
     Args:
         path: of its checkpoint.
         words: size of the student's, by side (`encoder`, `decoder`).
     """
     found = []
+    if teacher.model.decoder.adaptive_softmax is not None:
+        found.append(f"`--teacher` must have a plain softmax, but that of {path} is adaptive.")
     for side, language in (("encoder", "source"), ("decoder", "target")):
         theirs = len(getattr(teacher.model, side).embed_tokens.weight)
         if theirs != words[side]:

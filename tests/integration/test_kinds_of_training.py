@@ -66,6 +66,14 @@ def test_every_kind_keeps_what_its_budget_says(options, counts, data: Path, tmp_
         assert_translates_alike(data, tmp_path, layout)
 
 
+@pytest.mark.parametrize("budget", ["parameters=0.8", "heads=7"])
+def test_units_that_are_drawn_under_a_budget_are_those_of_a_seed(budget, data: Path, tmp_path: Path):
+    trained(data, tmp_path, "--budget", budget, "--head-selection", "fixed", "--seed", 3, learned=False)
+    prune(tmp_path / "checkpoint_last.pt", tmp_path / "small.pt")
+    found = load(tmp_path / "small.pt")["fairseq_dsp"]
+    assert (found["method"], found["seed"]) == ("fixed", 3)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import OURS, PLUGIN, QUIET, VALIDATE, assert_refused, budget, different, load, prune, run, train
+from models import build
+
+from fairseq_dsp.plugin.teacher import Teacher, objections_to_vocabulary
 
 HALF = ["--max-update", 6]
 
@@ -108,6 +111,14 @@ def test_what_cannot_teach_is_one_sentence(dense: Path, data: Path, tmp_path: Pa
     ):
         assert_refused(train(data, tmp_path / "save", *start, *flags, ok=False), words)
     assert [path.name for path in (tmp_path / "save").iterdir()] == ["mine.pt"]
+
+
+def test_an_adaptive_softmax_cannot_teach_for_it_says_nothing_of_every_word():
+    teacher = Teacher(build(adaptive_softmax_cutoff="5,9", arch="transformer", decoder_input_dim=12))
+    words = {side: len(getattr(teacher.model, side).embed_tokens.weight) for side in ("encoder", "decoder")}
+    (reason,) = objections_to_vocabulary("big.pt", teacher, words)
+    assert reason == "`--teacher` must have a plain softmax, but that of big.pt is adaptive."
+    assert objections_to_vocabulary("big.pt", Teacher(build(arch="transformer")), words) == []
 
 
 def test_one_that_is_lost_new_or_weighed_otherwise_is_refused_where_training_goes_on(

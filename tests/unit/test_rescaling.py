@@ -151,3 +151,10 @@ def test_a_cut_in_stages_is_score_cut_and_fit_one_after_the_other(k, stages, see
     found = model.state_dict()
     for name, value in state.items():
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
+
+
+def test_a_model_without_heads_stays_as_it_is_in_any_number_of_stages():
+    model = build_with(Layout.parse("enc:000.000/dec:000.000/cross:000.000"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cut_in_stages(model, [batch_of(0)], 0, 3, lambda left: pytest.fail("there is nothing to score"), 1)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
