@@ -53,6 +53,7 @@ def test_lines_of_the_first_scripts_get_the_names_of_todays_arms():
     assert reading.name_of({"arm": "strat", "a": options}) == "strat5+1"
     assert reading.name_of({"arm": "random", "a": {"draw": 1}}) == "random1"
     assert reading.name_of({"arm": "random", "a": {}}) == "random0"
+    assert reading.name_of({"arm": "random", "a": {"level": "random"}}) == "random"
     assert reading.name_of({"arm": "counts", "a": {"note": "landscape"}}) == "landscape"
 
 

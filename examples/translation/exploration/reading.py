@@ -27,7 +27,7 @@ def name_of(line: Line) -> str:
         return note
     if arm == "strat":
         return f"strat{options['cross']}+{options['dec']}"
-    if arm == "random":
+    if arm == "random" and "level" not in options:
         return f"random{options.get('draw', 0)}"
     by_first_scripts = "K" in line and "schedule" not in line
     misled = options.get("family") in _MISLED_FAMILIES or options.get("score") == "sentence" or "init" in options
