@@ -13,6 +13,7 @@ from fairseq_dsp.units.chosen import Chosen, default_group, default_kinds, parse
 from fairseq_dsp.units.groups import has_neurons
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.layout import Layout
+from fairseq_dsp.units.neurons import NEURONS
 from fairseq_dsp.units.sublayers import SUBLAYERS
 
 _OPTION = "--prune"
@@ -89,6 +90,30 @@ def refuse_heads_of_other_kinds(chosen: Chosen, config: PruningConfig) -> None:
 
 def _not_heads_alone(number: str | int | None, beside: str) -> str:
     return f"`--unpruned-heads` must be for `--prune {HEADS.name}`, but is {number} with {beside}: use `--budget`."
+
+
+def objections_to_other_kinds(before: PruningConfig, now: PruningConfig, path: str) -> list[str]:
+    """Sentences on a checkpoint whose importance is of other units than those that are chosen now, be they as many; empty if it may be taken over.
+
+    Args:
+        before: of a checkpoint that chooses.
+        path: of its file.
+    """
+    if before.head_layout is not None or now.head_layout is not None:  # which say in what groups, and may be a file
+        return []
+    one, other = (_kinds_in_words(config) for config in (before, now))
+    if one == other:
+        return []
+    return [
+        f"`{_OPTION}` must be {one}, which {path} chose among, for its importance is taken over, but is {other}: rewrite the checkpoint "
+        "first (`fairseq-dsp-prune`)."
+    ]
+
+
+def _kinds_in_words(config: PruningConfig) -> str:
+    both = f"{HEADS.name},{NEURONS.name}"
+    kinds = ",".join(parse_kinds(config.prune or (HEADS.name if config.ffn_group is None else both), _OPTION))
+    return kinds if config.ffn_group is None else f"{kinds}, in groups of {config.ffn_group}"
 
 
 def refuse_unfit_choice(gates: HeadGates | None, config: PruningConfig) -> None:

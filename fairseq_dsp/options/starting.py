@@ -28,6 +28,7 @@ from fairseq_dsp.methods.nested import OPTIONS
 from fairseq_dsp.methods.recipe import PAPER
 from fairseq_dsp.modules.gates import STATE_PREFIX, are_marks
 from fairseq_dsp.options.computation import computation, differences
+from fairseq_dsp.options.kinds import objections_to_other_kinds
 from fairseq_dsp.options.languages import objections_to_going_on
 from fairseq_dsp.options.records import Options, TrainingOptions, given_of_ours, saved_options
 
@@ -149,8 +150,11 @@ def objections_to_start(training: TrainingOptions, model_cfg: Options) -> list[s
         start = Start(*found, _read(found[0]))
         refuse_broken_weights({**start.state["model"]}, start.path)
         reasons += _other_computation(start, model_cfg) + objections_to_going_on(start.state, model_cfg, start.path)
+        now = PruningConfig.from_model_cfg(model_cfg)
         if start.option != "finetune_from_model":
-            reasons += _objections_to_going_on(start, training, PruningConfig.from_model_cfg(model_cfg))
+            reasons += _objections_to_going_on(start, training, now)
+        if not reasons and start.chooses_heads and start.options is not None and method_class(now).learned:
+            reasons += objections_to_other_kinds(PruningConfig.from_model_cfg(start.options), now, start.path)
     return reasons
 
 

@@ -320,3 +320,21 @@ def test_importance_alone_is_trained_over_all_kinds(data: Path, dense: Path, tmp
         assert not [n for n, v in before.items() if n in state["model"] and not v.equal(state["model"][n])]
         assert state["model"]["head_gates.importance"].shape == (count,)
         assert_translates_alike(data, tmp_path / kinds, layout)
+
+
+def test_importance_of_one_kind_is_no_start_for_another(data: Path, tmp_path: Path):
+    trained(data, tmp_path / "heads", "--budget", 6, *PROJECTION)
+    start = tmp_path / "heads/checkpoint_last.pt"
+    for options, now in (
+        (["--prune", "ffn", "--ffn-group", 4, "--budget", 5], "ffn, in groups of 4"),
+        (["--prune", "heads,ffn", "--budget", 9], "heads,ffn, in groups of 16"),
+        (["--prune", "sublayers", "--budget", 6], "sublayers, in groups of 16"),
+    ):
+        done = train(
+            data, tmp_path / "other", *QUIET, *LEARNING, *PROJECTION, *options, "--finetune-from-model", start, ok=False
+        )
+        assert_refused(
+            done, f"`--prune` must be heads, which {start} chose among", f"but is {now}", "fairseq-dsp-prune"
+        )
+    train(data, tmp_path / "more", *QUIET, *LEARNING, *PROJECTION, "--budget", 5, "--finetune-from-model", start)
+    assert stored_layout(read_checkpoint(str(tmp_path / "more/checkpoint_last.pt"))).count == 5
