@@ -72,7 +72,7 @@ METHODS = {
     "gates on what a layout leaves": [*budget(2, cooldown=3), "--head-layout", EMPTY],
     "empty sublayers": ["--head-layout", EMPTY],
     "no neuron in some layers": ["--head-layout", NO_NEURONS],
-    "gates on neurons too": [*budget(6, cooldown=3), "--head-layout", NO_NEURONS],
+    "gates on neurons too": ["--budget", 6, *budget(6, cooldown=3)[2:], "--head-layout", NO_NEURONS],
     "sublayers": ["--prune", "sublayers", "--budget", 4, *budget(4, cooldown=3)[2:]],
     "no head at all": ["--head-selection", "fixed", "--unpruned-heads", 0],
 }
