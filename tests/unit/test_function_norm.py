@@ -85,6 +85,15 @@ def slow_norms(model: Any, batch: dict[str, Any], relative: bool, **options: Any
     return torch.stack(found), dict(twin.named_parameters())
 
 
+def pay(model: Any, batch: dict[str, Any], slow: Tensor) -> None:
+    """Runs a batch, and goes backward from a penalty of 0.3, both of which must be as slow loops say."""
+    passed(model, batch)
+    penalty = model.head_gates.penalty()
+    assert_same(of_update(model), slow.detach())
+    assert_same(penalty.detach(), 0.3 * slow.sum().detach())
+    penalty.backward()
+
+
 @EITHER_NORM
 @EITHER_PLACE
 @pytest.mark.parametrize(("group", "kinds"), [(None, None), (7, None), (14, "ffn"), (7, "sublayers")])
@@ -92,11 +101,7 @@ def test_norms_and_their_gradient_are_those_of_slow_loops(group, kinds, before, 
     options = {"encoder_normalize_before": before, "decoder_normalize_before": before, "ffn_group": group}
     model, batch = choosing(2, norm=norm, norm_penalty=0.3, prune=kinds, **options), batch_of()
     slow, weights = slow_norms(model, batch, norm == "relative", **options)
-    passed(model, batch)
-    penalty = model.head_gates.penalty()
-    assert_same(of_update(model), slow.detach())
-    assert_same(penalty.detach(), 0.3 * slow.sum().detach())
-    penalty.backward()
+    pay(model, batch, slow)
     (0.3 * slow.sum()).backward()
     for name, weight in weights.items():
         ours = model.get_parameter(name).grad
@@ -115,11 +120,7 @@ def test_what_a_unit_adds_at_padding_does_not_count_whatever_it_is(before, norm)
     with torch.no_grad():
         model.encoder.layers[0].self_attn.out_proj.weight.mul_(100)
     slow, _ = slow_norms(model, batch, norm == "relative", **options)
-    passed(model, batch)
-    penalty = model.head_gates.penalty()
-    assert_same(of_update(model), slow.detach())
-    assert_same(penalty.detach(), 0.3 * slow.sum().detach())
-    penalty.backward()
+    pay(model, batch, slow)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
