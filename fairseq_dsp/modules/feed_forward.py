@@ -12,11 +12,14 @@ adds its bias. Shapes: T length, B batch, C embedding, F neurons that exist, n g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.site_gates import Gates
+from fairseq_dsp.modules.slicing import keep_units
 from fairseq_dsp.units.kind import Slice
 from fairseq_dsp.units.neurons import NEURONS
 
@@ -40,6 +43,26 @@ def ungate_neurons(layer: nn.Module) -> None:
     for name in _MAPS:
         if isinstance(gated := getattr(layer, name), _Gated):
             setattr(layer, name, _with_parameters_of(nn.Linear.__new__(nn.Linear), gated))
+
+
+def keep_neurons(layer: nn.Module, group: int, groups: Sequence[int]) -> None:
+    """Removes all other groups from a layer of fairseq without gates, for good.
+
+    Args:
+        group: g, neurons of a group.
+        groups: which of the groups that exist to keep, in increasing order; may be empty.
+    """
+    keep_units(layer, NEURONS.slices(group), groups)
+    if not groups:
+        layer.fc2 = _with_parameters_of(_BiasAlone.__new__(_BiasAlone), layer.fc2)
+
+
+class _BiasAlone(nn.Linear):
+    """fc2 where no neuron is left: [T, B, 0] -> [T, B, C], the bias.
+
+    A class of its own is all that it is for: torch quantises maps of the class `nn.Linear`, and its int8 map of no inputs
+    returns memory that nobody wrote.
+    """
 
 
 class _Gated(nn.Linear):

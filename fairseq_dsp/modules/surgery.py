@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.modules.attention import PrunableAttention
-from fairseq_dsp.modules.feed_forward import gate_neurons, ungate_neurons
+from fairseq_dsp.modules.feed_forward import gate_neurons, keep_neurons, ungate_neurons
 from fairseq_dsp.modules.gates import STATE_PREFIX, HeadGates
 from fairseq_dsp.modules.site_gates import ConstantGates, GatedCheckpoint, Gates, SiteGates
-from fairseq_dsp.modules.slicing import keep_units
 from fairseq_dsp.modules.streams import streams
 from fairseq_dsp.units.heads import HEADS
 from fairseq_dsp.units.kind import Slice, unit_places
@@ -116,7 +115,7 @@ def shrink_model(model: nn.Module, layout: Layout, current: Layout | None = None
             if isinstance(module, PrunableAttention):
                 module.keep_heads(places)
             else:
-                keep_units(module, kind.slices(reader.in_features // there), places)
+                keep_neurons(module, reader.in_features // there, places)
         marks = torch.tensor(layout.marks(site), dtype=torch.float32, device=reader.weight.device)
         module.register_buffer(kind.marks, marks)
 
