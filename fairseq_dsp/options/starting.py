@@ -31,6 +31,8 @@ from fairseq_dsp.options.computation import computation, differences
 from fairseq_dsp.options.kinds import objections_to_other_kinds
 from fairseq_dsp.options.languages import objections_to_going_on
 from fairseq_dsp.options.records import Options, TrainingOptions, given_of_ours, saved_options
+from fairseq_dsp.options.stored_layout import resolve_layout
+from fairseq_dsp.units.layout import Layout
 
 logger = logging.getLogger("fairseq_dsp.starting")  # as logs have always named it
 
@@ -282,8 +284,15 @@ def _moves_or_measures_others(start: Start, method: Method | None, changes: list
         name in ("pipelined", "spectral_norm", "norm") for name, *_ in changes
     ):
         return True
-    shrinks = now.unpruned_heads is not None or "0" in (now.head_layout or "")
-    return method is None and shrinks and family_of(architecture_of(start.options)) != "dsp_transformer"
+    if method is not None or family_of(architecture_of(start.options)) == "dsp_transformer":
+        return False
+    given = None if now.head_layout is None else resolve_layout(now.head_layout)
+    return (
+        now.unpruned_heads is not None
+        or now.budget is not None
+        or given is not None
+        and given != Layout.full(given.grid)
+    )
 
 
 def _must_stay(change: Change, start: Start, advice: str) -> str:

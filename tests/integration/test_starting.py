@@ -150,6 +150,20 @@ def test_a_checkpoint_whose_optimizer_moved_other_weights_is_refused(change, fol
     assert_refused(done, "must not be given" if change == ["--pipelined"] else "`--head-selection` must stay")
 
 
+def test_the_optimizer_of_a_dense_training_goes_on_where_no_unit_goes(folder_of, data: Path, tmp_path: Path):
+    def go_on(*options: Any, ok: bool = True) -> Result:
+        start = ["--restore-file", folder_of(stock=True) / "checkpoint_last.pt", "--max-update", UPDATES + 1]
+        stock = {part: STOCK[part] for part in ("criterion", "optimizer")}  # or fairseq does not go on
+        return train(data, tmp_path / "save", *QUIET, *options, *start, ok=ok, **stock)
+
+    for options in ([*FIXED, "--budget", "parameters=0.5"], ["--head-layout", "enc:11.11/dec:11.01/cross:11.11"]):
+        assert_refused(go_on(*options, ok=False), "`--head-selection` must stay dense (transformer_tiny)")
+    go_on(
+        "--head-layout", folder_of("--head-layout", FULL) / "checkpoint_last.pt"
+    )  # its name does not say what it keeps
+    assert load(tmp_path / "save/checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == UPDATES + 1
+
+
 @pytest.mark.parametrize("cooldown", [8, 90], ids=["fixed heads", "heads that are not fixed yet"])
 def test_a_checkpoint_without_the_optimizer_s_state_does_not_begin_again_without_a_word(
     cooldown: int, folder_of, again, data: Path, tmp_path: Path
