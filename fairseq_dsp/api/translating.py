@@ -44,8 +44,6 @@ def load(
             not fit it.
     """
     state = read_checkpoint(os.fspath(checkpoint))
-    # a copy: the file is read where it lies, and a training may write over it while the model is in use
-    state["model"] = {name: value.clone() for name, value in state["model"].items()}
     model = load_model(state).float()
     cfg = state["cfg"]
     set_languages(cfg.task, source_lang, target_lang)
