@@ -45,6 +45,7 @@ def load(
     """
     state = read_checkpoint(os.fspath(checkpoint))
     model = load_model(state).float()
+    model.bake()  # a refusal is an exception here; where fairseq asks for it, it ends the process
     cfg = state["cfg"]
     set_languages(cfg.task, source_lang, target_lang)
     if reasons := objections_to_task(cfg.task, "`load`"):
