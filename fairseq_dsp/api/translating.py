@@ -44,9 +44,8 @@ def load(
             not fit it.
     """
     state = read_checkpoint(os.fspath(checkpoint))
-    # a copy: the file is read where it lies, and a training may write over it while the model is in use
-    state["model"] = {name: value.clone() for name, value in state["model"].items()}
     model = load_model(state).float()
+    model.bake()  # a refusal is an exception here; where fairseq asks for it, it ends the process
     cfg = state["cfg"]
     set_languages(cfg.task, source_lang, target_lang)
     if reasons := objections_to_task(cfg.task, "`load`"):

@@ -48,6 +48,7 @@ class Rewrite:
     Attributes:
         state: the rewritten checkpoint, ready to be saved.
         layout: heads that it keeps, in original ids.
+        before: heads that the model had that was read; some may have been gone by then.
         parameters_before: parameters of the model that was read, importance variables not counted.
         parameters_after: parameters of the rewritten model.
         difference: largest difference of log-probabilities between masked and rewritten model, before rescaling.
@@ -59,6 +60,7 @@ class Rewrite:
 
     state: dict[str, Any]
     layout: Layout
+    before: Layout
     parameters_before: int
     parameters_after: int
     difference: float
@@ -149,7 +151,7 @@ def rewrite(path: str, wish: Wish, sentences: Callable[[DspTransformerModel, Any
     cfg = _small_cfg(state["cfg"], layout, model)
     small = load_model({"cfg": cfg, "model": small_weights})
 
-    before, batches = model.weight_count(), choice.batches
+    weights_before, batches = model.weight_count(), choice.batches
     if sentences is not None:
         batches = batches or sentences(model.float().eval(), state["cfg"].task)
         dense_loss, moments = loss_per_token(model, batches), {}
@@ -174,7 +176,8 @@ def rewrite(path: str, wish: Wish, sentences: Callable[[DspTransformerModel, Any
         losses = (dense_loss, cut_loss, loss_per_token(small, batches))
         provenance["rescaled"] = sum(len(batch["target"]) for batch in batches)
     rewritten = _checkpoint(state, cfg, small_weights, provenance)
-    return Rewrite(rewritten, layout, before, small.weight_count(), difference, losses, wish.scores, choice.account)
+    counts = weights_before, small.weight_count()
+    return Rewrite(rewritten, layout, current, *counts, difference, losses, wish.scores, choice.account)
 
 
 def _choose(

@@ -99,16 +99,15 @@ def cli_main() -> None:
 
 def report(done: Rewrite, source: str, target: str) -> None:
     """Prints the before/after table, the grid of kept heads and the layout."""
-    kept = done.layout.by_type()
+    before, after = ({**layout.by_type(), **layout.by_kind()} for layout in (done.before, done.layout))
     print(f"{source} -> {target}")  # not the table's title, which would be folded within a path
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for kind in KINDS:
-        for stack in (stack for stack in kind.stacks if stack.name in kept):
-            table.add_row(f"{stack.title} {kind.noun}", *map(str, kept[stack.name][::-1]))
-        if kind.noun in (counts := done.layout.by_kind()):
-            table.add_row(kind.noun, *map(str, counts[kind.noun][::-1]))
+        rows = {stack.name: f"{stack.title} {kind.noun}" for stack in kind.stacks} | {kind.noun: kind.noun}
+        for name in (name for name in rows if name in after):
+            table.add_row(rows[name], str(before[name][0]), str(after[name][0]))
     table.add_row("parameters", f"{done.parameters_before:,}", f"{done.parameters_after:,}")
     table.add_row("megabytes on disk", megabytes(source), megabytes(target))
     console = Console(markup=False, emoji=False)  # a path may hold what looks like either

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -35,14 +36,18 @@ _INSTEAD = {"multilingual_transformer": " (for several language pairs, of `--tas
 def read_checkpoint(path: str) -> dict[str, Any]:
     """A checkpoint of a transformer, brought to fairseq's present form: with `cfg`, never `args`. Spectral norms are folded.
 
+    Its weights stay what they are whatever becomes of the file: a training that goes on copies its next checkpoint into the very
+    file of the last or best one.
+
     Raises:
-        Refusal: no such file, cut short or damaged, holding types that are not on the list, not fairseq's, of another
-            family, of a later format, or with weights that are not finite.
+        Refusal: no such file, cut short or damaged, written to meanwhile, holding types that are not on the list, not fairseq's, of
+            another family, of a later format, or with weights that are not finite.
     """
     if not os.path.isfile(path):
         what = "is a folder" if os.path.isdir(path) else "is none" if os.path.exists(path) else "does not exist"
         raise Refusal(f"the checkpoint must be a file, but {path} {what}.")
     try:
+        before = _stamp_of(path)
         zipped = zipfile.is_zipfile(path)
         if zipped:
             check_sums(path)
@@ -50,6 +55,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         if isinstance(state, dict):
             state["cfg"] = plain_options(state.get("cfg"))
+            if zipped:  # tensors that share memory still do
+                state["model"] = copy.deepcopy(state.get("model"))
+        if _stamp_of(path) != before:
+            raise ValueError("it was written to meanwhile.")
     except Exception as error:  # torch raises a dozen kinds for a broken file
         raise Refusal(f"the checkpoint must be whole and hold no code, but {path} {why_unread(error)}") from error
     given = (state.get("args"), state.get("cfg")) if isinstance(state, dict) else ()
@@ -92,6 +101,12 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         state["model"] = folded(state["model"])
         set_option(state["cfg"].model, "spectral_norm", None)
     return state
+
+
+def _stamp_of(path: str) -> tuple[int, ...]:
+    """What changes where a file is written to, or another takes its name."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _look_at_groups(cfg: DictConfig) -> None:

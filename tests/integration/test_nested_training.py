@@ -22,6 +22,8 @@ from commands import (
     train,
 )
 
+import fairseq_dsp
+
 COOLDOWN, END = 6, 12
 RANGE = ["--unpruned-heads", "3..12"]
 NESTED = [*budget("3..12", cooldown=COOLDOWN)]
@@ -112,6 +114,8 @@ def test_what_it_is_asked_for_it_must_have_been_trained_for(nested: Path, data: 
     exported = run("fairseq_dsp.cli.export", "--format", "dense", last, out, folder=tmp_path)
     assert_refused(exported, words)
     assert_refused(generate(data, last, folder=tmp_path, ok=False), words)
+    with pytest.raises(fairseq_dsp.Refusal, match="must say how many heads"):
+        fairseq_dsp.load(last, data)
     assert not out.exists()
     chosen = ["--model-overrides", "{'unpruned_heads': 4}"]
     prune(last, tmp_path / "four.pt", "--unpruned-heads", 4)

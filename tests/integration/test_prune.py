@@ -6,11 +6,12 @@ import argparse
 import hashlib
 import importlib
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from commands import PRUNE, QUIET, assert_refused, budget, generate, heads_in, load, prune, run, train
+from commands import PRUNE, QUIET, ROOT, assert_refused, budget, generate, heads_in, load, prune, run, train
 
 from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import read_checkpoint
@@ -52,6 +53,13 @@ def test_it_prints_a_table_the_grid_and_the_layout(trained: Path, tmp_path: Path
     assert sum(line.count("#") for line in grid) == 5
     assert sum(line.count("·") for line in grid) == 7
     assert f"layout {load(tmp_path / 'out.pt')['cfg']['model'].head_layout}" in out
+
+
+def test_the_table_counts_what_a_model_had_that_was_rewritten_before(tmp_path: Path):
+    kept = "enc:00.10/dec:00.00/cross:01.01"
+    out = prune(ROOT / "tests/golden/rewritten.pt", tmp_path / "out.pt", "--layout", kept).out
+    rows = re.findall(r"^│ (encoder self|decoder self|cross|)(?: ?)heads +│ +(\d+) │ +(\d+) │$", out, re.MULTILINE)
+    assert rows == [("encoder self", "2", "1"), ("decoder self", "1", "0"), ("cross", "2", "2"), ("", "5", "3")]
 
 
 def test_the_file_holds_no_training_state_and_no_importance(trained: Path, tmp_path: Path):
