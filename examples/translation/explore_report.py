@@ -3,12 +3,13 @@
     python examples/translation/explore_report.py DIR/results.jsonl
     python examples/translation/explore_report.py phase2.jsonl phase3.jsonl --against staged-full
     python examples/translation/explore_report.py decisive.jsonl neighbours.jsonl --seeds 4,5 --against paper
-    python examples/translation/explore_report.py decisive.jsonl --against strat5+1 strat8+2 fisher gradient random-floor paper
+    python examples/translation/explore_report.py decisive.jsonl --against strat5+1 strat8+4 fisher gradient random-floor paper
 
 Mean nats, and BLEU where lines have it, by arm with standard errors over seeds, and their number; choices beside their counts shuffled and
 the best rule; with --against also differences to an arm, paired by seed, of several to the one of the best mean at the budget; rank
-correlations of the loss right after the cut, and after 30 and 60 updates, with the loss at the end. Files are taken together: give those
-whose arms had the same updates and learning rate. A dagger marks arms of the first scripts that chose by scores of other sublayers.
+correlations of the loss right after the cut, and after 30 and 60 updates, with the loss at the end. Files are taken together; arms that
+began from scratch have tables of their own. Where arms had several numbers of updates or learning rates, --updates and --lr must say which
+are meant. A dagger marks arms of the first scripts that chose by scores of other sublayers.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from exploration.reading import (
     by_arm,
     dense_nats,
     early_means,
+    from_scratch,
+    is_cut,
     is_tuning,
     name_of,
     only_cuts,
     rank_correlation,
+    regime_of,
+    regimes,
     rules,
 )
 from exploration.setting import budget_text
@@ -57,11 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seeds", metavar="LIST", help="leave out lines of other seeds, so that means are over the same"
     )
+    parser.add_argument("--updates", type=int, metavar="N", help="leave out arms of another number of updates")
+    parser.add_argument("--lr", type=float, metavar="LR",
+                        help="leave out arms of another learning rate, but for those that compare rates")  # fmt: skip
     args = parser.parse_args(arguments)
     lines = [line for path in args.files for line in _read(path)]
     if args.seeds is not None:
         seeds = whole_numbers(args.seeds, "seeds", 0)
         lines = [line for line in lines if line.get("seed") in seeds]
+    lines = [line for line in lines if budget_of(line) is None or _is_meant(line, args.updates, args.lr)]
+    starts = [[line for line in lines if from_scratch(line) == scratch] for scratch in (False, True)]
     known = {name_of(line) for line in lines if budget_of(line) is not None}
     reasons = [f"`--against` must be an arm of the files, but is {name}." for name in args.against if name not in known]
     translated = {(line["bleu_sentences"], line["bleu_signature"]) for line in lines if BLEU in line}
@@ -69,21 +79,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reasons.append(
             f"BLEU of the files must be of the same sentences by the same score, but is of {sorted(translated)}."
         )
+    for some in starts:
+        if len(several := regimes(some)) > 1:
+            words = " and ".join(f"{updates} at {lr:g}" for updates, lr in several)
+            reasons.append(
+                f"Arms of one report must have the same updates and learning rate, but have {words}: `--updates` and `--lr` say which."
+            )
     if reasons:
         raise Refusal(*reasons)
+    trained, scratch = starts
+    if trained:
+        _print_report(trained, args.against)
+    if scratch:
+        print("Arms that began from scratch:\n")
+        _print_report(scratch, args.against)
+
+
+def _print_report(lines: Sequence[Line], against: Sequence[str]) -> None:
+    """The tables of lines that may be compared."""
     dense = dense_nats(lines)
     if dense:
         print(f"dense: {_mean(list(dense.values()))} nats\n")
-    figures = [NATS, *([BLEU] if translated else [])]
+    figures = [NATS, *([BLEU] if any(BLEU in line for line in lines) else [])]
     for figure in figures:
         print("\n".join(summary(lines, figure)) + "\n")
     for kept in budgets(lines):
         for figure in figures:
-            print("\n".join(table(lines, kept, args.against, figure)) + "\n")
+            print("\n".join(table(lines, kept, against, figure)) + "\n")
         if matter := list(heads_matter(lines, kept, figures)):
             print("\n".join(matter) + "\n")
-        print("\n".join(early_table(lines, kept)) + "\n")
-    print("\n".join(correlations(lines)))
+        if early := list(early_table(lines, kept)):
+            print("\n".join(early) + "\n")
+    if any(is_cut(line) for line in lines):
+        print("\n".join(correlations(lines)))
+
+
+def _is_meant(line: Line, updates: int | None, lr: float | None) -> bool:
+    own_updates, own_lr = regime_of(line)
+    return updates in (None, own_updates) and (lr in (None, own_lr) or is_tuning(line))
 
 
 def summary(lines: Sequence[Line], figure: str = NATS) -> Iterator[str]:
@@ -163,7 +196,7 @@ def correlations(lines: Sequence[Line]) -> Iterator[str]:
     yield "| --- | ---: |" + " ---: |" * len(EARLY)
     for name, some in groups.items():
         for kept in budgets(some):
-            here = [line for line in some if budget_of(line) == kept and "cut" in line]
+            here = [line for line in some if budget_of(line) == kept and is_cut(line)]
             cells = [_correlation(here, early) for early in EARLY]
             if any(cells):
                 yield f"| {name}, {budget_text(kept)} | {len(here)} | " + " | ".join(cells) + " |"

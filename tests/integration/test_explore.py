@@ -24,7 +24,9 @@ sys.path.insert(0, str(ROOT / "examples/translation"))
 import explore
 import explore_report
 from exploration import by_another
+from exploration.families import FAMILIES, Choice
 from exploration.levels import LEVELS
+from exploration.making import RECIPE
 from exploration.plans import PLANS
 from exploration.setting import Job, Setting
 from exploration.translating import bleu_of, load_test
@@ -124,11 +126,29 @@ def test_a_network_that_scores_is_taught_by_the_model_of_another_seed(data: Path
     assert ours.equal(theirs["decoder.layers.0.encoder_attn.out_proj.weight"])
 
 
+def test_heads_drawn_anew_have_all_updates_and_no_weights_that_adapted_to_the_choice(
+    data: Path, tmp_path: Path, monkeypatch
+):
+    jobs = [Job("recipe", 5, 1, "learned", RECIPE), Job("recipe-shuffled", 5, 1, "learned", {**RECIPE, "shuffle": 1})]
+    monkeypatch.setitem(PLANS, "target", lambda setting, seeds: jobs)
+    call(data, tmp_path / "out", "--plan", "target")
+    _, chosen, shuffled = lines_of(tmp_path / "out")
+    assert (chosen["used"], shuffled["used"]) == (2, 0)
+    assert chosen["counts"] == shuffled["counts"]
+    monkeypatch.setitem(FAMILIES, "fixed", lambda lab: Choice(Layout.parse(shuffled["layout"])))
+    monkeypatch.setitem(PLANS, "target", lambda setting, seeds: [Job("known", 5, 1, "fixed")])
+    call(data, tmp_path / "out", "--plan", "target")
+    known = lines_of(tmp_path / "out")[-1]
+    assert [known[name] for name in ("cut", "nats")] == [shuffled[name] for name in ("cut", "nats")]
+
+
 def test_an_arm_that_moves_weights_while_it_chooses_has_no_loss_of_a_cut(explored: Path):
     for line in lines_of(explored)[1:]:
         a = line["a"]
         moves = (
-            a["family"] in ("gradual", "range") or a["family"] in ("learned", "elim", "method") and "rewind" not in a
+            a["family"] in ("gradual", "range")
+            or a["family"] in ("learned", "elim", "method")
+            and not {"rewind", "shuffle"} & a.keys()
         )
         assert ("cut" in line) != moves, line
 
@@ -162,7 +182,7 @@ def test_new_arms_translate_the_test_set_and_lines_without_it_stay(explored: Pat
         assert 0 <= line["bleu"] <= 100
         assert line["bleu_sentences"] == 7
         assert "version" in line["bleu_signature"]
-    explore_report.main([str(output / "results.jsonl")])
+    explore_report.main([str(output / "results.jsonl"), "--lr", "0.004"])
     assert "| bleu | 6 heads |" in capsys.readouterr().out
     (output / "more.jsonl").write_text(json.dumps({**again[-1], "bleu_sentences": 8}) + "\n")
     with pytest.raises(Refusal, match="BLEU of the files must be of the same sentences"):
@@ -211,9 +231,12 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(explored: Path, dat
 
 
 def test_the_report_has_every_arm_of_the_lines(explored: Path, capsys):
-    explore_report.main([str(explored / "results.jsonl"), "--against", "fisher"])
+    path = str(explored / "results.jsonl")
+    for lr in ("0.001", "0.004"):
+        explore_report.main([path, "--lr", lr, "--against", "fisher"])
+    explore_report.main([path, "--lr", "0.003"])
     printed = capsys.readouterr().out
     for line in lines_of(explored)[1:]:
         assert line["arm"] == "landscape" or f"| {line['arm']} | " in printed
     with pytest.raises(Refusal, match="`--against` must be an arm of the files, but is nothing"):
-        explore_report.main([str(explored / "results.jsonl"), "--against", "nothing"])
+        explore_report.main([path, "--lr", "0.004", "--against", "nothing"])

@@ -30,9 +30,9 @@ _EARLY, _EARLY_BATCHES = (30, 60), 6  # updates after which the first batches of
 def run(job: Job, setting: Setting, data: Data, states: dict[int, dict[str, Tensor]]) -> list[dict[str, Any]]:
     """Runs an arm.
 
-    Options of every family: window (share of the updates for choosing, .25); shuffle (heads drawn anew with the choice's counts by sublayer);
-    rewind (the choice cuts the dense model, whatever was learned on the way); cutonly (likewise of a choice that is rescaled); recut
-    (rescales the cut); kd (share of distillation).
+    Options of every family: window (share of the updates for choosing, .25); shuffle (heads drawn anew with the choice's counts by sublayer,
+    which are cut out of the dense model and have all updates, whatever the choice has used); rewind (the choice cuts the dense model,
+    whatever was learned on the way); cutonly (likewise of a choice that is rescaled); recut (rescales the cut); kd (share of distillation).
 
     Args:
         states: of the dense models of the job's seeds.
@@ -44,9 +44,9 @@ def run(job: Job, setting: Setting, data: Data, states: dict[int, dict[str, Tens
     model = cut_from(states[job.seed], setting, data, job.seed)
     lab = Lab(job, setting, data, states, model, max(int(options.get("window", 0.25) * setting.updates), 1))
     choice = FAMILIES[job.family](lab)
+    if options.get("shuffle"):  # a control has all updates, and no weights that adapted to the heads of the choice
+        choice = Choice(draw_stratified(setting.grid, counts_of_layout(choice.layout), _SHUFFLED_SEED + job.seed))
     layout = choice.layout
-    if options.get("shuffle"):
-        layout = draw_stratified(setting.grid, counts_of_layout(layout), _SHUFFLED_SEED + job.seed)
     line: dict[str, Any] = {"counts": counts_text(layout), "layout": str(layout), "used": choice.used}
     if choice.race is not None:
         line["race"] = [(round(loss, 3), counts_text(Layout.parse(text))) for loss, text in choice.race]
@@ -56,7 +56,7 @@ def run(job: Job, setting: Setting, data: Data, states: dict[int, dict[str, Tens
         for _ in range(setting.updates - choice.used):
             training.step()
     elif not choice.is_trained:
-        model = _cut(lab, choice, layout)
+        model = _cut(lab, choice)
         line["cut"] = round(nats(model, data.valid), 4)
         line |= _fine_tune(lab, model, setting.updates - choice.used)
     lines = []
@@ -77,10 +77,10 @@ def _measured(model: DspTransformerModel, data: Data) -> dict[str, Any]:
     return found if data.test is None else found | bleu_of(model, data.task, data.test)
 
 
-def _cut(lab: Lab, choice: Choice, layout: Layout) -> DspTransformerModel:
+def _cut(lab: Lab, choice: Choice) -> DspTransformerModel:
     """What is fine-tuned."""
-    job, options = lab.job, lab.job.options
-    if choice.cut and layout == choice.layout and not options.get("cutonly"):
+    job, options, layout = lab.job, lab.job.options, choice.layout
+    if choice.cut and not options.get("cutonly"):
         return lab.model
     if not options.get("recut"):
         return cut_from(lab.dense, lab.setting, lab.data, job.seed, layout)

@@ -12,8 +12,9 @@ PAPER = {"budget": "constant", "relax": "succ", "t": (0.1, 1e-8), "ilr": 0.2, "f
 GENTLE = {"budget": "constant", "relax": "succ", "t": (0.5, 0.01), "ilr": 0.05, "floor": 0}
 RECIPE = {"budget": "constant", "window": 0.4}
 
-# Heads in cross-attention and in the decoder's self-attention of the rules that did well at first, by budget; the best one first.
-LATER_RULES = {6: ((5, 1), (4, 2)), 12: ((8, 2), (8, 4), (6, 6)), 24: ((12, 6),)}
+# Heads in cross-attention and in the decoder's self-attention of the rules that did well at first, by budget; the one that did best at
+# the learning rate HIGH comes first, for a plan that has room for one takes it.
+LATER_RULES = {6: ((5, 1), (4, 2)), 12: ((8, 4), (8, 2), (6, 6)), 24: ((12, 6),)}
 
 
 class Arms:

@@ -16,6 +16,8 @@ SHUFFLED = "-shuffled"
 # Arms of the first scripts chose by scores of other sublayers: a name of their own keeps them apart from those that do as they say.
 MISLABELLED = " \N{DAGGER}"
 _MISLED_FAMILIES = ("oneshot", "fisher", "gradual", "race")
+_OTHER_MODELS = ("small", "narrow")  # families that cut nothing
+_FIRST_LR = 1e-3  # of phase 1, whose lines do not say it
 Line = dict[str, Any]
 
 
@@ -80,12 +82,32 @@ def rank_correlation(lines: Sequence[Line], early: str) -> float | None:
     return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
+def from_scratch(line: Line) -> bool:
+    """Whether the arm began with weights before their first update."""
+    return bool(line.get("a", {}).get("scratch"))
+
+
+def regime_of(line: Line) -> tuple[int | None, float]:
+    """Updates in all and learning rate: arms that are compared have the same."""
+    return line.get("U"), line.get("lr", _FIRST_LR)
+
+
+def regimes(lines: Iterable[Line]) -> list[tuple[int | None, float]]:
+    """Those of the arms, but for arms that compare learning rates, which say theirs in their names."""
+    return sorted({regime_of(line) for line in lines if budget_of(line) is not None and not is_tuning(line)}, key=str)
+
+
+def is_cut(line: Line) -> bool:
+    """Whether the line has the loss of a trained model right after a cut, before anything was trained on."""
+    return "cut" in line and not from_scratch(line) and line.get("a", {}).get("family") not in _OTHER_MODELS
+
+
 def only_cuts(line: Line) -> bool:
     """Whether the arm cuts the trained model and moves no other weight before it is fine-tuned, without a teacher."""
     options = line.get("a", {})
     moved = options.get("recut") or options.get("kd")
     rescaled = options.get("family") in ("obs", "staged") and not options.get("cutonly")
-    return "cut" in line and not moved and not rescaled
+    return is_cut(line) and not moved and not rescaled
 
 
 def is_tuning(line: Line) -> bool:

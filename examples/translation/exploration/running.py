@@ -49,7 +49,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     whole, newline, broken = path.read_bytes().rpartition(b"\n")
     if broken:
-        path.write_bytes(whole + newline)
+        os.truncate(path, len(whole + newline))  # never written anew: who is killed on the way would lose all lines
     return [json.loads(line) for line in whole.splitlines() if line]
 
 
