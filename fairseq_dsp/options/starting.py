@@ -280,19 +280,14 @@ def _same(name: str, before: PruningConfig, now: PruningConfig) -> bool:
 
 def _moves_or_measures_others(start: Start, method: Method | None, changes: list[Change], now: PruningConfig) -> bool:
     """Whether the optimizer's state is of other parameters than those that are trained now, or the records are of another measure."""
-    if start.chooses_heads != (method is not None) or any(
-        name in ("pipelined", "spectral_norm", "norm") for name, *_ in changes
-    ):
+    other = {"pipelined", "spectral_norm", "norm"}.intersection(name for name, *_ in changes)
+    if start.chooses_heads != (method is not None) or other:
         return True
     if method is not None or family_of(architecture_of(start.options)) == "dsp_transformer":
         return False
-    given = None if now.head_layout is None else resolve_layout(now.head_layout)
-    return (
-        now.unpruned_heads is not None
-        or now.budget is not None
-        or given is not None
-        and given != Layout.full(given.grid)
-    )
+    if now.head_layout is None or now.unpruned_heads is not None or now.budget is not None:
+        return True
+    return (given := resolve_layout(now.head_layout)) != Layout.full(given.grid)
 
 
 def _must_stay(change: Change, start: Start, advice: str) -> str:
