@@ -48,7 +48,7 @@ class Rewrite:
     Attributes:
         state: the rewritten checkpoint, ready to be saved.
         layout: heads that it keeps, in original ids.
-        before: heads that the model had that was read; some may have been gone by then.
+        before: units that the model had when it was read, in original ids; all of its architecture's, or fewer.
         parameters_before: parameters of the model that was read, importance variables not counted.
         parameters_after: parameters of the rewritten model.
         difference: largest difference of log-probabilities between masked and rewritten model, before rescaling.

@@ -285,8 +285,8 @@ def _moves_or_measures_others(start: Start, method: Method | None, changes: list
         return True
     if method is not None or family_of(architecture_of(start.options)) == "dsp_transformer":
         return False
-    if now.head_layout is None or now.unpruned_heads is not None or now.budget is not None:
-        return True
+    if (counted := now.unpruned_heads is not None or now.budget is not None) or now.head_layout is None:
+        return counted
     return (given := resolve_layout(now.head_layout)) != Layout.full(given.grid)
 
 

@@ -158,6 +158,7 @@ def test_the_optimizer_of_a_dense_training_goes_on_where_no_unit_goes(folder_of,
 
     for options in ([*FIXED, "--budget", "parameters=0.5"], ["--head-layout", "enc:11.11/dec:11.01/cross:11.11"]):
         assert_refused(go_on(*options, ok=False), "`--head-selection` must stay dense (transformer_tiny)")
+    assert_refused(go_on(*FIXED, ok=False), "`--unpruned-heads` must be given")  # and nothing of an optimizer
     go_on(
         "--head-layout", folder_of("--head-layout", FULL) / "checkpoint_last.pt"
     )  # its name does not say what it keeps
