@@ -17,7 +17,13 @@ from fairseq_dsp.errors import Refusal
 from fairseq_dsp.files.checkpoint import PROVENANCE, read_checkpoint
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.options.computation import computation, differences
-from fairseq_dsp.options.languages import Languages, languages_of, objections_to_differences
+from fairseq_dsp.options.languages import (
+    Languages,
+    languages_of,
+    objections_to_differences,
+    objections_to_other_pairs,
+    pair_of,
+)
 from fairseq_dsp.plugin.building import load_model
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.layout import Layout
@@ -34,6 +40,7 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
     layouts: dict[str, Layout | str] = {}
     computed: dict[str, dict[str, str]] = {}
     languages: dict[str, Languages | None] = {}
+    pairs: dict[str, tuple[str, str] | None] = {}
     for path in paths:
         state = read_checkpoint(path)
         shapes = {name: value.shape for name, value in state["model"].items()}
@@ -43,14 +50,14 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
             kinds.setdefault(name, value.dtype)
             sums[name] = sums[name] + value.double() if name in sums else value.double()
         cfg = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
-        languages[path] = languages_of(state["cfg"].task)
+        languages[path], pairs[path] = languages_of(state["cfg"].task), pair_of(state["cfg"].task)
         layouts[path], computed[path] = _choice(load_model(state)), computation(state["cfg"].model)
     reasons = [
         f"all checkpoints must be of one model, but {path} has {flag(name)} {other}, and {paths[0]} {value}."
         for path, found in computed.items()
         for name, value, other in differences(computed[paths[0]], found)
     ]
-    reasons += objections_to_differences(languages)
+    reasons += objections_to_differences(languages) + objections_to_other_pairs(pairs)
     if len(set(layouts.values())) > 1:
         listed = "; ".join(f"{path} keeps {layout}" for path, layout in layouts.items())
         reasons.append(f"all checkpoints must keep the same heads, but {listed}.")

@@ -17,7 +17,7 @@ from fairseq.data.multilingual.multilingual_utils import LangTokSpec, get_lang_t
 
 from fairseq_dsp.config import flag, get_option
 from fairseq_dsp.errors import Refusal
-from fairseq_dsp.options.records import saved_options
+from fairseq_dsp.options.records import TaskOptions, saved_options
 
 BILINGUAL, BILINGUAL_BUDGET = "translation", "translation_dsp"
 MULTILINGUAL, MULTILINGUAL_BUDGET = "translation_multi_simple_epoch", "translation_multi_simple_epoch_dsp"
@@ -228,6 +228,29 @@ def objections_to_differences(found: Mapping[str, Languages | None]) -> list[str
                 f"all checkpoints must be of one task, but {several} is of several language pairs and {one} is not."
             )
     return reasons
+
+
+def pair_of(options: Any) -> tuple[str, str] | None:
+    """Source and target language of a task of one pair; None where its options leave one open, and of other tasks."""
+    if task_of(options) not in (BILINGUAL, BILINGUAL_BUDGET):
+        return None
+    source, target = TaskOptions.of(options).languages
+    return (source, target) if source and target else None
+
+
+def objections_to_other_pairs(found: Mapping[str, tuple[str, str] | None]) -> list[str]:
+    """Sentences on checkpoints of one pair each, where the pair is not the first one's.
+
+    Args:
+        found: `pair_of` each, by path.
+    """
+    said = {path: "-".join(pair) for path, pair in found.items() if pair is not None}
+    return [
+        f"all checkpoints must translate one language pair, but {path} translates {other}, and {first} {said[first]}."
+        for first in list(said)[:1]
+        for path, other in said.items()
+        if other != said[first]
+    ]
 
 
 def _said_of_tokens(*found: Languages) -> dict[str, tuple[Any, ...]]:

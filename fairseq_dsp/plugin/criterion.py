@@ -17,7 +17,6 @@ from omegaconf import II
 from fairseq_dsp.errors import Refusal, exit_on_refusal
 from fairseq_dsp.modules.label_smoothing import distilled_nll, label_smoothed_nll
 from fairseq_dsp.modules.nested_gates import NestedGates
-from fairseq_dsp.options.languages import languages_of
 from fairseq_dsp.plugin.model import DspTransformerModel, unwrap
 from fairseq_dsp.plugin.teacher import (
     DISTILLATION,
@@ -72,7 +71,8 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
         self.teacher: Teacher | Said | None = None
         self.share = 0.0
         self._prepared = cfg is None
-        self._languages = languages_of(getattr(task, "args", None))
+        # a task of the old kind has `args`, one of the new `cfg`
+        self._task = getattr(task, "args", None) or getattr(task, "cfg", None)
         self._words = {"encoder": len(getattr(task, "source_dictionary", ())), "decoder": len(task.target_dictionary)}
         self._apart: list[torch.Tensor] = []  # of every pass of the batch that the teacher has taught; likewise:
         self._seconds: list[float] = []
@@ -93,7 +93,7 @@ class LabelSmoothedCrossEntropyDspCriterion(LabelSmoothedCrossEntropyCriterion):
             if self.cfg.teacher is not None:
                 teacher = Teacher.of(self.cfg.teacher)
                 reasons = objections_to_vocabulary(self.cfg.teacher, teacher, self._words)
-                if reasons := reasons or objections_to_languages(self.cfg.teacher, self._languages):
+                if reasons := reasons or objections_to_languages(self.cfg.teacher, self._task):
                     raise Refusal(*reasons)
                 self.teach(teacher, DISTILLATION if self.cfg.distillation is None else self.cfg.distillation)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairseq_dsp.config import flag
 from fairseq_dsp.files.checkpoint import read_checkpoint
-from fairseq_dsp.options.languages import Languages, languages_of, objections_to_other_languages
+from fairseq_dsp.options.languages import languages_of, objections_to_other_languages, pair_of
 from fairseq_dsp.options.records import CriterionOptions, Options, TrainingOptions, saved_options
 from fairseq_dsp.options.starting import start_to_go_on_from
 from fairseq_dsp.plugin.building import deployed
@@ -110,17 +110,27 @@ def objections_to_vocabulary(path: str, teacher: Teacher, words: dict[str, int])
     return found
 
 
-def objections_to_languages(path: str, languages: Languages | None) -> list[str]:
-    """Sentences on a teacher to whom the words before a sentence mean something else than to the student.
+def objections_to_languages(path: str, task: Any) -> list[str]:
+    """Sentences on a teacher that translates another way, or to whom the words before a sentence mean something else than to the student.
+
+    Of one pair each, other names may be other text in the same languages, which is logged; the same names turned round are not.
 
     Args:
         path: of its checkpoint.
-        languages: of the student; None of one language pair.
+        task: the options of the student's task.
     """
-    trained = languages_of(saved_options(read_checkpoint(path), "task"))
-    if trained is None or languages is None:
+    taught = saved_options(read_checkpoint(path), "task")
+    theirs, ours = languages_of(taught), languages_of(task)
+    if theirs is not None and ours is not None:
+        return objections_to_other_languages(theirs, ours, f"`--teacher` {path}")
+    pair, own = pair_of(taught), pair_of(task)
+    if pair is None or own is None or pair == own:
         return []
-    return objections_to_other_languages(trained, languages, f"`--teacher` {path}")
+    said, now = "-".join(pair), "-".join(own)
+    if pair == own[::-1]:
+        return [f"`--teacher` must translate {now}, as this training does, but {path} translates {said}."]
+    logger.warning("`--teacher` %s was trained on %s, and this training is on %s.", path, said, now)
+    return []
 
 
 def _objections_to_going_on(cfg: Options, path: str | None, share: float | None) -> list[str]:

@@ -166,6 +166,18 @@ def test_averaging_refuses_models_that_compute_something_else_with_weights_of_th
     assert not (tmp_path / "mean.pt").exists()
 
 
+def test_averaging_refuses_models_of_another_pair_whose_dictionaries_are_as_large(dense: Path, tmp_path: Path):
+    state = torch.load(dense, weights_only=False)
+    task = state["cfg"]["task"]
+    for name, pair in {"one": ("qar", "qte"), "turned": ("qte", "qar"), "open": (None, None)}.items():
+        task["source_lang"], task["target_lang"] = pair
+        torch.save(state, tmp_path / f"{name}.pt")
+    one, turned, silent = (tmp_path / f"{name}.pt" for name in ("one", "turned", "open"))
+    done = average(tmp_path / "mean.pt", silent, one, turned)
+    assert_refused(done, "translate one language pair", f"{turned} translates qte-qar", f"{one} qar-qte", reasons=1)
+    assert average(tmp_path / "mean.pt", silent, one).code == 0
+
+
 def test_gated_checkpoints_whose_choices_differ_are_not_averaged(epochs: Path, tmp_path: Path):
     state = load(epochs / "checkpoint_last.pt")
     gates = state["model"]["head_gates.fixed_mask"]

@@ -113,6 +113,21 @@ def test_what_cannot_teach_is_one_sentence(dense: Path, data: Path, tmp_path: Pa
     assert [path.name for path in (tmp_path / "save").iterdir()] == ["mine.pt"]
 
 
+def test_one_that_translates_the_other_way_is_refused_and_one_of_other_names_is_logged(
+    dense: Path, data: Path, tmp_path: Path
+):
+    """Its dictionaries are as large, as with one dictionary for both languages."""
+    state = torch.load(dense, weights_only=False)
+    for name, pair in {"turned": ("bb", "aa"), "other": ("aa", "other")}.items():
+        state["cfg"]["task"]["source_lang"], state["cfg"]["task"]["target_lang"] = pair
+        torch.save(state, tmp_path / f"{name}.pt")
+    start = [*QUIET, *budget(5, cooldown=4), "--finetune-from-model", dense, *HALF]
+    done = train(data, tmp_path / "save", *start, "--teacher", tmp_path / "turned.pt", ok=False)
+    assert_refused(done, "`--teacher` must translate aa-bb", "translates bb-aa", reasons=1)
+    done = train(data, tmp_path / "save", *start, "--teacher", tmp_path / "other.pt")
+    assert "was trained on aa-other, and this training is on aa-bb" in done.err + done.out
+
+
 def test_an_adaptive_softmax_cannot_teach_for_it_says_nothing_of_every_word():
     teacher = Teacher(build(adaptive_softmax_cutoff="5,9", arch="transformer", decoder_input_dim=12))
     words = {side: len(getattr(teacher.model, side).embed_tokens.weight) for side in ("encoder", "decoder")}
