@@ -76,6 +76,12 @@ def test_a_range_is_one_training_of_nested_layouts_each_with_a_line(explored: Pa
     assert smallest["used"] == larger["used"] == 5
 
 
+def test_a_range_in_the_order_of_scores_keeps_the_heads_that_they_cut(explored: Path):
+    lines = {(line["arm"], line["K"]): line for line in lines_of(explored)[1:]}
+    assert lines["range-fisher", 6]["layout"] == lines["fisher", 6]["layout"]
+    assert lines["range-fisher", 6]["nats"] != lines["range", 6]["nats"]
+
+
 def test_arms_from_scratch_have_the_updates_of_a_dense_model_and_its_size_where_they_are_dense(explored: Path):
     lines = {line["arm"]: line for line in lines_of(explored)[1:] if line["arm"].startswith("scratch-")}
     assert len(lines) == 6

@@ -187,7 +187,7 @@ def test_a_range_stands_beside_a_training_for_every_number_of_heads_that_it_is_j
     jobs = PLANS["ranges"](Setting(), [4, 5])
     for seed in (4, 5):
         judged = [[job.kept, *job.options["judged"]] for job in jobs if job.family == "range" and job.seed == seed]
-        assert judged == [[6, 12, 24, 72]] * 2
+        assert judged == [[6, 12, 24, 72]] * 3
         assert [job.kept for job in jobs if job.arm in ("recipe", "dense-more") and job.seed == seed] == judged[0]
     others = {key_of(head_of(job, Setting())) for job in PLANS["target"](Setting(), [4, 5])}
     assert {job.arm for job in jobs if key_of(head_of(job, Setting())) in others} == {"recipe", "dense-more"}

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fairseq_dsp.config import PruningConfig
 from fairseq_dsp.methods import METHODS
 from fairseq_dsp.methods.nested import Nested
 from fairseq_dsp.modules.nested_gates import NestedGates
 from fairseq_dsp.modules.surgery import install_gates, remove_gates
+from fairseq_dsp.plugin.importance_start import importance_of
 from fairseq_dsp.plugin.model import DspTransformerModel
 from fairseq_dsp.units.floors import floors_of
 from fairseq_dsp.units.layout import Layout
@@ -28,6 +30,7 @@ def learn_range(
     judged: Sequence[int],
     window: int,
     options: dict[str, Any],
+    scores: Tensor | None = None,
 ) -> list[Layout]:
     """Trains the model to the end for every number of heads from the smallest to the largest of `judged`.
 
@@ -36,6 +39,7 @@ def learn_range(
         judged: the numbers of heads whose layouts are wanted.
         window: updates until the order is fixed.
         options: of ranges, as `PruningConfig` names them.
+        scores: [H], whose order stays from the first update on; None for one that is learned in the window.
 
     Returns:
         the layout of every number, one of its heads in cross-attention; the model has all heads and no gates.
@@ -49,10 +53,13 @@ def learn_range(
     assert nested is not None
     gates = NestedGates(grid, nested, METHODS["dsp"].from_config(config), floors_of(grid, 1))
     install_gates(model, grid, gates)
+    if scores is not None:
+        with torch.no_grad():
+            gates.importance.copy_(importance_of(scores))
     optimizer = torch.optim.Adam(gates.parameters(), _REACH / window, betas=(0.9, 0.98))
     for update in range(training.total):
         gates.set_num_updates(update)
-        training.step(after_backward=None if gates.is_fixed else optimizer.step)
+        training.step(after_backward=None if gates.is_fixed or scores is not None else optimizer.step)
         optimizer.zero_grad(set_to_none=True)
     layouts = []
     for count in judged:

@@ -157,10 +157,14 @@ def _by_method(lab: Lab) -> Choice:
 
 
 def _ranged(lab: Lab) -> Choice:
-    """Options: judged (numbers of heads above the job's own, at which the model is judged too); own (options of ranges)."""
+    """Options: judged (numbers of heads above the job's own, at which the model is judged too); own (options of ranges); by (a score of the
+    dense model, whose order stays)."""
     job, options = lab.job, lab.job.options
     judged = [job.kept, *options["judged"]]
-    layout, *larger = learn_range(lab.model, lab.training(), job.seed, judged, lab.window, dict(options.get("own", {})))
+    scores, window = (lab.scores(options["by"]), 1) if "by" in options else (None, lab.window)
+    layout, *larger = learn_range(
+        lab.model, lab.training(), job.seed, judged, window, dict(options.get("own", {})), scores
+    )
     return Choice(layout, lab.setting.updates, is_trained=True, larger=larger)
 
 

@@ -129,7 +129,7 @@ def neighbour_arms(make: Arms) -> Iterator[Job]:
 def ranges(setting: Setting, seeds: Sequence[int]) -> list[Job]:
     """One training for 6 to 72 heads, judged at four numbers of heads, beside a training for each of them: four seeds, one after the other.
 
-    The range as it is by default, and with a lower end that falls.
+    The range as it is by default, with a lower end that falls, and in the order of scores of the dense model.
     """
     jobs = []
     for seed in seeds[:4]:
@@ -137,11 +137,13 @@ def ranges(setting: Setting, seeds: Sequence[int]) -> list[Job]:
         jobs += [Arms(kept, seed, HIGH)("recipe", "learned", **RECIPE) for kept in (6, 12, 24)]
         jobs.append(more(setting, seed))
         jobs.append(a_range(6, [12, 24, setting.grid.total], seed, "cubic"))
-    return jobs
+    return jobs + [a_range(6, [12, 24, setting.grid.total], seed, by="fisher") for seed in seeds[:4]]
 
 
-def a_range(low: int, others: list[int], seed: int, schedule: str = "constant") -> Job:
-    """One training for all numbers of heads from the lowest to the largest of the others."""
+def a_range(low: int, others: list[int], seed: int, schedule: str = "constant", by: str | None = None) -> Job:
+    """One training for all numbers of heads from the lowest to the largest of the others; by a score its order stays, and none is learned."""
+    if by is not None:
+        return Arms(low, seed, HIGH)(f"range-{by}", "range", judged=others, by=by)
     name = "range" if schedule == "constant" else f"range-{schedule}"
     own = {"own": {"budget_schedule": schedule}} if schedule != "constant" else {}
     return Arms(low, seed, HIGH)(name, "range", judged=others, window=0.4, **own)
@@ -182,6 +184,7 @@ def smoke(setting: Setting, seeds: Sequence[int]) -> list[Job]:
         one_shot(Arms(6, seed, HIGH), seed),
         *relative_norms(Arms(6, seed, HIGH)),
         a_range(6, [setting.grid.total], seed),
+        a_range(6, [setting.grid.total], seed, by="fisher"),
         *_from_scratch(setting, Arms(6, seed, HIGH)),
         Arms(6, seed, HIGH)("random-floor", "scored", by="random"),
     ]
